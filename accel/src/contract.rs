@@ -1,0 +1,194 @@
+//! What an accelerator owes the machine, and the machine the accelerator.
+//!
+//! The accelerator is chosen once, in the machine builder; nobody else ever asks which one it is. I/O goes out of
+//! a running CPU by callback ([`CpuIo`]); only reasons of the CPU's lifecycle come back as values ([`VcpuExit`]).
+
+use std::sync::Arc;
+
+use devices::clock::Clock;
+use devices::cpu_interrupts::LocalInterrupts;
+use devices::interrupt::InterruptSink;
+use vm_memory::GuestMemoryMmap;
+
+use crate::arch_state::CpuArchState;
+use crate::cpu_handle::CpuHandle;
+use crate::cpu_model::CpuModel;
+
+/// An execution engine.
+pub trait Accelerator: Send + Sync {
+    /// `kvm`, `tcg`, `qtest`: the name on the command line.
+    fn name(&self) -> &'static str;
+    /// Told of every change of the guest's physical memory map, before CPUs exist or while they are stopped.
+    fn memory_listener(&self) -> &dyn MemoryListener;
+    /// Who models the interrupt controllers.
+    fn irqchip(&self) -> Irqchip;
+    /// Guest time.
+    fn clock(&self) -> Arc<dyn Clock>;
+    /// How CPUs map to host threads.
+    fn threading(&self) -> Threading;
+    /// Reserves vCPU `config.index`. The rest of its creation happens on its own thread, in [`VcpuSeed::bind`].
+    fn new_vcpu(&self, config: &VcpuConfig) -> Result<Box<dyn VcpuSeed>, VcpuError>;
+}
+
+/// How CPUs map to host threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threading {
+    /// A thread per CPU.
+    PerCpu,
+    /// One thread for all CPUs (`-accel tcg,thread=single`).
+    RoundRobin,
+}
+
+/// Who models the interrupt controllers.
+pub enum Irqchip {
+    /// The accelerator has PIC, IOAPIC, LAPICs and PIT; drive its pins here.
+    Kernel(Arc<dyn InterruptSink>),
+    /// The accelerator has the LAPICs; PIC, IOAPIC and PIT are the machine's; messages go here.
+    Split(Arc<dyn InterruptSink>),
+    /// The machine builds them all from `devices::irqchip`.
+    Userspace,
+}
+
+/// One stretch of guest RAM or ROM changed. `memory` is the machine's whole RAM.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The accelerator has no room for another stretch.
+    #[error("too many stretches of guest memory (limit {0})")]
+    TooManySlots(usize),
+    /// The host refused.
+    #[error("guest memory could not be mapped into the machine")]
+    Host(#[source] std::io::Error),
+}
+
+/// Follows the guest's physical memory map: memslots under KVM, TLB flushes under TCG.
+pub trait MemoryListener: Send + Sync {
+    /// The map is now `memory`. The accelerator keeps its own reference; earlier maps are gone.
+    fn set_map(&self, memory: &GuestMemoryMmap) -> Result<(), MemoryError>;
+}
+
+/// One CPU to be made.
+#[derive(Clone, Debug)]
+pub struct VcpuConfig {
+    /// 0 for the bootstrap CPU.
+    pub index: usize,
+    /// Local APIC ID.
+    pub apic_id: u32,
+    /// How many CPUs the machine has in all.
+    pub cpu_count: usize,
+    /// What CPUID shows.
+    pub model: Arc<CpuModel>,
+}
+
+/// A CPU reserved, not yet bound to its thread.
+pub trait VcpuSeed: Send {
+    /// Gets the CPU out of the guest from any thread. Valid from now on and after the CPU is gone.
+    fn kicker(&self) -> Arc<dyn Kick>;
+    /// Finishes the CPU on the thread that will run it.
+    fn bind(self: Box<Self>, cpu: CpuHandle) -> Result<Box<dyn VcpuBackend>, VcpuError>;
+}
+
+/// Gets a CPU out of the guest. Three laws: *publish, then kick*; *a kick is sticky* (one that lands before
+/// [`VcpuBackend::run`] still makes it return or re-examine its requests); *clear, then look*.
+pub trait Kick: Send + Sync {
+    /// Idempotent, lock-free, any thread.
+    fn kick(&self);
+}
+
+/// A CPU as its lifecycle sees it. Not `Send`: it lives and dies on its thread.
+pub trait VcpuBackend {
+    /// Runs the guest until there is a reason of the lifecycle to stop. Returns [`VcpuExit::Kicked`] once
+    /// [`CpuHandle::exit_requested`] is seen; takes interrupts itself. Called with no lock held.
+    fn run(&mut self, io: &dyn CpuIo) -> Result<VcpuExit, VcpuError>;
+    /// Runs one guest instruction. The caller holds an exclusive section or every other CPU is stopped.
+    fn step(&mut self, io: &dyn CpuIo) -> Result<VcpuExit, VcpuError>;
+    /// Finishes a port or MMIO access that the guest has begun, so that the state is at an instruction boundary.
+    /// After this the CPU may be stopped, saved or reset.
+    fn complete_exit(&mut self, io: &dyn CpuIo) -> Result<(), VcpuError>;
+    /// Whether a halted CPU has a reason to run (a deliverable interrupt, NMI, INIT ...). Asked under the mailbox lock.
+    /// An engine that sleeps inside [`VcpuBackend::run`] (KVM with an in-kernel irqchip) answers true.
+    fn has_work(&self, io: &dyn CpuIo) -> bool;
+    /// Power-on state (SDM vol. 3A, *Processor State After Reset*).
+    fn reset(&mut self) -> Result<(), VcpuError>;
+    /// The architectural state.
+    fn state(&mut self) -> Result<CpuArchState, VcpuError>;
+    /// Replaces the architectural state.
+    fn set_state(&mut self, state: &CpuArchState) -> Result<(), VcpuError>;
+    /// Breakpoints and single-step for a debugger outside the guest.
+    fn set_debug(&mut self, debug: &DebugControl) -> Result<(), VcpuError>;
+    /// A line or two of engine-specific diagnosis for crash reports; empty if there is none.
+    fn describe(&mut self) -> String {
+        String::new()
+    }
+}
+
+/// What a debugger outside the guest wants of a CPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DebugControl {
+    /// Stop after each instruction.
+    pub single_step: bool,
+    /// Stop before the instruction at these linear addresses.
+    pub breakpoints: Vec<u64>,
+}
+
+/// The way out of a CPU: its ports, its MMIO, its interrupt controller. One per CPU, made by the machine.
+/// Device errors are values of the bus (all ones), never errors here.
+pub trait CpuIo: Send + Sync {
+    /// IN: `data` is 1, 2 or 4 bytes.
+    fn pio_read(&self, port: u16, data: &mut [u8]);
+    /// OUT: `data` is 1, 2 or 4 bytes.
+    fn pio_write(&self, port: u16, data: &[u8]);
+    /// A load of 1 to 8 bytes outside RAM; wider ones are split by the accelerator.
+    fn mmio_read(&self, gpa: u64, data: &mut [u8]);
+    /// A store of 1 to 8 bytes outside RAM; wider ones are split by the accelerator.
+    fn mmio_write(&self, gpa: u64, data: &[u8]);
+    /// The CPU's interrupt controller where it is ours; `None` with the kernel's.
+    fn interrupts(&self) -> Option<&dyn LocalInterrupts>;
+}
+
+/// Why [`VcpuBackend::run`] returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VcpuExit {
+    /// An exit was requested ([`CpuHandle::exit_requested`]).
+    Kicked,
+    /// HLT with nothing to do: sleep on `halt_cond` until [`VcpuBackend::has_work`].
+    Halted,
+    /// An instruction needs all other CPUs stopped: `step` it in an exclusive section.
+    NeedsExclusive,
+    /// The CPU cannot go on.
+    Shutdown(Shutdown),
+    /// The debugger's condition was met at this linear address.
+    Debug {
+        /// RIP plus CS base.
+        pc: u64,
+    },
+}
+
+/// Why a CPU cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Triple fault (SDM vol. 3A, *Interrupt 8—Double Fault Exception*: shutdown).
+    TripleFault,
+    /// The engine gave up on a guest instruction: the kernel's KVM says emulation failed, or a hardware
+    /// entry failure. The text says what and where.
+    EngineFailure(String),
+}
+
+/// Why a CPU could not be made, run or read: the VMM's or the host's failure, never the guest's doing.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// The host refused an operation.
+    #[error("{what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The host's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The CPU model asks for what this host cannot give.
+    #[error("CPU feature {0} is not available with this accelerator on this host")]
+    MissingFeature(&'static str),
+    /// This operation is not available on this accelerator.
+    #[error("{0} is not available with this accelerator")]
+    Unsupported(&'static str),
+}

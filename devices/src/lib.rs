@@ -1,0 +1,13 @@
+//! The device contract (bus, interrupt wires, clock, requests to the machine) and the devices.
+//!
+//! A device knows its registers and the wires it was given. It cannot name an accelerator, a CPU or an
+//! interrupt number; the machine (the root crate) introduces the parts to each other.
+
+#![deny(missing_docs)]
+
+pub mod bus;
+pub mod clock;
+pub mod cpu_interrupts;
+pub mod device;
+pub mod interrupt;
+pub mod system;
