@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use devices::clock::Clock;
+use devices::clock::{Clock, GuestTsc};
 use devices::cpu_interrupts::LocalInterrupts;
 use devices::interrupt::InterruptSink;
 use vm_memory::GuestMemoryMmap;
@@ -83,6 +83,11 @@ pub struct VcpuConfig {
 pub trait VcpuSeed: Send {
     /// Gets the CPU out of the guest from any thread. Valid from now on and after the CPU is gone.
     fn kicker(&self) -> Arc<dyn Kick>;
+    /// The CPU's time-stamp counter, for the TSC-deadline timer of a local APIC that is ours. `None`: guest time at
+    /// the frequency that the machine gives the APIC, never moved by the guest.
+    fn tsc(&self) -> Option<Arc<dyn GuestTsc>> {
+        None
+    }
     /// Finishes the CPU on the thread that will run it.
     fn bind(self: Box<Self>, cpu: CpuHandle) -> Result<Box<dyn VcpuBackend>, VcpuError>;
 }

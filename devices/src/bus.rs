@@ -119,8 +119,14 @@ mod tests {
     fn windows_do_not_overlap() {
         let bus = Bus::new();
         bus.insert(0x60, 4, Arc::new(Echo)).unwrap();
-        assert_eq!(bus.insert(0x63, 1, Arc::new(Echo)), Err(BusError::Overlap { base: 0x63, len: 1, other: 0x60 }));
-        assert_eq!(bus.insert(0x50, 0x11, Arc::new(Echo)), Err(BusError::Overlap { base: 0x50, len: 0x11, other: 0x60 }));
+        assert_eq!(
+            bus.insert(0x63, 1, Arc::new(Echo)),
+            Err(BusError::Overlap { base: 0x63, len: 1, other: 0x60 })
+        );
+        assert_eq!(
+            bus.insert(0x50, 0x11, Arc::new(Echo)),
+            Err(BusError::Overlap { base: 0x50, len: 0x11, other: 0x60 })
+        );
         bus.insert(0x64, 1, Arc::new(Echo)).unwrap();
         assert_eq!(bus.insert(0, 0, Arc::new(Echo)), Err(BusError::BadRange { base: 0, len: 0 }));
         assert!(bus.insert(u64::MAX, 2, Arc::new(Echo)).is_err());

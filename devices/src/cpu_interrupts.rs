@@ -35,9 +35,13 @@ pub trait LocalInterrupts: Send + Sync {
     /// Whether a maskable interrupt could be taken now, IF permitting: IRR above PPR, or ExtINT. Any thread.
     fn has_interrupt(&self) -> bool;
     /// INTA: moves the highest pending vector to in-service and returns it. `None` if it went away meanwhile.
+    /// Lowers [`InterruptKind::Hard`], and raises it again if yet another vector could be taken.
     fn acknowledge(&self) -> Option<u8>;
     /// The vector of a pending start-up IPI, taken.
     fn take_sipi(&self) -> Option<u8>;
+    /// The CPU's time-stamp counter was moved (IA32_TIME_STAMP_COUNTER, IA32_TSC_ADJUST): an armed IA32_TSC_DEADLINE is
+    /// measured anew.
+    fn tsc_changed(&self);
     /// The INIT that the CPU has just processed reaches its local APIC (SDM vol. 3A, *Local APIC State After INIT*).
     fn init(&self);
     /// CR8: bits 7:4 of the task priority.
