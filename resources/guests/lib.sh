@@ -1,0 +1,136 @@
+# Shared functions of the guest scripts: the cache folder, Debian packages without root, reproducible initramfs images.
+# Sourced, never run. The initramfs format is the kernel's Documentation/driver-api/early-userspace/buffer-format.rst ("newc").
+
+set -euo pipefail
+export LC_ALL=C
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# The cache lies under target/, which git ignores; BIVISOR_GUESTS moves it (one cache for several checkouts).
+GUESTS=${BIVISOR_GUESTS:-$REPO/target/guests}
+
+say() { printf '%s\n' "guests: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+need() {
+    local missing=() tool
+    for tool in "$@"; do command -v "$tool" >/dev/null || missing+=("$tool"); done
+    [ ${#missing[@]} -eq 0 ] || die "missing tools: ${missing[*]} (resources/prepare.sh installs them)"
+}
+
+# debian or ubuntu: they name their kernel packages differently.
+distribution() {
+    local ID='' ID_LIKE=''
+    # shellcheck disable=SC1091
+    . /etc/os-release
+    case " $ID $ID_LIKE " in
+    *" ubuntu "*) echo ubuntu ;;
+    *" debian "*) echo debian ;;
+    *) die "this needs Debian's or Ubuntu's packages; /etc/os-release says ID=$ID" ;;
+    esac
+}
+
+# The package whose first dependency on a linux-image-VERSION package is the kernel wanted.
+kernel_metapackage() {
+    case "$(distribution)-$1" in
+    debian-cloud) echo linux-image-cloud-amd64 ;;
+    debian-generic) echo linux-image-amd64 ;;
+    # Ubuntu's kernel for virtual machines. (Its linux-image-kvm flavour ended with 24.04.)
+    ubuntu-cloud) echo linux-image-virtual ;;
+    ubuntu-generic) echo linux-image-generic ;;
+    *) die "no such kernel flavour: $1" ;;
+    esac
+}
+
+# apt with a state of its own inside the cache: it needs no root, does not see what the host has installed (so
+# that dependencies resolve completely) and leaves the host's package lists alone.
+private_apt() {
+    local command=$1
+    shift
+    "$command" -q \
+        -o Dir::State="$GUESTS/apt" \
+        -o Dir::State::lists="$GUESTS/apt/lists" \
+        -o Dir::State::status="$GUESTS/apt/status" \
+        -o Dir::Cache="$GUESTS/apt/cache" \
+        -o Dir::Log="$GUESTS/apt/log" \
+        -o APT::Architecture=amd64 \
+        -o APT::Install-Recommends=false \
+        -o APT::Sandbox::User="$(id -un)" \
+        -o Debug::NoLocking=true \
+        "$@"
+}
+
+# Package lists at most a day old. A third-party source that cannot be reached is not our business: whether the
+# packages wanted can be had is decided when they are.
+update_lists() {
+    local stamp=$GUESTS/apt/lists.stamp
+    mkdir -p "$GUESTS/apt/lists/partial" "$GUESTS/apt/cache/archives/partial" "$GUESTS/apt/log"
+    [ -e "$GUESTS/apt/status" ] || : >"$GUESTS/apt/status"
+    [ -z "$(find "$stamp" -mmin -1440 2>/dev/null)" ] || return 0
+    say "fetching package lists"
+    private_apt apt-get update >"$GUESTS/apt/update.log" 2>&1 || say "apt-get update complained, see $GUESTS/apt/update.log"
+    : >"$stamp"
+}
+
+# fetch_packages FOLDER PACKAGE...: downloads exactly these packages into FOLDER.
+fetch_packages() {
+    local folder=$1
+    shift
+    update_lists
+    mkdir -p "$folder"
+    (cd "$folder" && private_apt apt-get download "$@" >download.log 2>&1) || {
+        cat "$folder/download.log" >&2
+        die "cannot download: $*"
+    }
+}
+
+# fetch_with_dependencies FOLDER PACKAGE...: downloads the packages and all that they depend on.
+fetch_with_dependencies() {
+    local folder=$1
+    shift
+    update_lists
+    mkdir -p "$folder/partial"
+    private_apt apt-get -y --download-only -o Dir::Cache::archives="$folder" install "$@" >"$folder/download.log" 2>&1 || {
+        cat "$folder/download.log" >&2
+        die "cannot download: $*"
+    }
+}
+
+# unpack FOLDER DEB...: like dpkg-deb -x, but keeps the symbolic links of a merged /usr.
+unpack() {
+    local folder=$1 deb
+    shift
+    mkdir -p "$folder"
+    for deb in "$@"; do
+        dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink --no-same-owner -C "$folder"
+    done
+}
+
+# pack FOLDER IMAGE [LEVEL]: a gzip-compressed newc archive; the same content always gives the same bytes.
+pack() {
+    local folder=$1 image=$2 level=${3:-6}
+    find "$folder" -exec touch -h -d @0 {} +
+    (cd "$folder" && find . -print0 | sort -z | cpio --quiet --null --create --format=newc --reproducible --owner=0:0) |
+        gzip -n "-$level" >"$image.partial"
+    mv "$image.partial" "$image"
+}
+
+# busybox_root FOLDER: the folders every image has, and busybox with all its names.
+busybox_root() {
+    local folder=$1 name
+    mkdir -p "$folder"/{bin,dev,proc,sys,tmp,root,etc}
+    cp "$GUESTS/busybox" "$folder/bin/busybox"
+    # Names are made here and not by `busybox --install` in the guest: that would cost every boot a few ms.
+    for name in $("$GUESTS/busybox" --list); do
+        [ "$name" = busybox ] || ln -sf busybox "$folder/bin/$name"
+    done
+}
+
+# newer_than TARGET SOURCE...: true if TARGET exists and no SOURCE is newer.
+newer_than() {
+    local target=$1 source
+    shift
+    [ -e "$target" ] || return 1
+    for source in "$@"; do
+        [ ! "$source" -nt "$target" ] || return 1
+    done
+}
