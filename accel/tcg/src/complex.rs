@@ -1,0 +1,32 @@
+//! Instructions that helpers execute: system instructions, far transfers, strings, state saving.
+//!
+//! Generated code stores the registers, sets `env.rip` to the instruction and calls [`execute`].
+
+use iced_x86::Instruction;
+
+use crate::cpu::Cpu;
+use crate::exception::{Exception, Exec};
+
+/// Where execution goes on after a helper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// At the next instruction; the caller advances `env.rip`. Nothing that code is translated for has changed.
+    Fallthrough,
+    /// At the next instruction; the caller advances `env.rip`. Mode, privilege, paging or interrupt state may have
+    /// changed: leave the block and look again.
+    EndBlock,
+    /// At `env.rip`, which the helper has set.
+    Jumped,
+    /// The same instruction again, after interrupts had their chance (an unfinished string instruction).
+    Repeat,
+    /// HLT: the caller advances `env.rip` and halts.
+    Halt,
+    /// Shutdown state: triple fault.
+    Shutdown,
+}
+
+/// Executes `insn`, which is at `env.rip`. On an exception nothing of it has taken effect.
+pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Exec<Next> {
+    let _ = (cpu, insn);
+    Err(Exception::UD)
+}

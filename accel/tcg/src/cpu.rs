@@ -1,0 +1,104 @@
+//! One translated CPU: its environment, its view of memory, and its way out.
+
+#![expect(unsafe_code, reason = "door: the I/O callback is borrowed for the time of one `run`")]
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use accel::{CpuHandle, CpuIo};
+use devices::clock::Clock;
+use iced_x86::Register;
+
+use crate::env::EnvRef;
+use crate::mmu::Mmu;
+use crate::ram::{Ram, RamPage};
+
+/// One CPU. Owned by its thread.
+pub struct Cpu {
+    /// Registers.
+    pub env: EnvRef,
+    /// Soft TLB and page-table walker.
+    pub mmu: Mmu,
+    /// Guest RAM.
+    pub ram: Arc<Ram>,
+    /// Requests from other threads.
+    pub handle: CpuHandle,
+    /// Guest time.
+    pub clock: Arc<dyn Clock>,
+    /// 0 for the bootstrap CPU.
+    pub index: usize,
+    /// DR6 bits of traps that the running instruction has met; delivered when it is finished.
+    pub pending_debug: u64,
+    io: Option<NonNull<dyn CpuIo>>,
+}
+
+impl Cpu {
+    /// A CPU over a zeroed environment; the caller sets its state.
+    pub fn new(env: EnvRef, ram: Arc<Ram>, handle: CpuHandle, clock: Arc<dyn Clock>) -> Self {
+        let index = handle.index();
+        Self { env, mmu: Mmu::new(), ram, handle, clock, index, pending_debug: 0, io: None }
+    }
+
+    /// Lends `io` to the CPU for the time of `f`.
+    pub fn with_io<R>(&mut self, io: &dyn CpuIo, f: impl FnOnce(&mut Self) -> R) -> R {
+        // SAFETY: only the lifetime is changed; the pointer is forgotten before `io`'s borrow ends.
+        let erased: NonNull<dyn CpuIo> = unsafe {
+            std::mem::transmute::<NonNull<dyn CpuIo + '_>, NonNull<dyn CpuIo + 'static>>(NonNull::from(io))
+        };
+        let before = self.io.replace(erased);
+        let result = f(self);
+        self.io = before;
+        result
+    }
+
+    /// The way out.
+    ///
+    /// # Panics
+    /// Outside [`Cpu::with_io`]: only code that runs guest instructions does I/O.
+    pub fn io(&self) -> &dyn CpuIo {
+        let io = self.io.expect("guest instructions run inside with_io");
+        // SAFETY: `with_io` holds the borrow that this pointer was made from.
+        unsafe { io.as_ref() }
+    }
+
+    /// Bytes of a page that holds translated code were written.
+    pub fn code_written(&mut self, page: RamPage, offset: u32, len: u32) {
+        let _ = (page, offset, len);
+    }
+
+    /// Reads a general register of any width, zero-extended; RIP and EIP too.
+    pub fn reg(&self, register: Register) -> u64 {
+        if register == Register::RIP || register == Register::EIP {
+            return self.env.rip;
+        }
+        let value = self.env.gpr[register.full_register().number()];
+        match register.size() {
+            1 if is_high_byte(register) => self.env.gpr[register.number() - 4] >> 8 & 0xff,
+            1 => value & 0xff,
+            2 => value & 0xffff,
+            4 => value & 0xffff_ffff,
+            _ => value,
+        }
+    }
+
+    /// Writes a general register of any width: 32-bit writes clear the upper half, narrower ones merge.
+    pub fn set_reg(&mut self, register: Register, value: u64) {
+        if is_high_byte(register) {
+            let slot = &mut self.env.gpr[register.number() - 4];
+            *slot = *slot & !0xff00 | (value & 0xff) << 8;
+            return;
+        }
+        let slot = &mut self.env.gpr[register.full_register().number()];
+        *slot = match register.size() {
+            1 => *slot & !0xff | value & 0xff,
+            2 => *slot & !0xffff | value & 0xffff,
+            4 => value & 0xffff_ffff,
+            _ => value,
+        };
+    }
+}
+
+/// AH, CH, DH, BH.
+pub fn is_high_byte(register: Register) -> bool {
+    matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
+}

@@ -1,0 +1,324 @@
+//! The CPU state that generated code works on.
+//!
+//! While generated code runs, the host's RSP holds the address of an [`EnvBlock`]: every field is one `[rsp+disp]`
+//! away, the first 128 bytes with a one-byte displacement, and the host stack of helpers grows down from it.
+//! General registers are in host registers then, and the fields here are stale except for the cold ones (R9, R10,
+//! R11); the code stores them before it calls a helper.
+
+#![expect(unsafe_code, reason = "door: the mapping that holds the environment and the translator's stack")]
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+/// A segment register and its descriptor cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Segment {
+    /// Linear base address.
+    pub base: u64,
+    /// Limit in bytes, granularity applied.
+    pub limit: u32,
+    /// Access rights as in `accel::arch_state::SegmentState::access`; zero: unusable.
+    pub access: u16,
+    /// Visible selector.
+    pub selector: u16,
+}
+
+/// GDTR or IDTR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Table {
+    /// Linear base address.
+    pub base: u64,
+    /// Limit in bytes.
+    pub limit: u16,
+}
+
+/// Arithmetic flags: CF PF AF ZF SF OF.
+pub const ARITH_FLAGS: u32 = 0x8d5;
+/// Bits of RFLAGS.
+pub mod flag {
+    pub const CF: u32 = 1 << 0;
+    pub const PF: u32 = 1 << 2;
+    pub const AF: u32 = 1 << 4;
+    pub const ZF: u32 = 1 << 6;
+    pub const SF: u32 = 1 << 7;
+    pub const TF: u32 = 1 << 8;
+    pub const IF: u32 = 1 << 9;
+    pub const DF: u32 = 1 << 10;
+    pub const OF: u32 = 1 << 11;
+    pub const IOPL: u32 = 3 << 12;
+    pub const NT: u32 = 1 << 14;
+    pub const RF: u32 = 1 << 16;
+    pub const VM: u32 = 1 << 17;
+    pub const AC: u32 = 1 << 18;
+    pub const VIF: u32 = 1 << 19;
+    pub const VIP: u32 = 1 << 20;
+    pub const ID: u32 = 1 << 21;
+    /// All that exist.
+    pub const ALL: u32 = 0x3f_7fd5;
+}
+
+/// How many soft-TLB modes there are: user, supervisor with SMAP in force, supervisor without.
+pub const TLB_MODES: usize = 3;
+
+/// Bytes reserved for the XSAVE image: x87, SSE, AVX and AVX-512 need 2688.
+pub const XSAVE_BYTES: usize = 4096;
+
+/// XSAVE image in standard format (SDM vol. 1, *XSAVE Area*).
+#[repr(C, align(64))]
+pub struct XsaveArea(pub [u8; XSAVE_BYTES]);
+
+/// Model-specific registers that are plain storage or that system instructions use.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Msrs {
+    pub star: u64,
+    pub lstar: u64,
+    pub cstar: u64,
+    pub fmask: u64,
+    pub kernel_gs_base: u64,
+    pub sysenter_cs: u64,
+    pub sysenter_esp: u64,
+    pub sysenter_eip: u64,
+    pub tsc_aux: u64,
+    /// IA32_TSC_ADJUST.
+    pub tsc_adjust: u64,
+    pub pat: u64,
+    pub misc_enable: u64,
+    pub spec_ctrl: u64,
+    pub mtrr_def_type: u64,
+    pub mtrr_fixed: [u64; 11],
+    pub mtrr_var: [u64; 16],
+    pub kvm_system_time: u64,
+    pub kvm_wall_clock: u64,
+}
+
+/// The state. Field order is layout: what generated code uses most comes first.
+#[repr(C)]
+pub struct Env {
+    /// RAX RCX RDX RBX RSP RBP RSI RDI R8..R15.
+    pub gpr: [u64; 16],
+    /// Offset in CS of the current instruction (in helpers) or of the next one (between blocks).
+    pub rip: u64,
+    /// CF PF AF ZF SF OF at their places in RFLAGS, other bits zero.
+    pub arith: u32,
+    /// DF at its place in RFLAGS or zero.
+    pub df: u32,
+    /// IF at its place in RFLAGS or zero.
+    pub iflag: u32,
+    /// AC at its place in RFLAGS or zero.
+    pub ac: u32,
+    /// All other bits of RFLAGS that are set, bit 1 not among them.
+    pub sysflags: u32,
+    /// 1 while the host's vector and x87 registers hold the guest's; 0 while [`Env::xsave`] does.
+    pub fp_loaded: u32,
+    /// 1 if an interrupt request was seen that waits for IF: STI and POPF look at it.
+    pub irq_pending: u32,
+    /// Interrupts are held off for one instruction (after STI, MOV SS).
+    pub interrupt_shadow: u32,
+    /// Mode bits of the running code at their place in the jump cache's tag.
+    pub mode_key: u64,
+    /// Jump cache of the present context.
+    pub jump_cache: u64,
+    /// Soft-TLB tables of the present context: read and write per mode.
+    pub tlb: [[u64; 2]; TLB_MODES],
+    /// Scratch for generated code.
+    pub scratch: [u64; 8],
+    /// ES CS SS DS FS GS.
+    pub seg: [Segment; 6],
+    pub ldt: Segment,
+    pub task: Segment,
+    pub gdt: Table,
+    pub idt: Table,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    pub xcr0: u64,
+    pub dr: [u64; 4],
+    pub dr6: u64,
+    pub dr7: u64,
+    pub msr: Msrs,
+    /// What RDTSC adds to the clock.
+    pub tsc_offset: u64,
+    /// HLT was executed and nothing has ended it.
+    pub halted: bool,
+    /// After INIT on an AP.
+    pub wait_for_sipi: bool,
+    /// NMIs are blocked until IRET.
+    pub nmi_blocked: bool,
+    /// Bounce buffer for operands that the soft TLB cannot map: MMIO, page-crossing, code pages.
+    pub bounce: [u8; 128],
+    /// What the bounce buffer stands for; zero length: nothing.
+    pub bounce_va: u64,
+    pub bounce_len: u32,
+    pub bounce_mode: u32,
+    /// Guest vector and x87 state while `fp_loaded` is 0.
+    pub xsave: XsaveArea,
+}
+
+/// What lies at the host's RSP while generated code runs.
+#[repr(C, align(64))]
+pub struct EnvBlock {
+    /// Low half: instruction budget (icount). High half: -1 asks the code to leave. Polled at block entry; written
+    /// by kickers from any thread.
+    pub icount_decr: AtomicU32,
+    _pad: u32,
+    /// The state proper.
+    pub env: Env,
+}
+
+/// Bytes of host stack below the environment. Helpers run on it.
+const STACK_BYTES: usize = 512 * 1024;
+const GUARD_BYTES: usize = 64 * 1024;
+
+/// The mapping: guard, stack, [`EnvBlock`]. Kept alive by kickers.
+pub struct EnvMapping {
+    base: *mut libc::c_void,
+    len: usize,
+}
+
+// SAFETY: the mapping is plain memory; its only parts reached from several threads are atomics.
+unsafe impl Send for EnvMapping {}
+// SAFETY: as above.
+unsafe impl Sync for EnvMapping {}
+
+impl EnvMapping {
+    /// Maps a zeroed environment with its stack.
+    pub fn new() -> std::io::Result<Arc<Self>> {
+        let len = (GUARD_BYTES + STACK_BYTES + size_of::<EnvBlock>()).next_multiple_of(4096);
+        // SAFETY: a fresh anonymous mapping touches nothing that exists.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        let mapping = Self { base, len };
+        // SAFETY: the guard is the first part of the mapping that was just made.
+        if unsafe { libc::mprotect(base, GUARD_BYTES, libc::PROT_NONE) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(Arc::new(mapping))
+    }
+
+    /// The block's address: the host's RSP in generated code.
+    pub fn block(&self) -> *mut EnvBlock {
+        self.base.wrapping_byte_add(GUARD_BYTES + STACK_BYTES).cast()
+    }
+
+    /// The word that kickers write.
+    pub fn icount_decr(&self) -> &AtomicU32 {
+        // SAFETY: the block is mapped as long as `self` lives, zero is a valid AtomicU32, and nobody has a `&mut` to
+        // this field: `EnvRef` only gives out `env`.
+        unsafe { &(*self.block()).icount_decr }
+    }
+}
+
+impl Drop for EnvMapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new`; kickers and the CPU hold an Arc, so nobody is left to use it.
+        unsafe { libc::munmap(self.base, self.len) };
+    }
+}
+
+/// The owner's access to the environment. One per mapping, on the CPU's thread.
+pub struct EnvRef(Arc<EnvMapping>);
+
+impl EnvRef {
+    /// Takes the environment of `mapping`; the caller makes one `EnvRef` per mapping.
+    pub fn new(mapping: Arc<EnvMapping>) -> Self {
+        Self(mapping)
+    }
+
+    /// The mapping.
+    pub fn mapping(&self) -> &Arc<EnvMapping> {
+        &self.0
+    }
+}
+
+impl Deref for EnvRef {
+    type Target = Env;
+    fn deref(&self) -> &Env {
+        // SAFETY: mapped while `self` lives; zeroed memory is a valid Env (integers and bools); the CPU's thread is
+        // the only user, and generated code runs only inside calls made with the owner borrowed.
+        unsafe { &(*self.0.block()).env }
+    }
+}
+
+impl DerefMut for EnvRef {
+    fn deref_mut(&mut self) -> &mut Env {
+        // SAFETY: as in `deref`; `&mut self` makes this the only reference.
+        unsafe { &mut (*self.0.block()).env }
+    }
+}
+
+impl Env {
+    /// RFLAGS.
+    pub fn rflags(&self) -> u32 {
+        self.arith | self.df | self.iflag | self.ac | self.sysflags | 2
+    }
+
+    /// Replaces RFLAGS; bits that do not exist are dropped.
+    pub fn set_rflags(&mut self, value: u32) {
+        let value = value & flag::ALL;
+        self.arith = value & ARITH_FLAGS;
+        self.df = value & flag::DF;
+        self.iflag = value & flag::IF;
+        self.ac = value & flag::AC;
+        self.sysflags = value & !(ARITH_FLAGS | flag::DF | flag::IF | flag::AC);
+    }
+
+    /// Current privilege level: SS.DPL (SDM vol. 3A, *Privilege Levels*), 3 in virtual-8086 mode, 0 in real mode.
+    pub fn cpl(&self) -> u8 {
+        if self.cr0 & 1 == 0 {
+            0
+        } else if self.sysflags & flag::VM != 0 {
+            3
+        } else {
+            ((self.seg[2].access >> 5) & 3) as u8
+        }
+    }
+
+    /// 64-bit code: EFER.LMA and CS.L.
+    pub fn is_64bit(&self) -> bool {
+        self.efer & (1 << 10) != 0 && self.seg[1].access & (1 << 13) != 0
+    }
+
+    /// Real mode or virtual-8086 mode: selectors are paragraph numbers.
+    pub fn is_real_or_vm86(&self) -> bool {
+        self.cr0 & 1 == 0 || self.sysflags & flag::VM != 0
+    }
+
+    /// Decoder bitness of the current code segment: 16, 32 or 64.
+    pub fn code_bits(&self) -> u32 {
+        if self.is_64bit() {
+            64
+        } else if self.seg[1].access & (1 << 14) != 0 {
+            32
+        } else {
+            16
+        }
+    }
+
+    /// Width of the stack pointer in bits: 16, 32 or 64.
+    pub fn stack_bits(&self) -> u32 {
+        if self.is_64bit() {
+            64
+        } else if self.seg[2].access & (1 << 14) != 0 {
+            32
+        } else {
+            16
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Guest paging: the walker, the soft TLB, and memory access for helpers.
+
+pub mod access;
+pub mod soft_tlb;
+pub mod walk;
+
+pub use access::Access;
+pub use soft_tlb::Mmu;

@@ -1,0 +1,375 @@
+//! The soft TLB: what generated code looks translations up in.
+//!
+//! A context holds all that depends on one address space (one PCID): read and write tables per mode, the
+//! instruction-fetch table and the jump cache. Generated code reaches the present context through pointers in the
+//! environment ([`crate::env::Env::tlb`], [`crate::env::Env::jump_cache`]), so that a switch of address space
+//! changes pointers and flushes nothing.
+//!
+//! Invariants:
+//! 1. A write entry exists only for a RAM page whose dirty bit is set and that holds no translated code.
+//! 2. An entry's tag is a page address. The tag of an empty entry is a non-canonical page address with host address 0:
+//!    the accesses that match it fault on the host's page 0, and the signal handler makes the #GP of them that a
+//!    non-canonical address has.
+//! 3. No entry maps a page on which a data breakpoint lies, nor MMIO: those accesses take the slow path.
+
+use crate::env::{Env, TLB_MODES};
+use crate::mmu::walk::cr;
+use crate::ram::{Ram, SEVERAL};
+
+/// Entries of one table; a power of two.
+pub const TLB_ENTRIES: usize = 1024;
+/// Entries of the fetch table of one mode.
+pub const FETCH_ENTRIES: usize = 256;
+/// Entries of a jump cache.
+pub const JUMP_ENTRIES: usize = 2048;
+/// Address spaces kept at once. Linux uses six PCIDs for user space at a time.
+const CONTEXTS: usize = 8;
+
+/// Matches no canonical address.
+pub const EMPTY_TAG: u64 = 0x8000_0000_0000_0000;
+
+/// A translation as generated code reads it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct TlbEntry {
+    /// Linear address of the page.
+    pub tag: u64,
+    /// Host address of the page.
+    pub host: u64,
+}
+
+const EMPTY: TlbEntry = TlbEntry { tag: EMPTY_TAG, host: 0 };
+
+/// A jump cache entry as generated code reads it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct JumpEntry {
+    /// Linear address of the block XOR [`crate::env::Env::mode_key`].
+    pub tag: u64,
+    /// Host address of its code.
+    pub code: u64,
+}
+
+/// No block: a tag that no canonical address and no mode makes (bit 63 and bit 47 differ and all mode bits are set).
+const NO_JUMP: JumpEntry = JumpEntry { tag: 0x7fff_8000_0000_0001, code: 0 };
+
+/// A page that code may be fetched from.
+#[derive(Clone, Copy)]
+pub struct FetchEntry {
+    /// Linear address of the page.
+    pub tag: u64,
+    /// Its RAM page.
+    pub page: crate::ram::RamPage,
+}
+
+const NO_FETCH: FetchEntry = FetchEntry { tag: EMPTY_TAG, page: crate::ram::RamPage { host: 0, index: 0 } };
+
+/// One address space.
+#[repr(C)]
+pub struct Context {
+    tables: [[[TlbEntry; TLB_ENTRIES]; 2]; TLB_MODES],
+    jumps: [JumpEntry; JUMP_ENTRIES],
+    fetch: [[FetchEntry; FETCH_ENTRIES]; 2],
+    used: [[bool; 2]; TLB_MODES],
+    fetch_used: [bool; 2],
+    jumps_used: bool,
+    /// Whether entries of large pages are there, per privilege: INVLPG in one must drop all of its pieces.
+    large: [bool; 2],
+    pcid: u16,
+    valid: bool,
+    last_use: u64,
+}
+
+impl Context {
+    fn new() -> Box<Self> {
+        let mut context = Box::new(Self {
+            tables: [[[EMPTY; TLB_ENTRIES]; 2]; TLB_MODES],
+            jumps: [NO_JUMP; JUMP_ENTRIES],
+            fetch: [[NO_FETCH; FETCH_ENTRIES]; 2],
+            used: [[false; 2]; TLB_MODES],
+            fetch_used: [false; 2],
+            jumps_used: false,
+            large: [false; 2],
+            pcid: 0,
+            valid: false,
+            last_use: 0,
+        });
+        context.flush();
+        context
+    }
+
+    fn flush(&mut self) {
+        for mode in 0..TLB_MODES {
+            for write in 0..2 {
+                if std::mem::take(&mut self.used[mode][write]) {
+                    self.tables[mode][write].fill(EMPTY);
+                }
+            }
+        }
+        for mode in 0..2 {
+            if std::mem::take(&mut self.fetch_used[mode]) {
+                self.fetch[mode].fill(NO_FETCH);
+            }
+        }
+        self.flush_jumps();
+        self.large = [false; 2];
+    }
+
+    fn flush_jumps(&mut self) {
+        if std::mem::take(&mut self.jumps_used) {
+            self.jumps.fill(NO_JUMP);
+        }
+    }
+
+    /// Forgets the page at `linear`; all pages of its privilege if it may be a piece of a large one.
+    fn flush_page(&mut self, linear: u64) {
+        if self.large[0] || self.large[1] {
+            // Pieces of a large page are spread over the tables; which of the two privileges the page had is unknown.
+            self.flush();
+            return;
+        }
+        let page = linear & !0xfff;
+        let index = table_index(page);
+        for mode in 0..TLB_MODES {
+            for write in 0..2 {
+                let entry = &mut self.tables[mode][write][index];
+                if entry.tag == page {
+                    *entry = EMPTY;
+                }
+            }
+        }
+        for mode in 0..2 {
+            let entry = &mut self.fetch[mode][fetch_index(page)];
+            if entry.tag == page {
+                *entry = NO_FETCH;
+            }
+        }
+        self.flush_jumps();
+    }
+}
+
+/// Index of `linear`'s page in a table.
+pub fn table_index(linear: u64) -> usize {
+    (linear >> 12) as usize & (TLB_ENTRIES - 1)
+}
+
+fn fetch_index(linear: u64) -> usize {
+    (linear >> 12) as usize & (FETCH_ENTRIES - 1)
+}
+
+/// Index of a block at `pc` in a jump cache.
+pub fn jump_index(pc: u64) -> usize {
+    (pc ^ pc >> 11) as usize & (JUMP_ENTRIES - 1)
+}
+
+/// All contexts of one CPU.
+pub struct Mmu {
+    contexts: Vec<Box<Context>>,
+    current: usize,
+    clock: u64,
+    /// Whole flushes, for the counters.
+    pub flushes: u64,
+    /// Slow-path fills, for the counters.
+    pub fills: u64,
+}
+
+impl Default for Mmu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Mmu {
+    /// One empty context.
+    pub fn new() -> Self {
+        let mut first = Context::new();
+        first.valid = true;
+        Self { contexts: vec![first], current: 0, clock: 0, flushes: 0, fills: 0 }
+    }
+
+    /// Points `env` at the present context.
+    pub fn publish(&self, env: &mut Env) {
+        let context = &self.contexts[self.current];
+        for mode in 0..TLB_MODES {
+            for write in 0..2 {
+                env.tlb[mode][write] = context.tables[mode][write].as_ptr() as u64;
+            }
+        }
+        env.jump_cache = context.jumps.as_ptr() as u64;
+    }
+
+    fn current(&mut self) -> &mut Context {
+        &mut self.contexts[self.current]
+    }
+
+    /// The entry for `linear`.
+    pub fn lookup(&self, mode: usize, write: bool, linear: u64) -> Option<u64> {
+        let entry = &self.contexts[self.current].tables[mode][usize::from(write)][table_index(linear)];
+        (entry.tag == linear & !0xfff).then_some(entry.host)
+    }
+
+    /// Enters a translation. `large`: it is a piece of a large page.
+    pub fn insert(
+        &mut self,
+        ram: &Ram,
+        mode: usize,
+        write: bool,
+        linear: u64,
+        page: crate::ram::RamPage,
+        large: bool,
+    ) {
+        let (number, index) = (self.current as u32, table_index(linear));
+        let context = self.current();
+        context.used[mode][usize::from(write)] = true;
+        context.large[usize::from(mode != 0)] |= large;
+        context.tables[mode][usize::from(write)][index] = TlbEntry { tag: linear & !0xfff, host: page.host };
+        if write {
+            ram.note_write_entry(page.index, (number << 16 | (mode as u32) << 12 | index as u32) + 1);
+        }
+    }
+
+    /// Removes every write entry for RAM page `page`: code is going to be translated from it.
+    pub fn revoke_write(&mut self, ram: &Ram, page: crate::ram::RamPage) {
+        match ram.take_write_entry(page.index) {
+            0 => {}
+            SEVERAL => {
+                for context in &mut self.contexts {
+                    for mode in 0..TLB_MODES {
+                        if context.used[mode][1] {
+                            for entry in
+                                context.tables[mode][1].iter_mut().filter(|entry| entry.host == page.host)
+                            {
+                                *entry = EMPTY;
+                            }
+                        }
+                    }
+                }
+            }
+            noted => {
+                let noted = noted - 1;
+                let context = &mut self.contexts[(noted >> 16) as usize];
+                let entry = &mut context.tables[(noted >> 12 & 0xf) as usize][1][(noted & 0xfff) as usize];
+                if entry.host == page.host {
+                    *entry = EMPTY;
+                }
+            }
+        }
+    }
+
+    /// The fetch entry for `linear` at this privilege.
+    pub fn lookup_fetch(&self, user: bool, linear: u64) -> Option<crate::ram::RamPage> {
+        let entry = &self.contexts[self.current].fetch[usize::from(user)][fetch_index(linear)];
+        (entry.tag == linear & !0xfff).then_some(entry.page)
+    }
+
+    /// Enters a page that code may be fetched from.
+    pub fn insert_fetch(&mut self, user: bool, linear: u64, page: crate::ram::RamPage, large: bool) {
+        let context = self.current();
+        context.fetch_used[usize::from(user)] = true;
+        context.large[usize::from(!user)] |= large;
+        context.fetch[usize::from(user)][fetch_index(linear)] = FetchEntry { tag: linear & !0xfff, page };
+    }
+
+    /// Enters a block into the jump cache.
+    pub fn insert_jump(&mut self, pc: u64, mode_key: u64, code: u64) {
+        let context = self.current();
+        context.jumps_used = true;
+        context.jumps[jump_index(pc)] = JumpEntry { tag: pc ^ mode_key, code };
+    }
+
+    /// Forgets every cached jump in every context: blocks were freed.
+    pub fn flush_all_jumps(&mut self) {
+        for context in &mut self.contexts {
+            context.flush_jumps();
+        }
+    }
+
+    /// Forgets everything, global pages included, of every PCID.
+    pub fn flush_all(&mut self) {
+        self.flushes += 1;
+        for context in &mut self.contexts {
+            context.flush();
+        }
+    }
+
+    /// Forgets the present address space. Dropping global pages too is allowed (SDM vol. 3A, *Invalidation of TLBs*).
+    pub fn flush_current(&mut self) {
+        self.flushes += 1;
+        self.current().flush();
+    }
+
+    /// Forgets the address space of `pcid`.
+    pub fn flush_pcid(&mut self, pcid: u16) {
+        self.flushes += 1;
+        for context in self.contexts.iter_mut().filter(|context| context.pcid == pcid) {
+            context.flush();
+        }
+    }
+
+    /// INVLPG: forgets the page at `linear` of the present PCID, and global ones of all.
+    pub fn flush_page(&mut self, linear: u64) {
+        // Which entries are global is not recorded; supervisor pages of other PCIDs are taken to be.
+        let current = self.current;
+        for (index, context) in self.contexts.iter_mut().enumerate() {
+            if index == current || linear >> 63 != 0 {
+                context.flush_page(linear);
+            }
+        }
+    }
+
+    /// INVPCID type 0: forgets the page at `linear` of `pcid`, not global ones.
+    pub fn flush_page_of(&mut self, pcid: u16, linear: u64) {
+        for context in self.contexts.iter_mut().filter(|context| context.pcid == pcid) {
+            context.flush_page(linear);
+        }
+    }
+
+    /// MOV CR3: makes the address space of `value` the present one. `env.cr3` is the caller's to set.
+    pub fn switch_to(&mut self, env: &mut Env, value: u64) {
+        self.clock += 1;
+        if env.cr4 & cr::CR4_PCIDE == 0 {
+            self.flush_current();
+            return;
+        }
+        let pcid = (value & 0xfff) as u16;
+        let keep = value >> 63 != 0;
+        let slot = match self.contexts.iter().position(|context| context.valid && context.pcid == pcid) {
+            Some(slot) => slot,
+            None => self.recycle(),
+        };
+        self.current = slot;
+        let now = self.clock;
+        let context = self.current();
+        if !(context.valid && context.pcid == pcid && keep) {
+            context.flush();
+        }
+        context.pcid = pcid;
+        context.valid = true;
+        context.last_use = now;
+        self.publish(env);
+    }
+
+    /// A context for a new PCID: a fresh one, or the least recently used.
+    fn recycle(&mut self) -> usize {
+        if self.contexts.len() < CONTEXTS {
+            self.contexts.push(Context::new());
+            return self.contexts.len() - 1;
+        }
+        let oldest = (0..self.contexts.len()).min_by_key(|&slot| self.contexts[slot].last_use).unwrap_or(0);
+        self.contexts[oldest].flush();
+        self.contexts[oldest].valid = false;
+        oldest
+    }
+
+    /// CR4.PCIDE changed: PCID 0 is the only address space.
+    pub fn reset_contexts(&mut self, env: &mut Env) {
+        self.flush_all();
+        for context in &mut self.contexts {
+            context.valid = false;
+        }
+        self.current = 0;
+        self.contexts[0].valid = true;
+        self.contexts[0].pcid = (env.cr3 & 0xfff) as u16 * u16::from(env.cr4 & cr::CR4_PCIDE != 0);
+        self.publish(env);
+    }
+}

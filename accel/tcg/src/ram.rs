@@ -1,0 +1,166 @@
+//! Guest RAM as the translator reaches it: host addresses by guest physical page, and what is known of each page.
+
+#![expect(unsafe_code, reason = "door: raw access to guest memory, which the guest may change at any time")]
+
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+
+/// A page of guest RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamPage {
+    /// Host address of its first byte.
+    pub host: u64,
+    /// Its number among all RAM pages.
+    pub index: u32,
+}
+
+struct Region {
+    start: u64,
+    len: u64,
+    host: u64,
+    first_page: u32,
+}
+
+/// Guest RAM.
+pub struct Ram {
+    regions: Vec<Region>,
+    /// Non-zero: the page holds translated code, so no write TLB entry may map it.
+    code: Box<[AtomicU8]>,
+    /// Where a write TLB entry may map the page; 0: nowhere.
+    write_entry: Box<[AtomicU32]>,
+    /// Keeps the mappings alive.
+    _memory: GuestMemoryMmap,
+}
+
+/// [`Ram::write_entry`]: several TLB entries may map the page.
+pub const SEVERAL: u32 = u32::MAX;
+
+impl Ram {
+    /// The RAM of `memory`. Regions that do not start or end on a page boundary lose their ragged ends.
+    pub fn new(memory: &GuestMemoryMmap) -> Self {
+        let mut regions = Vec::new();
+        let mut pages = 0u32;
+        for region in memory.iter() {
+            let start = region.start_addr().raw_value();
+            let len = region.len() & !(PAGE - 1);
+            if start % PAGE != 0 || len == 0 {
+                continue;
+            }
+            regions.push(Region { start, len, host: region.as_ptr() as u64, first_page: pages });
+            pages += (len / PAGE) as u32;
+        }
+        Self {
+            regions,
+            code: (0..pages).map(|_| AtomicU8::new(0)).collect(),
+            write_entry: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            _memory: memory.clone(),
+        }
+    }
+
+    /// The RAM page that holds guest physical address `gpa`; `None` outside RAM.
+    pub fn page(&self, gpa: u64) -> Option<RamPage> {
+        for region in &self.regions {
+            let offset = gpa.wrapping_sub(region.start);
+            if offset < region.len {
+                let page = offset / PAGE;
+                return Some(RamPage {
+                    host: region.host + page * PAGE,
+                    index: region.first_page + page as u32,
+                });
+            }
+        }
+        None
+    }
+
+    /// The RAM page numbered `index`, as guest physical address.
+    pub fn gpa_of(&self, index: u32) -> Option<u64> {
+        let region = self.regions.iter().rev().find(|region| region.first_page <= index)?;
+        Some(region.start + u64::from(index - region.first_page) * PAGE)
+    }
+
+    /// Whether the page holds translated code.
+    pub fn is_code(&self, index: u32) -> bool {
+        self.code[index as usize].load(Ordering::Acquire) != 0
+    }
+
+    /// Marks or unmarks a page as holding translated code.
+    pub fn set_code(&self, index: u32, code: bool) {
+        self.code[index as usize].store(u8::from(code), Ordering::Release);
+    }
+
+    /// Notes that write TLB entry number `entry` (non-zero) maps the page.
+    pub fn note_write_entry(&self, index: u32, entry: u32) {
+        let slot = &self.write_entry[index as usize];
+        let before = slot.load(Ordering::Relaxed);
+        if before != entry {
+            slot.store(if before == 0 { entry } else { SEVERAL }, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the note of [`Ram::note_write_entry`]: 0, an entry number, or [`SEVERAL`].
+    pub fn take_write_entry(&self, index: u32) -> u32 {
+        self.write_entry[index as usize].swap(0, Ordering::Relaxed)
+    }
+
+    /// The aligned 8 bytes of RAM at `gpa` as an atomic, for page-table entries.
+    pub fn entry64(&self, gpa: u64) -> Option<&AtomicU64> {
+        let page = self.page(gpa)?;
+        let address = page.host + (gpa & (PAGE - 1) & !7);
+        // SAFETY: `page` lies in a mapping that `self` keeps alive; the address is 8-aligned within the page. Guest
+        // memory is shared with the guest's CPUs, which is what atomics are for.
+        Some(unsafe { AtomicU64::from_ptr(address as *mut u64) })
+    }
+
+    /// The aligned 4 bytes of RAM at `gpa` as an atomic, for page-table entries of 32-bit paging.
+    pub fn entry32(&self, gpa: u64) -> Option<&AtomicU32> {
+        let page = self.page(gpa)?;
+        let address = page.host + (gpa & (PAGE - 1) & !3);
+        // SAFETY: as in `entry64`, 4-aligned.
+        Some(unsafe { AtomicU32::from_ptr(address as *mut u32) })
+    }
+}
+
+/// Copies from guest RAM at host address `from`.
+///
+/// `from..from + into.len()` lies in one [`RamPage`] of a live [`Ram`] (the soft TLB only holds such addresses).
+pub fn load(from: u64, into: &mut [u8]) {
+    // SAFETY: the caller's address is of guest RAM as said above, which never overlaps a Rust object; a concurrent
+    // store of another CPU can tear the value, as it can on hardware.
+    unsafe { std::ptr::copy_nonoverlapping(from as *const u8, into.as_mut_ptr(), into.len()) }
+}
+
+/// Copies to guest RAM at host address `to`; see [`load`].
+pub fn store(to: u64, from: &[u8]) {
+    // SAFETY: as in `load`.
+    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) }
+}
+
+/// Reads an integer of `size` bytes (1, 2, 4, 8), zero-extended, in one access; see [`load`].
+pub fn load_int(from: u64, size: usize) -> u64 {
+    // SAFETY: as in `load`. One unaligned volatile access each, so that aligned ones do not tear.
+    unsafe {
+        match size {
+            1 => u64::from((from as *const u8).read_volatile()),
+            2 => u64::from((from as *const u16).read_unaligned()),
+            4 => u64::from((from as *const u32).read_unaligned()),
+            _ => (from as *const u64).read_unaligned(),
+        }
+    }
+}
+
+/// Writes an integer of `size` bytes (1, 2, 4, 8) in one access; see [`load`].
+pub fn store_int(to: u64, size: usize, value: u64) {
+    // SAFETY: as in `load_int`.
+    unsafe {
+        match size {
+            1 => (to as *mut u8).write_volatile(value as u8),
+            2 => (to as *mut u16).write_unaligned(value as u16),
+            4 => (to as *mut u32).write_unaligned(value as u32),
+            _ => (to as *mut u64).write_unaligned(value),
+        }
+    }
+}
