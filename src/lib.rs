@@ -1,3 +1,23 @@
-pub fn run() -> std::process::ExitCode {
-    std::process::ExitCode::FAILURE
+//! The hypervisor front end: command line, machine assembly, boot protocols, run state, main loop.
+
+pub mod options;
+
+use std::process::ExitCode;
+
+/// The program.
+pub fn run() -> ExitCode {
+    match options::parse(std::env::args_os().skip(1)) {
+        Ok(options::Command::Print(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(options::Command::Run(_)) => {
+            eprintln!("bivisor: running a guest: not built yet");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("bivisor: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

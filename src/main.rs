@@ -1,3 +1,5 @@
+//! The program's entry.
+
 fn main() -> std::process::ExitCode {
     bivisor::run()
 }

@@ -1,0 +1,281 @@
+//! The command line: QEMU's options, each built, without effect, or refused by name (QEMU, *Invocation*).
+
+pub mod accel;
+pub mod cpu;
+pub mod cpu_features;
+pub mod devices;
+pub mod error;
+pub mod log;
+pub mod machine;
+pub mod memory;
+pub mod syntax;
+mod table;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ::accel::cpu_model::CpuModel;
+
+use self::accel::{AccelChoice, AccelList, KvmChoice};
+use self::devices::{DeviceChoice, MAX_SERIAL, SerialBackend};
+use self::error::{Context, OptionError};
+use self::log::LogItem;
+use self::machine::{MachineArgument, MachineKind};
+use self::table::{Flag, Kind, Value};
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Run a guest.
+    Run(Box<Options>),
+    /// Print this text.
+    Print(String),
+}
+
+/// A guest to run and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Engines to try in turn.
+    pub accel: Vec<AccelChoice>,
+    /// The machine.
+    pub machine: MachineKind,
+    /// What CPUID shows.
+    pub cpu: CpuModel,
+    /// Number of CPUs.
+    pub cpus: usize,
+    /// Guest RAM in bytes.
+    pub memory_bytes: u64,
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initial RAM disk's file.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub append: String,
+    /// COM1 to COM4.
+    pub serial: Vec<SerialBackend>,
+    /// Added devices.
+    pub devices: Vec<DeviceChoice>,
+    /// The escape character of a stdio serial port.
+    pub escape: u8,
+    /// A reset ends the program.
+    pub no_reboot: bool,
+    /// A power-off does not end the program.
+    pub no_shutdown: bool,
+    /// When to give up.
+    pub timeout: Option<Duration>,
+    /// The guest's name.
+    pub name: Option<String>,
+    /// The process's name.
+    pub process_name: Option<String>,
+    /// Where to write the process ID.
+    pub pidfile: Option<PathBuf>,
+    /// Where the log goes.
+    pub log_file: Option<PathBuf>,
+    /// What is logged.
+    pub log: BTreeSet<LogItem>,
+}
+
+/// The text of `-version`.
+pub fn version() -> String {
+    format!("bivisor version {}\nLicensed under Apache-2.0 or MIT.\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// Reads a command line without the program's name. Opens no file.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, OptionError> {
+    let mut words = Vec::new();
+    for (index, word) in arguments.into_iter().enumerate() {
+        words.push(word.into_string().map_err(|_| OptionError::NotUtf8(index + 1))?);
+    }
+    let mut draft = Draft::default();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let Some(name) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
+            return Err(OptionError::NotBuilt(format!("{word}: a disk image")));
+        };
+        let mut argument = || words.next().ok_or_else(|| OptionError::MissingArgument(word.clone()));
+        match table::find(name) {
+            None => return Err(OptionError::Unknown(word.clone())),
+            Some(Kind::NotBuilt) => return Err(OptionError::NotBuilt(word.clone())),
+            Some(Kind::NoOp) => {}
+            Some(Kind::NoOpWith(values)) => {
+                let value = argument()?;
+                if !values.contains(&value.as_str()) {
+                    return Err(OptionError::NotBuilt(format!("{word} {value}")));
+                }
+            }
+            Some(Kind::Flag(Flag::Help)) => return Ok(Command::Print(help())),
+            Some(Kind::Flag(Flag::Version)) => return Ok(Command::Print(version())),
+            Some(Kind::Flag(flag)) => draft.flag(flag)?,
+            Some(Kind::Value(value)) => {
+                let context = Context { option: word, value: argument()? };
+                if matches!(context.value, "help" | "?")
+                    && let Some(text) = topic(value)
+                {
+                    return Ok(Command::Print(text));
+                }
+                draft.value(value, context)?;
+            }
+        }
+    }
+    draft.finish().map(|options| Command::Run(Box::new(options)))
+}
+
+/// The text of `-OPTION help`.
+fn topic(value: Value) -> Option<String> {
+    match value {
+        Value::Accel => Some(accel::HELP.into()),
+        Value::Machine => Some(machine::HELP.into()),
+        Value::Device => Some(devices::HELP.into()),
+        Value::Cpu => Some(cpu::help()),
+        Value::Debug => Some(log::help()),
+        _ => None,
+    }
+}
+
+fn help() -> String {
+    let mut text =
+        version() + "\nusage: bivisor [options]      (options as in QEMU, with one or two dashes)\n\n";
+    for row in table::ROWS.iter().filter(|row| !row.help.is_empty()) {
+        text += &format!("-{} {}\n        {}\n", row.name, row.argument, row.help);
+    }
+    text
+}
+
+/// What has been read so far.
+#[derive(Default)]
+struct Draft {
+    accel: AccelList,
+    machine: MachineArgument,
+    cpu: CpuModel,
+    cpus: Option<usize>,
+    memory_bytes: Option<u64>,
+    kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
+    append: String,
+    serial: Vec<SerialBackend>,
+    devices: Vec<DeviceChoice>,
+    escape: Option<u8>,
+    no_defaults: bool,
+    no_graphic: bool,
+    no_reboot: bool,
+    no_shutdown: bool,
+    display_none: bool,
+    timeout: Option<Duration>,
+    name: Option<String>,
+    process_name: Option<String>,
+    pidfile: Option<PathBuf>,
+    log_file: Option<PathBuf>,
+    log: BTreeSet<LogItem>,
+}
+
+impl Draft {
+    fn flag(&mut self, flag: Flag) -> Result<(), OptionError> {
+        match flag {
+            Flag::EnableKvm => self.accel.extend(vec![AccelChoice::Kvm(KvmChoice::default())]),
+            Flag::NoDefaults => self.no_defaults = true,
+            Flag::NoGraphic => self.no_graphic = true,
+            Flag::NoReboot => self.no_reboot = true,
+            Flag::NoShutdown => self.no_shutdown = true,
+            Flag::Help | Flag::Version => unreachable!("answered where they are read"),
+        }
+        Ok(())
+    }
+
+    fn value(&mut self, value: Value, context: Context) -> Result<(), OptionError> {
+        match value {
+            Value::Accel => self.accel.add(context)?,
+            Value::Append => self.append = context.value.into(),
+            Value::Cpu => self.cpu = cpu::model(context)?,
+            Value::Debug => self.log.extend(log::items(context)?),
+            Value::DebugFile => self.log_file = Some(path(context)?),
+            Value::Device => self.devices.push(devices::device(context)?),
+            Value::Display => match context.value {
+                "none" => self.display_none = true,
+                _ => return Err(context.not_built("a display")),
+            },
+            Value::Echr => {
+                let code = syntax::integer(context.value).and_then(|n| u8::try_from(n).ok());
+                self.escape = Some(code.ok_or_else(|| context.bad("takes a character's code, 0 to 255"))?);
+            }
+            Value::Initrd => self.initrd = Some(path(context)?),
+            Value::Kernel => self.kernel = Some(path(context)?),
+            Value::Machine => self.machine.add(context)?,
+            Value::Memory => self.memory_bytes = Some(memory::bytes(context)?),
+            Value::Name => self.name(context)?,
+            Value::PidFile => self.pidfile = Some(path(context)?),
+            Value::Serial => {
+                let backend = devices::serial(context)?;
+                if backend == SerialBackend::Stdio && self.serial.contains(&backend) {
+                    return Err(OptionError::StdioTaken);
+                }
+                if self.serial.len() == MAX_SERIAL {
+                    return Err(context.bad(format!("there are {MAX_SERIAL} serial ports")));
+                }
+                self.serial.push(backend);
+            }
+            Value::Smp => self.cpus = Some(cpu::count(context)?),
+            Value::Timeout => {
+                let seconds = context.value.parse::<f64>().ok().filter(|&s| s > 0.0 && s < 1e9);
+                let seconds = seconds.ok_or_else(|| context.bad("takes seconds, more than 0"))?;
+                self.timeout = Some(Duration::from_secs_f64(seconds));
+            }
+        }
+        Ok(())
+    }
+
+    fn name(&mut self, context: Context) -> Result<(), OptionError> {
+        for pair in syntax::pairs(context.value, "guest") {
+            match pair.key.as_str() {
+                "guest" => self.name = Some(pair.value),
+                "process" => self.process_name = Some(pair.value),
+                // Threads always have names.
+                "debug-threads" if syntax::on_off(&pair.value).is_some() => {}
+                "debug-threads" => return Err(context.bad("debug-threads= takes on or off")),
+                _ => return Err(context.unknown(&pair.key)),
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Options, OptionError> {
+        let kernel = self.kernel.ok_or(OptionError::NoKernel)?;
+        let machine = self.machine.kind;
+        let accel = machine::merge_accel(self.machine, self.accel)?;
+        let mut serial = self.serial;
+        if serial.is_empty() && !self.no_defaults || serial.is_empty() && self.no_graphic {
+            // There is no display: unless `-display none` says that nobody looks, COM1 is what there is to see.
+            let visible = self.no_graphic || !self.display_none;
+            serial.push(if visible { SerialBackend::Stdio } else { SerialBackend::Null });
+        }
+        Ok(Options {
+            accel,
+            machine,
+            cpu: self.cpu,
+            cpus: self.cpus.unwrap_or(1),
+            memory_bytes: self.memory_bytes.unwrap_or(memory::DEFAULT_BYTES),
+            kernel,
+            initrd: self.initrd,
+            append: self.append,
+            serial,
+            devices: self.devices,
+            escape: self.escape.unwrap_or(1),
+            no_reboot: self.no_reboot,
+            no_shutdown: self.no_shutdown,
+            timeout: self.timeout,
+            name: self.name,
+            process_name: self.process_name,
+            pidfile: self.pidfile,
+            log_file: self.log_file,
+            log: self.log,
+        })
+    }
+}
+
+fn path(context: Context) -> Result<PathBuf, OptionError> {
+    if context.value.is_empty() { Err(context.bad("needs a path")) } else { Ok(context.value.into()) }
+}
+
+#[cfg(test)]
+mod tests;

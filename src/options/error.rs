@@ -1,0 +1,81 @@
+//! What can be wrong with a command line. Each message is one line that names the thing and, where there is one, the cure.
+
+/// Why a command line is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// Nobody knows this option.
+    #[error("{0}: unknown option (see -help)")]
+    Unknown(String),
+    /// QEMU has it.
+    #[error("{0}: not built yet")]
+    NotBuilt(String),
+    /// The option stands last, without its argument.
+    #[error("{0}: needs an argument")]
+    MissingArgument(String),
+    /// The argument is not one that the option takes.
+    #[error("{option} {value}: {expected}")]
+    BadValue {
+        /// The option as written.
+        option: String,
+        /// Its argument.
+        value: String,
+        /// What it takes.
+        expected: String,
+    },
+    /// A property that this option does not have.
+    #[error("{option} {value}: unknown property '{property}'")]
+    UnknownProperty {
+        /// The option as written.
+        option: String,
+        /// Its argument.
+        value: String,
+        /// The property.
+        property: String,
+    },
+    /// Two options exclude each other.
+    #[error("{0} and {1} exclude each other")]
+    Conflict(String, String),
+    /// Two devices want the terminal.
+    #[error("-serial stdio: the terminal can serve one serial port only")]
+    StdioTaken,
+    /// No kernel was given.
+    #[error("no kernel: give one with -kernel FILE (booting firmware or a disk is not built yet)")]
+    NoKernel,
+    /// An argument that is no text.
+    #[error("argument {0} of the command line is not UTF-8")]
+    NotUtf8(usize),
+}
+
+/// An option as it stood on the command line, for messages.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// The option as written.
+    pub option: &'a str,
+    /// Its argument.
+    pub value: &'a str,
+}
+
+impl Context<'_> {
+    /// The argument is not one that the option takes.
+    pub fn bad(&self, expected: impl Into<String>) -> OptionError {
+        OptionError::BadValue {
+            option: self.option.into(),
+            value: self.value.into(),
+            expected: expected.into(),
+        }
+    }
+
+    /// `property` is nothing that this option has.
+    pub fn unknown(&self, property: &str) -> OptionError {
+        OptionError::UnknownProperty {
+            option: self.option.into(),
+            value: self.value.into(),
+            property: property.into(),
+        }
+    }
+
+    /// `what` is something that QEMU has.
+    pub fn not_built(&self, what: &str) -> OptionError {
+        OptionError::NotBuilt(format!("{} {}: {what}", self.option, self.value))
+    }
+}

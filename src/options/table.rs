@@ -1,0 +1,269 @@
+//! Every option's name, what it takes and whether it is built (QEMU, *Invocation*).
+
+/// What this program does with an option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Built; without an argument.
+    Flag(Flag),
+    /// Built; with an argument.
+    Value(Value),
+    /// Accepted without effect: asks for what is so anyway.
+    NoOp,
+    /// Accepted without effect with one of these arguments; not built with others.
+    NoOpWith(&'static [&'static str]),
+    /// QEMU has it; not built yet.
+    NotBuilt,
+}
+
+/// Options without an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flag {
+    EnableKvm,
+    Help,
+    NoDefaults,
+    NoGraphic,
+    NoReboot,
+    NoShutdown,
+    Version,
+}
+
+/// Options with an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    Accel,
+    Append,
+    Cpu,
+    Debug,
+    DebugFile,
+    Device,
+    Display,
+    Echr,
+    Initrd,
+    Kernel,
+    Machine,
+    Memory,
+    Name,
+    PidFile,
+    Serial,
+    Smp,
+    Timeout,
+}
+
+/// One option.
+pub struct Row {
+    /// Name, without dashes.
+    pub name: &'static str,
+    /// What is done with it.
+    pub kind: Kind,
+    /// What follows it, for the help text.
+    pub argument: &'static str,
+    /// One line of help; empty for an alias and for what is not built.
+    pub help: &'static str,
+}
+
+const fn flag(name: &'static str, flag: Flag, help: &'static str) -> Row {
+    Row { name, kind: Kind::Flag(flag), argument: "", help }
+}
+
+const fn value(name: &'static str, value: Value, argument: &'static str, help: &'static str) -> Row {
+    Row { name, kind: Kind::Value(value), argument, help }
+}
+
+const fn no_op(name: &'static str) -> Row {
+    Row { name, kind: Kind::NoOp, argument: "", help: "" }
+}
+
+const fn no_op_with(name: &'static str, values: &'static [&'static str]) -> Row {
+    Row { name, kind: Kind::NoOpWith(values), argument: "", help: "" }
+}
+
+/// The options that are built, and those that ask for what is so anyway.
+pub const ROWS: &[Row] = &[
+    flag("help", Flag::Help, "this text"),
+    flag("h", Flag::Help, ""),
+    flag("version", Flag::Version, "the version"),
+    value(
+        "M",
+        Value::Machine,
+        "NAME[,accel=LIST][,kernel-irqchip=on|split|off]",
+        "the machine ('help' lists them)",
+    ),
+    value("machine", Value::Machine, "", ""),
+    value(
+        "accel",
+        Value::Accel,
+        "NAME[:NAME][,thread=single|multi][,kernel-irqchip=on|split|off][,device=PATH]",
+        "the engines to try in turn ('help' lists them); default kvm:tcg",
+    ),
+    flag("enable-kvm", Flag::EnableKvm, "the same as -accel kvm"),
+    value(
+        "cpu",
+        Value::Cpu,
+        "NAME[,+FEATURE][,-FEATURE]",
+        "what the guest's CPU can do ('help' lists models and features)",
+    ),
+    value("smp", Value::Smp, "N", "number of CPUs"),
+    value("m", Value::Memory, "SIZE", "guest memory in MiB, or with a suffix K M G T; default 128M"),
+    value("kernel", Value::Kernel, "FILE", "a bzImage, or an ELF kernel (vmlinux, PVH)"),
+    value("initrd", Value::Initrd, "FILE", "the initial RAM disk"),
+    value("append", Value::Append, "TEXT", "the kernel's command line"),
+    value(
+        "serial",
+        Value::Serial,
+        "stdio|null|none|file:PATH|pty",
+        "what is behind COM1; give it again for COM2 to COM4",
+    ),
+    flag("nographic", Flag::NoGraphic, "no display, COM1 on stdio (Ctrl-A h says how to leave)"),
+    value("display", Value::Display, "none", "no display"),
+    value("echr", Value::Echr, "N", "the escape character's code instead of 1 (Ctrl-A)"),
+    value("device", Value::Device, "isa-debug-exit[,iobase=PORT][,iosize=N]", "adds a device"),
+    flag("no-reboot", Flag::NoReboot, "a reset ends the program"),
+    flag("no-shutdown", Flag::NoShutdown, "a power-off stops the guest and keeps the program"),
+    value(
+        "timeout",
+        Value::Timeout,
+        "SECONDS",
+        "ends the program with code 124 and says where the guest was",
+    ),
+    value("name", Value::Name, "NAME[,process=NAME]", "names the guest and the process"),
+    value("pidfile", Value::PidFile, "FILE", "the process ID is written there"),
+    value("d", Value::Debug, "ITEM,...", "what to log ('help' lists the items)"),
+    value("D", Value::DebugFile, "FILE", "the log goes there instead of to stderr"),
+    flag("nodefaults", Flag::NoDefaults, "no devices that were not asked for"),
+    no_op("no-user-config"),
+    no_op("no-hpet"),
+    no_op("no-fd-bootchk"),
+    no_op_with("vga", &["none"]),
+    no_op_with("net", &["none"]),
+    no_op_with("nic", &["none"]),
+    no_op_with("monitor", &["none"]),
+    no_op_with("parallel", &["none"]),
+    no_op_with("rtc", &["base=utc", "base=utc,clock=host", "clock=host"]),
+];
+
+/// What QEMU has and we do not have yet.
+pub const NOT_BUILT: &[&str] = &[
+    "L",
+    "S",
+    "acpitable",
+    "action",
+    "add-fd",
+    "async-teardown",
+    "audio",
+    "audio-help",
+    "audiodev",
+    "bios",
+    "blockdev",
+    "boot",
+    "cdrom",
+    "chardev",
+    "chroot",
+    "compat",
+    "daemonize",
+    "debugcon",
+    "dfilter",
+    "drive",
+    "dtb",
+    "dump-vmstate",
+    "enable-fips",
+    "enable-sync-profile",
+    "fda",
+    "fdb",
+    "fsdev",
+    "full-screen",
+    "fw_cfg",
+    "g",
+    "gdb",
+    "global",
+    "hda",
+    "hdb",
+    "hdc",
+    "hdd",
+    "icount",
+    "incoming",
+    "iscsi",
+    "k",
+    "loadvm",
+    "mem-path",
+    "mem-prealloc",
+    "mon",
+    "msg",
+    "mtdblock",
+    "netdev",
+    "no-acpi",
+    "numa",
+    "object",
+    "old-param",
+    "only-migratable",
+    "option-rom",
+    "overcommit",
+    "perfmap",
+    "jitdump",
+    "pflash",
+    "plugin",
+    "portrait",
+    "preconfig",
+    "qmp",
+    "qmp-pretty",
+    "qtest",
+    "qtest-log",
+    "readconfig",
+    "rotate",
+    "run-with",
+    "runas",
+    "s",
+    "sandbox",
+    "sd",
+    "seed",
+    "semihosting",
+    "semihosting-config",
+    "set",
+    "singlestep",
+    "smbios",
+    "snapshot",
+    "spice",
+    "tb-size",
+    "tpmdev",
+    "trace",
+    "usb",
+    "usbdevice",
+    "uuid",
+    "virtfs",
+    "vnc",
+    "watchdog",
+    "watchdog-action",
+    "win2k-hack",
+    "writeconfig",
+    "xen-attach",
+    "xen-domid",
+    "xen-domid-restrict",
+];
+
+/// What is done with the option `name` (without dashes); `None` if nobody knows it.
+pub fn find(name: &str) -> Option<Kind> {
+    match ROWS.iter().find(|row| row.name == name) {
+        Some(row) => Some(row.kind),
+        None => NOT_BUILT.contains(&name).then_some(Kind::NotBuilt),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn a_name_stands_once() {
+        let mut seen = HashSet::new();
+        for name in ROWS.iter().map(|row| row.name).chain(NOT_BUILT.iter().copied()) {
+            assert!(seen.insert(name), "{name} stands twice");
+        }
+    }
+
+    #[test]
+    fn unknown_is_not_the_same_as_not_built() {
+        assert_eq!(find("vnc"), Some(Kind::NotBuilt));
+        assert_eq!(find("frobnicate"), None);
+        assert_eq!(find("M"), Some(Kind::Value(Value::Machine)));
+    }
+}
