@@ -104,15 +104,18 @@ pub trait VcpuBackend {
     /// Runs the guest until there is a reason of the lifecycle to stop. Returns [`VcpuExit::Kicked`] once
     /// [`CpuHandle::exit_requested`] is seen; takes interrupts itself. Called with no lock held.
     fn run(&mut self, io: &dyn CpuIo) -> Result<VcpuExit, VcpuError>;
-    /// Runs one guest instruction. The caller holds an exclusive section or every other CPU is stopped.
+    /// Runs one guest instruction; `Kicked` says that it is done. The caller holds an exclusive section or every other
+    /// CPU is stopped. Executes also when an exit is requested.
     fn step(&mut self, io: &dyn CpuIo) -> Result<VcpuExit, VcpuError>;
     /// Finishes a port or MMIO access that the guest has begun, so that the state is at an instruction boundary.
     /// After this the CPU may be stopped, saved or reset.
     fn complete_exit(&mut self, io: &dyn CpuIo) -> Result<(), VcpuError>;
-    /// Whether a halted CPU has a reason to run (a deliverable interrupt, NMI, INIT ...). Asked under the mailbox lock.
-    /// An engine that sleeps inside [`VcpuBackend::run`] (KVM with an in-kernel irqchip) answers true.
+    /// Whether a halted CPU has a reason to run (a deliverable interrupt, NMI, INIT ...): whether `run` would now do
+    /// anything but return `Halted`. Asked with no lock held, so it may ask the interrupt controller. An engine that
+    /// sleeps inside [`VcpuBackend::run`] (KVM with an in-kernel irqchip) answers true.
     fn has_work(&self, io: &dyn CpuIo) -> bool;
-    /// Power-on state (SDM vol. 3A, *Processor State After Reset*).
+    /// Power-on state (SDM vol. 3A, *Processor State After Reset*); every CPU but the bootstrap CPU (index 0) waits for
+    /// a start-up IPI, and says `Halted` when run, until then.
     fn reset(&mut self) -> Result<(), VcpuError>;
     /// The architectural state.
     fn state(&mut self) -> Result<CpuArchState, VcpuError>;

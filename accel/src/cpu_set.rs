@@ -1,0 +1,276 @@
+//! All CPUs of a machine: creation, pause, resume, reset, exit (DESIGN.md, *The lifecycle*).
+//!
+//! Only a CPU that is bound to its thread is in the set, so whoever iterates meets no half-made one. A set is born
+//! paused. Pauses are counted: CPUs run while nobody holds them paused, so of two callers neither can take away the
+//! other's pause, and one that waits for its pause to take effect need not fear that a third resumes meanwhile.
+//!
+//! The set does the CPUs. Their place among the machine's parts is `lifecycle_order`'s.
+
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::thread::JoinHandle;
+
+use crate::contract::{Accelerator, CpuIo, Threading, VcpuConfig, VcpuError, VcpuSeed};
+use crate::cpu_handle::CpuHandle;
+use crate::cpu_thread::{CpuThread, Hosted, Shared};
+use crate::exclusive::{Exclusive, ExclusiveSection};
+use crate::observer::CpuObserver;
+use crate::work::RunOnError;
+
+const LOCK: &str = "no foreign code runs under the lock of the CPU set";
+
+/// Why a CPU could not be added.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// The accelerator could not make it.
+    #[error("CPU {index} could not be created")]
+    Vcpu {
+        /// Which.
+        index: usize,
+        /// Why.
+        #[source]
+        source: VcpuError,
+    },
+    /// The host gave no thread.
+    #[error("no thread for CPU {index}")]
+    Thread {
+        /// Which.
+        index: usize,
+        /// The host's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Its thread ended before it was created.
+    #[error("the thread of CPU {0} died")]
+    Died(usize),
+    /// One thread hosts one CPU so far.
+    #[error("thread=single hosts one CPU; several are not supported yet: use thread=multi")]
+    RoundRobin,
+}
+
+/// Why CPUs could not be paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a CPU's own thread cannot wait for the CPUs to pause")]
+pub struct OnCpuThread;
+
+/// Why CPUs could not be reset.
+#[derive(Debug, thiserror::Error)]
+pub enum ResetError {
+    /// They run.
+    #[error("CPUs are reset while paused")]
+    NotPaused,
+    /// One cannot be reached.
+    #[error("CPU {index} could not be reset")]
+    RunOn {
+        /// Which.
+        index: usize,
+        /// Why.
+        #[source]
+        source: RunOnError,
+    },
+    /// The engine failed.
+    #[error("CPU {index} could not be reset")]
+    Vcpu {
+        /// Which.
+        index: usize,
+        /// Why.
+        #[source]
+        source: VcpuError,
+    },
+}
+
+struct Inner {
+    cpus: Vec<CpuHandle>,
+    threads: Vec<JoinHandle<()>>,
+    /// How many hold the CPUs paused.
+    pauses: usize,
+    /// How many times CPUs were set going.
+    generation: u64,
+}
+
+/// All CPUs of a machine.
+pub struct CpuSet {
+    threading: Threading,
+    shared: Shared,
+    inner: Mutex<Inner>,
+}
+
+impl CpuSet {
+    /// An empty set, paused once: the first [`Self::resume_all`] sets it going. `observer` hears of all its CPUs.
+    pub fn new(threading: Threading, observer: Arc<dyn CpuObserver>) -> Self {
+        Self {
+            threading,
+            shared: Shared { exclusive: Exclusive::new(), observer },
+            inner: Mutex::new(Inner { cpus: Vec::new(), threads: Vec::new(), pauses: 1, generation: 0 }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect(LOCK)
+    }
+
+    /// Adds the CPU `config.index` behind the handle `cpu` ([`CpuHandle::new`]; what interrupts it may have it
+    /// already) and returns once it is bound to its thread. It is in the power-on state, stopped, or, when the set
+    /// runs, about to.
+    pub fn spawn(
+        &self,
+        accelerator: &dyn Accelerator,
+        config: &VcpuConfig,
+        cpu: CpuHandle,
+        io: Arc<dyn CpuIo>,
+    ) -> Result<(), SpawnError> {
+        let index = config.index;
+        if self.threading == Threading::RoundRobin && !self.lock().cpus.is_empty() {
+            return Err(SpawnError::RoundRobin);
+        }
+        let seed = accelerator.new_vcpu(config).map_err(|source| SpawnError::Vcpu { index, source })?;
+        cpu.set_kicker(seed.kicker());
+        let (created, creation) = mpsc::sync_channel(1);
+        let (shared, handle) = (self.shared.clone(), cpu.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("CPU {index}/{}", accelerator.name()))
+            .spawn(move || cpu_thread(seed, handle, io, shared, &created))
+            .map_err(|source| SpawnError::Thread { index, source })?;
+        match creation.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(source)) => return Err(SpawnError::Vcpu { index, source }),
+            Err(mpsc::RecvError) => return Err(SpawnError::Died(index)),
+        }
+        let mut inner = self.lock();
+        inner.cpus.push(cpu.clone());
+        inner.threads.push(thread);
+        if inner.pauses == 0 {
+            release(&cpu);
+        }
+        Ok(())
+    }
+
+    /// The CPUs that exist, in the order they were added.
+    pub fn cpus(&self) -> Vec<CpuHandle> {
+        self.lock().cpus.clone()
+    }
+
+    /// The CPU `index`, if it exists.
+    pub fn cpu(&self, index: usize) -> Option<CpuHandle> {
+        self.lock().cpus.iter().find(|cpu| cpu.index() == index).cloned()
+    }
+
+    /// How many times the CPUs were set going: unchanged between two looks, nothing ran in between that was not
+    /// running at the first.
+    pub fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
+    /// Whether somebody holds the CPUs paused. They may be still on their way.
+    pub fn is_paused(&self) -> bool {
+        self.lock().pauses > 0
+    }
+
+    /// Stops all CPUs and returns when they are `Stopped`, each at an instruction boundary. They stay so until as many
+    /// [`Self::resume_all`] as there were pauses. Not for a CPU's thread: it uses [`CpuHandle::hold`] and has
+    /// another one pause.
+    pub fn pause_all(&self) -> Result<(), OnCpuThread> {
+        if CpuHandle::current().is_some() {
+            return Err(OnCpuThread);
+        }
+        let cpus = {
+            let mut inner = self.lock();
+            inner.pauses += 1;
+            // Under the set's lock, as in `resume_all`: requests reach the CPUs in the order of the count.
+            inner.cpus.iter().for_each(CpuHandle::hold);
+            inner.cpus.clone()
+        };
+        for cpu in cpus {
+            cpu.mailbox().wait_ack(cpu.slot(), |slot| slot.is_parked());
+        }
+        Ok(())
+    }
+
+    /// Takes back one pause. When it was the last, all CPUs run, also those that stopped on their own. Does not wait.
+    ///
+    /// Panics if the CPUs are not paused: somebody took back another's pause.
+    pub fn resume_all(&self) {
+        let mut inner = self.lock();
+        assert!(inner.pauses > 0, "resume without pause");
+        inner.pauses -= 1;
+        if inner.pauses == 0 {
+            inner.generation += 1;
+            inner.cpus.iter().for_each(release);
+        }
+    }
+
+    /// Power-on state for all CPUs, each on its own thread; pending requests are forgotten. The caller holds the CPUs
+    /// paused and has reset devices and interrupt controllers before.
+    pub fn reset_all(&self) -> Result<(), ResetError> {
+        if !self.is_paused() {
+            return Err(ResetError::NotPaused);
+        }
+        for cpu in self.cpus() {
+            let index = cpu.index();
+            cpu.run_on(|cpu| {
+                cpu.cpu().clear_interrupt(u32::MAX);
+                cpu.backend.reset()
+            })
+            .map_err(|source| ResetError::RunOn { index, source })?
+            .map_err(|source| ResetError::Vcpu { index, source })?;
+        }
+        Ok(())
+    }
+
+    /// Waits until no CPU executes guest code, and keeps it so until the section is dropped.
+    pub fn start_exclusive(&self) -> ExclusiveSection<'_> {
+        self.shared.exclusive.start()
+    }
+
+    /// Stops all CPUs for good and waits for their threads. The set is empty afterwards.
+    pub fn exit_all(&self) {
+        let (cpus, threads) = {
+            let mut inner = self.lock();
+            (std::mem::take(&mut inner.cpus), std::mem::take(&mut inner.threads))
+        };
+        for cpu in &cpus {
+            cpu.mailbox().post(cpu.slot(), |slot| {
+                slot.stop = true;
+                slot.unplug = true;
+            });
+            cpu.request_exit();
+        }
+        let me = std::thread::current().id();
+        for thread in threads {
+            // The last owner of the set may be a CPU's thread; it ends by itself.
+            if thread.thread().id() != me && thread.join().is_err() {
+                tracing::error!(target: "cpu", "a CPU thread panicked");
+            }
+        }
+    }
+}
+
+impl Drop for CpuSet {
+    fn drop(&mut self) {
+        self.exit_all();
+    }
+}
+
+fn release(cpu: &CpuHandle) {
+    cpu.mailbox().post(cpu.slot(), |slot| slot.stop = slot.unplug);
+}
+
+fn cpu_thread(
+    seed: Box<dyn VcpuSeed>,
+    cpu: CpuHandle,
+    io: Arc<dyn CpuIo>,
+    shared: Shared,
+    created: &mpsc::SyncSender<Result<(), VcpuError>>,
+) {
+    CpuHandle::set_current(Some(cpu.clone()));
+    let answer = "spawn waits for the answer";
+    match seed.bind(cpu.clone()) {
+        Ok(backend) => {
+            let hosted = Hosted::new(cpu, io, backend, shared);
+            created.send(Ok(())).expect(answer);
+            CpuThread::new(hosted).run();
+        }
+        Err(error) => created.send(Err(error)).expect(answer),
+    }
+    // Handles must not outlive the thread's CPUs in a thread-local.
+    CpuHandle::set_current(None);
+}

@@ -1,0 +1,214 @@
+//! The mailbox of a CPU thread: one mutex, one condvar to sleep on, one work queue per CPU (DESIGN.md, *The lifecycle*).
+//!
+//! A thread that hosts several CPUs (round robin) has one mailbox with a slot for each; otherwise there is one slot.
+//!
+//! Two kinds of things wake a sleeper. **Mail** (stop, exit, work) is stored under the lock and looked for under the
+//! lock before each wait: the textbook condvar. **Interrupts** must be cheap to raise at a running CPU and are looked
+//! for by code that may take an interrupt controller's locks, which rank below this one; so they are looked for
+//! *without* the lock, between [`Mailbox::prepare_sleep`] and [`Mailbox::sleep`], as with an eventcount:
+//!
+//! ```text
+//!   sleeper                               raiser
+//!   asleep = true                         interrupt_request |= bit
+//!   fence(SeqCst)                         fence(SeqCst)
+//!   interrupt pending? then do not sleep  asleep? then lock, rung = true, notify
+//!   lock, wait until rung or mail
+//! ```
+//!
+//! The two fences are totally ordered. If the sleeper's is first, the raiser sees `asleep` and rings; `rung` is set
+//! under the lock and stays, so it does not matter whether the sleeper waits already. If the raiser's is first, the
+//! sleeper sees the bit. A ring that comes too late costs one spurious wake.
+
+use std::collections::VecDeque;
+
+use crate::cpu_state::CpuState;
+use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering, fence};
+use crate::work::Work;
+
+const LOCK: &str = "no foreign code runs under the mailbox lock";
+
+/// What others want of one CPU, and where it is.
+pub(crate) struct Slot {
+    /// Written by the CPU's own thread only.
+    state: CpuState,
+    /// The CPU shall be stopped. A level, not an event: resume clears it.
+    pub(crate) stop: bool,
+    /// The CPU shall leave for good.
+    pub(crate) unplug: bool,
+    /// Whether the queue takes work: from the creation's end until the exit.
+    open: bool,
+    /// Its thread has ended, orderly or by a panic.
+    gone: bool,
+    work: VecDeque<Work>,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            state: CpuState::Creating,
+            stop: true,
+            unplug: false,
+            open: false,
+            gone: false,
+            work: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn state(&self) -> CpuState {
+        self.state
+    }
+
+    /// Whether nobody needs to wait for this CPU to stop.
+    pub(crate) fn is_parked(&self) -> bool {
+        self.gone || matches!(self.state, CpuState::Stopped | CpuState::Exited)
+    }
+
+    fn has_mail(&self) -> bool {
+        !self.work.is_empty() || self.unplug || self.stop != (self.state == CpuState::Stopped)
+    }
+}
+
+struct Inner {
+    slots: Vec<Slot>,
+    rung: bool,
+}
+
+/// The mailbox of one CPU thread.
+pub(crate) struct Mailbox {
+    inner: Mutex<Inner>,
+    halt_cond: Condvar,
+    /// For those who wait for an answer: created, stopped, exited.
+    ack_cond: Condvar,
+    asleep: AtomicBool,
+}
+
+impl Mailbox {
+    /// An empty mailbox for `cpus` CPUs.
+    pub(crate) fn new(cpus: usize) -> Self {
+        Self {
+            inner: Mutex::new(Inner { slots: (0..cpus).map(|_| Slot::new()).collect(), rung: false }),
+            halt_cond: Condvar::new(),
+            ack_cond: Condvar::new(),
+            asleep: AtomicBool::new(false),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect(LOCK)
+    }
+
+    // Any thread.
+
+    /// Leaves a request. The caller then publishes an exit request and kicks.
+    pub(crate) fn post<R>(&self, slot: usize, change: impl FnOnce(&mut Slot) -> R) -> R {
+        let mut inner = self.lock();
+        let result = change(&mut inner.slots[slot]);
+        // Under the lock: the model checker, and a reader, need not consider a wake between unlock and notify.
+        self.halt_cond.notify_all();
+        result
+    }
+
+    /// Queues `work`; gives it back if the CPU is not there (yet, or any more).
+    pub(crate) fn post_work(&self, slot: usize, work: Work) -> Result<(), Work> {
+        self.post(slot, |slot| {
+            if !slot.open {
+                return Err(work);
+            }
+            slot.work.push_back(work);
+            Ok(())
+        })
+    }
+
+    /// Wakes the thread if it sleeps. The caller has published what it shall find.
+    pub(crate) fn ring_if_asleep(&self) {
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) {
+            self.ring();
+        }
+    }
+
+    /// Wakes the thread from its present or next sleep.
+    pub(crate) fn ring(&self) {
+        self.lock().rung = true;
+        self.halt_cond.notify_all();
+    }
+
+    /// Where the CPU is. By the time the caller looks, it may be elsewhere unless the caller holds it stopped.
+    pub(crate) fn state(&self, slot: usize) -> CpuState {
+        self.lock().slots[slot].state
+    }
+
+    /// Waits until `done` holds for the CPU.
+    pub(crate) fn wait_ack(&self, slot: usize, done: impl Fn(&Slot) -> bool) {
+        let mut inner = self.lock();
+        while !done(&inner.slots[slot]) {
+            inner = self.ack_cond.wait(inner).expect(LOCK);
+        }
+    }
+
+    // The owning thread.
+
+    /// Reads a slot.
+    pub(crate) fn peek<R>(&self, slot: usize, look: impl FnOnce(&Slot) -> R) -> R {
+        look(&self.lock().slots[slot])
+    }
+
+    /// The CPU goes to `next`; those who wait for it hear of it.
+    pub(crate) fn become_state(&self, slot: usize, next: CpuState) {
+        let mut inner = self.lock();
+        let slot = &mut inner.slots[slot];
+        assert!(slot.state.can_become(next), "no transition {:?} -> {next:?}", slot.state);
+        tracing::trace!(target: "cpu", from = ?slot.state, to = ?next);
+        slot.state = next;
+        slot.open = next != CpuState::Exited;
+        self.ack_cond.notify_all();
+    }
+
+    /// The oldest work item.
+    pub(crate) fn take_work(&self, slot: usize) -> Option<Work> {
+        self.lock().slots[slot].work.pop_front()
+    }
+
+    /// The thread ends: whatever happened, nobody waits for this CPU any more. Returns the work left behind, which is
+    /// dropped (and so answered) by the caller, outside the lock.
+    #[must_use]
+    pub(crate) fn close(&self, slot: usize) -> VecDeque<Work> {
+        let mut inner = self.lock();
+        let slot = &mut inner.slots[slot];
+        slot.open = false;
+        slot.gone = true;
+        self.ack_cond.notify_all();
+        std::mem::take(&mut slot.work)
+    }
+
+    /// Announces a sleep. From here on a raised interrupt rings; look for one now, then [`Self::sleep`] or
+    /// [`Self::cancel_sleep`].
+    pub(crate) fn prepare_sleep(&self) {
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// There was something: no sleep.
+    pub(crate) fn cancel_sleep(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+
+    /// Sleeps until there is mail or a ring.
+    pub(crate) fn sleep(&self) {
+        self.sleep_until(|slot| slot.has_mail());
+    }
+
+    /// Sleeps until there is work in some slot, or a ring. For a CPU thread that waits for another CPU.
+    pub(crate) fn sleep_for_work(&self) {
+        self.sleep_until(|slot| !slot.work.is_empty());
+    }
+
+    fn sleep_until(&self, mail: impl Fn(&Slot) -> bool) {
+        let mut inner = self.lock();
+        while !inner.rung && !inner.slots.iter().any(&mail) {
+            inner = self.halt_cond.wait(inner).expect(LOCK);
+        }
+        inner.rung = false;
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+}
