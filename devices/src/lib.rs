@@ -10,4 +10,7 @@ pub mod clock;
 pub mod cpu_interrupts;
 pub mod device;
 pub mod interrupt;
+pub mod irqchip;
 pub mod system;
+#[cfg(test)]
+mod testing;
