@@ -2,6 +2,13 @@
 //!
 //! Generated code stores the registers, sets `env.rip` to the instruction and calls [`execute`].
 
+pub mod data;
+pub mod port;
+pub mod port_string;
+pub mod string;
+#[cfg(test)]
+pub(crate) mod testing;
+
 use iced_x86::Instruction;
 
 use crate::cpu::Cpu;
@@ -27,6 +34,8 @@ pub enum Next {
 
 /// Executes `insn`, which is at `env.rip`. On an exception nothing of it has taken effect.
 pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Exec<Next> {
-    let _ = (cpu, insn);
+    if let Some(result) = data::execute_data(cpu, insn) {
+        return result;
+    }
     Err(Exception::UD)
 }

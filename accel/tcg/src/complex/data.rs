@@ -1,0 +1,15 @@
+//! Instructions that helpers execute and that are no system instructions: strings, port strings, saved state, gathers,
+//! masked moves, and what 64-bit mode has no encoding for.
+
+use iced_x86::Instruction;
+
+use crate::complex::Next;
+use crate::cpu::Cpu;
+use crate::exception::Exec;
+
+use super::{port_string, string};
+
+/// Executes `insn` if it is one of these; `None`: it is not.
+pub fn execute_data(cpu: &mut Cpu, insn: &Instruction) -> Option<Exec<Next>> {
+    string::execute(cpu, insn).or_else(|| port_string::execute(cpu, insn))
+}
