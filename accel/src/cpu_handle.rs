@@ -39,7 +39,7 @@ struct Shared {
 pub struct CpuHandle(Arc<Shared>);
 
 thread_local! {
-    static CURRENT: RefCell<Option<CpuHandle>> = RefCell::new(None);
+    static CURRENT: RefCell<Option<CpuHandle>> = const { RefCell::new(None) };
 }
 
 impl CpuHandle {

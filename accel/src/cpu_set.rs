@@ -4,7 +4,7 @@
 //! paused. Pauses are counted: CPUs run while nobody holds them paused, so of two callers neither can take away the
 //! other's pause, and one that waits for its pause to take effect need not fear that a third resumes meanwhile.
 //!
-//! The set does the CPUs. Their place among the machine's parts is `lifecycle_order`'s.
+//! The set does the CPUs. Their place among the machine's parts is [`MachineLifecycle`](crate::MachineLifecycle)'s.
 
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;

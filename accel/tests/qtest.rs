@@ -20,10 +20,10 @@ impl CpuObserver for NoEvents {
 struct Latch(Mutex<u8>);
 impl CpuIo for Latch {
     fn pio_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(*self.0.lock().unwrap());
+        data.fill(*self.0.lock().expect("no holder panics"));
     }
     fn pio_write(&self, _port: u16, data: &[u8]) {
-        *self.0.lock().unwrap() = data[0];
+        *self.0.lock().expect("no holder panics") = data[0];
     }
     fn mmio_read(&self, _gpa: u64, data: &mut [u8]) {
         data.fill(0xff);
@@ -41,7 +41,7 @@ fn machine(cpus: usize) -> CpuSet {
     for index in 0..cpus {
         let model = Arc::new(CpuModel::default());
         let config = VcpuConfig { index, apic_id: index as u32, cpu_count: cpus, model };
-        set.spawn(&accelerator, &config, CpuHandle::new(index), io.clone()).unwrap();
+        set.spawn(&accelerator, &config, CpuHandle::new(index), io.clone()).expect("a CPU is created");
     }
     set
 }
