@@ -2,7 +2,6 @@
 
 pub mod accel;
 pub mod cpu;
-pub mod cpu_features;
 pub mod devices;
 pub mod error;
 pub mod log;
