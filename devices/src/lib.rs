@@ -5,12 +5,14 @@
 
 #![deny(missing_docs)]
 
+pub mod backend;
 pub mod bus;
 pub mod clock;
 pub mod cpu_interrupts;
 pub mod device;
 pub mod interrupt;
 pub mod irqchip;
+pub mod serial;
 pub mod system;
 #[cfg(test)]
 mod testing;
