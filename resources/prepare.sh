@@ -1,0 +1,38 @@
+#!/bin/bash
+# Installs what is missing on a Debian or Ubuntu machine to build bivisor and fetch its guests; with --tests also what
+# the tests need. Does nothing, and needs no root, where all is there.
+set -euo pipefail
+
+# tool:package, one per need; a tool that is found is not installed again.
+needs=(cc:gcc dpkg-deb:dpkg cpio:cpio gzip:gzip xz:xz-utils zstd:zstd flock:util-linux tar:tar)
+if [ "${1:-}" = --tests ]; then
+    needs+=(qemu-system-x86_64:qemu-system-x86 as:binutils script:bsdutils)
+fi
+
+missing=()
+for need in "${needs[@]}"; do
+    command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    command -v apt-get >/dev/null || {
+        echo "prepare: this machine lacks ${missing[*]} and has no apt-get: install them by hand" >&2
+        exit 1
+    }
+    as_root=()
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || {
+            echo "prepare: run this as root, or install: ${missing[*]}" >&2
+            exit 1
+        }
+        as_root=(sudo)
+    fi
+    echo "prepare: installing ${missing[*]}" >&2
+    "${as_root[@]}" apt-get -qq update || true
+    DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get -qq -y install --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+# rustup's folder is not in the PATH of every non-interactive shell.
+if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
+    echo "prepare: no cargo: install Rust 1.91 or newer (https://rustup.rs, or a package)" >&2
+    exit 1
+fi

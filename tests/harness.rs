@@ -1,0 +1,11 @@
+//! The harness of the whole-machine tests: guests, machines run to their end with a time limit, clean logs.
+//!
+//! Each whole-machine test includes it as a module; as a test program of its own it checks itself.
+#![allow(dead_code, reason = "each test program uses a part")]
+
+#[path = "harness/guests.rs"]
+pub mod guests;
+#[path = "harness/log.rs"]
+pub mod log;
+#[path = "harness/session.rs"]
+pub mod session;

@@ -1,0 +1,100 @@
+//! Whole machine: Debian's kernels boot under `-accel tcg`, programs in them compute what they compute natively.
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::guests::{fetch, folder, path};
+use harness::log::complaints;
+use harness::session::{Outcome, Session, bivisor};
+
+/// A boot takes seconds; a starved host makes it slow, never wrong.
+const LIMIT: Duration = Duration::from_secs(240);
+
+const APPEND: &str = "console=ttyS0 reboot=t panic=-1";
+
+fn boot(accel: &str, megabytes: &str, kernel: &str, initrd: &str) -> Session {
+    let (kernel, initrd) = (path(kernel), path(initrd));
+    #[rustfmt::skip]
+    let words = [
+        "-accel", accel, "-M", "microvm", "-m", megabytes, "-kernel", &kernel, "-initrd", &initrd,
+        "-append", APPEND, "-nographic", "-no-reboot",
+    ];
+    Session::start(&bivisor(), &words, LIMIT)
+}
+
+#[track_caller]
+fn ended_well(outcome: &Outcome) {
+    outcome.check(outcome.status.code() == Some(0), "the exit code is not 0");
+    outcome.check(outcome.serial.contains("reboot: Power down"), "the guest did not power off");
+    let complaints = complaints(&outcome.serial, &[]);
+    outcome.check(complaints.is_empty(), &format!("the log complains: {complaints:#?}"));
+}
+
+#[track_caller]
+fn boots_to_init(flavour: &str) {
+    let outcome = boot("tcg", "512", &format!("vmlinuz-{flavour}"), "boot-test.gz").finish();
+    outcome.check(outcome.serial.contains("\nBIVISOR-INIT-OK\n"), "init did not run");
+    let release = std::fs::read_to_string(folder().join(format!("kernel-{flavour}/release"))).unwrap();
+    let uname = format!("\nLinux (none) {} ", release.trim());
+    outcome.check(outcome.serial.contains(&uname), "uname does not name the kernel");
+    ended_well(&outcome);
+    println!("{flavour} kernel: {:.2} s", outcome.elapsed.as_secs_f64());
+}
+
+#[test]
+fn cloud_kernel_boots() {
+    if fetch("cloud_kernel_boots", &["cloud", "boot-test"]) {
+        boots_to_init("cloud");
+    }
+}
+
+#[test]
+fn generic_kernel_boots() {
+    if fetch("generic_kernel_boots", &["generic", "boot-test"]) {
+        boots_to_init("generic");
+    }
+}
+
+#[test]
+fn shell_answers() {
+    if !fetch("shell_answers", &["cloud", "shell"]) {
+        return;
+    }
+    let mut machine = boot("tcg", "512", "vmlinuz-cloud", "shell.gz");
+    machine.wait_for("# ");
+    machine.send("uname -a\r");
+    machine.wait_for("Linux bivisor 6");
+    machine.wait_for("# ");
+    machine.send("cat /proc/cpuinfo\r");
+    machine.wait_for("model name\t: ");
+    machine.wait_for("# ");
+    // The echo of what is typed holds no result.
+    machine.send("echo $((6 * 7))-answer\r");
+    machine.wait_for("42-answer");
+    machine.wait_for("# ");
+    machine.send("poweroff -f\r");
+    ended_well(&machine.finish());
+}
+
+/// Arithmetic of glibc programs, from integers to x87 and AVX2, and a compiler's output.
+#[test]
+fn programs_print_the_same_as_natively() {
+    if !fetch("programs_print_the_same_as_natively", &["cloud", "programs"]) {
+        return;
+    }
+    let outcome = boot("tcg", "2048", "vmlinuz-cloud", "programs.gz").finish();
+    let after = outcome.serial.split_once("BIVISOR-PROGRAMS-BEGIN\n").map(|(_, after)| after);
+    let printed = after.and_then(|after| after.split_once("BIVISOR-PROGRAMS-END status=0\n"));
+    outcome.check(printed.is_some(), "the checks did not run to their end");
+    let printed: Vec<&str> = printed.map(|(printed, _)| printed.lines().collect()).unwrap_or_default();
+    let expected = std::fs::read_to_string(folder().join("programs.expected")).unwrap();
+    let expected: Vec<&str> = expected.lines().collect();
+    assert!(expected.len() > 50, "the native run printed only {} lines", expected.len());
+    for (ours, native) in printed.iter().zip(&expected) {
+        assert_eq!(ours, native, "guest (left) and native (right) differ");
+    }
+    assert_eq!(printed.len(), expected.len(), "guest (left) and native (right) differ in length");
+    ended_well(&outcome);
+    println!("programs: {:.2} s", outcome.elapsed.as_secs_f64());
+}
