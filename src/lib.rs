@@ -1,6 +1,8 @@
 //! The hypervisor front end: command line, machine assembly, boot protocols, run state, main loop.
 
 pub mod options;
+pub mod signals;
+pub mod terminal;
 
 use std::process::ExitCode;
 
