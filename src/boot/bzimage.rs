@@ -1,0 +1,129 @@
+//! bzImage kernels through their 64-bit entry (Linux, *The Linux/x86 Boot Protocol*).
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use linux_loader::loader::bootparam::setup_header;
+use linux_loader::loader::{BzImage, KernelLoader};
+use vm_memory::{ByteValued, GuestAddress, GuestMemoryMmap};
+
+use super::error::BootError;
+use super::layout::HIGH_RAM;
+
+/// Where `setup_header` starts in the file and in the zero page.
+const HEADER_AT: u64 = 0x1f1;
+/// `header` in `setup_header`: "HdrS".
+const MAGIC_AT: usize = 0x202;
+const MAGIC: [u8; 4] = *b"HdrS";
+/// The length of a header that has all the fields that are read here.
+const HEADER_END: u64 = 0x268;
+const SECTOR: u64 = 512;
+/// `setup_sects` of zero stands for this.
+const DEFAULT_SETUP_SECTORS: u64 = 4;
+/// 2.12, Linux 3.8: `xloadflags`.
+const OLDEST_PROTOCOL: u16 = 0x020c;
+/// `loadflags`: the kernel is loaded above 1 MiB.
+const LOADED_HIGH: u8 = 1 << 0;
+/// `xloadflags`: there is a 64-bit entry.
+const XLF_KERNEL_64: u16 = 1 << 0;
+/// The 64-bit entry's offset from the load address.
+const ENTRY_64: u64 = 0x200;
+/// A boot loader that has no number of its own.
+const UNDEFINED_LOADER: u8 = 0xff;
+
+/// A bzImage that has been looked at.
+#[derive(Debug)]
+pub struct Image {
+    header: setup_header,
+}
+
+/// The beginning of a file whose magic is that of a bzImage.
+pub fn is_bzimage(start: &[u8]) -> bool {
+    start.get(MAGIC_AT..MAGIC_AT + MAGIC.len()) == Some(&MAGIC)
+}
+
+impl Image {
+    /// Checks the header and the file's length.
+    pub fn read(file: &File, path: &Path) -> Result<Self, BootError> {
+        let open_error = |source| BootError::Open { option: "-kernel", path: path.into(), source };
+        let not_a_kernel = |what| BootError::NotAKernel { path: path.into(), what };
+        let actual = file.metadata().map_err(open_error)?.len();
+        let truncated = |needed| BootError::Truncated { path: path.into(), needed, actual };
+        if actual < HEADER_END {
+            return Err(truncated(HEADER_END));
+        }
+        let mut header = setup_header::default();
+        let fields = header.as_mut_slice();
+        file.read_exact_at(fields, HEADER_AT).map_err(open_error)?;
+        if header.version < OLDEST_PROTOCOL || header.loadflags & LOADED_HIGH == 0 {
+            return Err(not_a_kernel("a kernel too old to boot here; Linux 3.8 or newer is needed"));
+        }
+        if header.xloadflags & XLF_KERNEL_64 == 0 {
+            return Err(not_a_kernel("a 32-bit kernel; a 64-bit one is needed"));
+        }
+        let image = Self { header };
+        // `syssize` counts 16-byte paragraphs of what follows the setup sectors.
+        let needed = image.setup_bytes() + u64::from(header.syssize) * 16;
+        if actual < needed {
+            return Err(truncated(needed));
+        }
+        Ok(image)
+    }
+
+    fn setup_bytes(&self) -> u64 {
+        let sectors = match self.header.setup_sects {
+            0 => DEFAULT_SETUP_SECTORS,
+            sectors => u64::from(sectors),
+        };
+        (sectors + 1) * SECTOR
+    }
+
+    /// Where it is loaded: where it would move itself to anyway, if it may be moved.
+    fn load_address(&self) -> u64 {
+        if self.header.relocatable_kernel != 0 && self.header.pref_address >= HIGH_RAM {
+            self.header.pref_address
+        } else {
+            u64::from(self.header.code32_start).max(HIGH_RAM)
+        }
+    }
+
+    /// What it needs before it looks at the memory map ends here.
+    pub fn end(&self) -> u64 {
+        let run = self.load_address().max(self.header.pref_address);
+        let file = self.load_address() + u64::from(self.header.syssize) * 16;
+        (run + u64::from(self.header.init_size)).max(file)
+    }
+
+    /// The longest command line, without its terminator.
+    pub fn command_line_limit(&self) -> usize {
+        self.header.cmdline_size as usize
+    }
+
+    /// The highest address that a byte of the initial RAM disk may have.
+    pub fn initrd_addr_max(&self) -> u64 {
+        u64::from(self.header.initrd_addr_max)
+    }
+
+    /// Reads the kernel to its place; the entry and the header for the zero page.
+    pub fn load(&self, file: &File, memory: &GuestMemoryMmap) -> io::Result<(u64, setup_header)> {
+        // A description of its own: its position must not move under another load.
+        let mut file = file.try_clone()?;
+        file.seek(SeekFrom::Start(0))?;
+        let address = self.load_address();
+        let loaded =
+            BzImage::load(memory, Some(GuestAddress(address)), &mut file, None).map_err(io::Error::other)?;
+        let mut header = loaded.setup_header.unwrap_or(self.header);
+        header.type_of_loader = UNDEFINED_LOADER;
+        Ok((address + ENTRY_64, header))
+    }
+}
+
+/// Reads up to `bytes` from the file's beginning.
+pub fn start_of(file: &mut File, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut start = Vec::with_capacity(bytes);
+    file.seek(SeekFrom::Start(0))?;
+    file.take(bytes as u64).read_to_end(&mut start)?;
+    Ok(start)
+}
