@@ -1,5 +1,6 @@
 //! The hypervisor front end: command line, machine assembly, boot protocols, run state, main loop.
 
+pub mod acpi;
 pub mod boot;
 pub mod options;
 pub mod signals;

@@ -88,7 +88,7 @@ fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     memory.write_slice(&table, GuestAddress(pdpt))?;
     for gib in 0..IDENTITY_GIB {
         for (index, slot) in (0u64..).zip(table.chunks_exact_mut(8)) {
-            slot.copy_from_slice(&((gib << 30) + (index << 21) | LARGE_PAGE).to_le_bytes());
+            slot.copy_from_slice(&(((gib << 30) + (index << 21)) | LARGE_PAGE).to_le_bytes());
         }
         memory.write_slice(&table, GuestAddress(directories + gib * PAGE))?;
     }
