@@ -9,7 +9,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 
-use crate::contract::{Accelerator, CpuIo, Threading, VcpuConfig, VcpuError, VcpuSeed};
+use crate::contract::{Accelerator, CpuIo, Threading, VcpuError, VcpuSeed};
 use crate::cpu_handle::CpuHandle;
 use crate::cpu_thread::{CpuThread, Hosted, Shared};
 use crate::exclusive::{Exclusive, ExclusiveSection};
@@ -21,7 +21,7 @@ const LOCK: &str = "no foreign code runs under the lock of the CPU set";
 /// Why a CPU could not be added.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// The accelerator could not make it.
+    /// The accelerator could not bind it to its thread.
     #[error("CPU {index} could not be created")]
     Vcpu {
         /// Which.
@@ -89,16 +89,19 @@ struct Inner {
 
 /// All CPUs of a machine.
 pub struct CpuSet {
+    accelerator: &'static str,
     threading: Threading,
     shared: Shared,
     inner: Mutex<Inner>,
 }
 
 impl CpuSet {
-    /// An empty set, paused once: the first [`Self::resume_all`] sets it going. `observer` hears of all its CPUs.
-    pub fn new(threading: Threading, observer: Arc<dyn CpuObserver>) -> Self {
+    /// An empty set of CPUs of `accelerator`, paused once: the first [`Self::resume_all`] sets it going. `observer`
+    /// hears of all its CPUs.
+    pub fn new(accelerator: &dyn Accelerator, observer: Arc<dyn CpuObserver>) -> Self {
         Self {
-            threading,
+            accelerator: accelerator.name(),
+            threading: accelerator.threading(),
             shared: Shared { exclusive: Exclusive::new(), observer },
             inner: Mutex::new(Inner { cpus: Vec::new(), threads: Vec::new(), pauses: 1, generation: 0 }),
         }
@@ -108,26 +111,24 @@ impl CpuSet {
         self.inner.lock().expect(LOCK)
     }
 
-    /// Adds the CPU `config.index` behind the handle `cpu` ([`CpuHandle::new`]; what interrupts it may have it
-    /// already) and returns once it is bound to its thread. It is in the power-on state, stopped, or, when the set
-    /// runs, about to.
+    /// Adds the CPU that `seed` ([`Accelerator::new_vcpu`]) grows into, behind the handle `cpu` ([`CpuHandle::new`]; its
+    /// interrupt controller may have it already), and returns once it is bound to its thread. It is in the power-on
+    /// state, stopped, or, when the set runs, about to run.
     pub fn spawn(
         &self,
-        accelerator: &dyn Accelerator,
-        config: &VcpuConfig,
+        seed: Box<dyn VcpuSeed>,
         cpu: CpuHandle,
         io: Arc<dyn CpuIo>,
     ) -> Result<(), SpawnError> {
-        let index = config.index;
+        let index = cpu.index();
         if self.threading == Threading::RoundRobin && !self.lock().cpus.is_empty() {
             return Err(SpawnError::RoundRobin);
         }
-        let seed = accelerator.new_vcpu(config).map_err(|source| SpawnError::Vcpu { index, source })?;
         cpu.set_kicker(seed.kicker());
         let (created, creation) = mpsc::sync_channel(1);
         let (shared, handle) = (self.shared.clone(), cpu.clone());
         let thread = std::thread::Builder::new()
-            .name(format!("CPU {index}/{}", accelerator.name()))
+            .name(format!("CPU {index}/{}", self.accelerator))
             .spawn(move || cpu_thread(seed, handle, io, shared, &created))
             .map_err(|source| SpawnError::Thread { index, source })?;
         match creation.recv() {

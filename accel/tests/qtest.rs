@@ -36,12 +36,13 @@ impl CpuIo for Latch {
 
 fn machine(cpus: usize) -> CpuSet {
     let accelerator = QtestAccelerator::new();
-    let set = CpuSet::new(accelerator.threading(), Arc::new(NoEvents));
+    let set = CpuSet::new(&accelerator, Arc::new(NoEvents));
     let io = Arc::new(Latch::default());
     for index in 0..cpus {
         let model = Arc::new(CpuModel::default());
         let config = VcpuConfig { index, apic_id: index as u32, cpu_count: cpus, model };
-        set.spawn(&accelerator, &config, CpuHandle::new(index), io.clone()).expect("a CPU is created");
+        let seed = accelerator.new_vcpu(&config).expect("a CPU is reserved");
+        set.spawn(seed, CpuHandle::new(index), io.clone()).expect("a CPU is created");
     }
     set
 }
