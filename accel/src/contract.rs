@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use devices::clock::{Clock, GuestTsc};
 use devices::cpu_interrupts::LocalInterrupts;
+use devices::device::Device;
 use devices::interrupt::InterruptSink;
 use vm_memory::GuestMemoryMmap;
 
@@ -22,6 +23,11 @@ pub trait Accelerator: Send + Sync {
     fn memory_listener(&self) -> &dyn MemoryListener;
     /// Who models the interrupt controllers.
     fn irqchip(&self) -> Irqchip;
+    /// The accelerator's own interrupt controllers as a device, to be reset with the others (the local APICs are reset
+    /// with their CPUs). `None` where the machine builds them.
+    fn irqchip_device(&self) -> Option<Arc<dyn Device>> {
+        None
+    }
     /// Guest time.
     fn clock(&self) -> Arc<dyn Clock>;
     /// How CPUs map to host threads.

@@ -96,7 +96,8 @@ const REQUIRED_IRQCHIP: &[(Cap, &str)] = &[
 
 /// Opens the device and checks that it is a KVM with all that `irqchip` needs.
 pub(crate) fn open(path: &Path, irqchip: KernelIrqchip) -> Result<KvmFd, OpenError> {
-    let file = OpenOptions::new().read(true).write(true).open(path).map_err(|source| classify(path, source))?;
+    let file =
+        OpenOptions::new().read(true).write(true).open(path).map_err(|source| classify(path, source))?;
     let kvm = adopt(file);
     match kvm.get_api_version() {
         API_VERSION => {}

@@ -46,7 +46,7 @@ pub(crate) fn prepare_thread() -> io::Result<()> {
     INSTALLED
         .get_or_init(|| install().map_err(|e| e.raw_os_error().unwrap_or(libc::EINVAL)))
         .map_err(io::Error::from_raw_os_error)?;
-    vmm_sys_util::signal::unblock_signal(signal()).map_err(io::Error::other)
+    vmm_sys_util::signal::unblock_signal(signal()).map_err(|error| io::Error::other(error.to_string()))
 }
 
 fn install() -> io::Result<()> {

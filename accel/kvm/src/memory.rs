@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use accel::{MemoryError, MemoryListener};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// One slot in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,11 @@ impl MemoryListener for MemorySlots {
     fn set_map(&self, memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
         let wanted: Vec<Stretch> = memory
             .iter()
-            .map(|region| Stretch { gpa: region.start_addr().0, len: region.len(), host: region.as_ptr().addr() as u64 })
+            .map(|region| Stretch {
+                gpa: region.start_addr().0,
+                len: region.len(),
+                host: region.as_ptr().addr() as u64,
+            })
             .collect();
         let mut inner = self.inner.lock().expect("no holder of the slots' lock panics");
         let plan = plan(&inner.slots, &wanted);
@@ -132,7 +136,10 @@ mod tests {
         assert_eq!(plan(&[Some(A), Some(B)], &[B, A]), Plan::default());
         assert_eq!(plan(&[Some(A), Some(B)], &[B, C]), Plan { deleted: vec![0], added: vec![(0, C)] });
         let grown = Stretch { len: 0x2000, ..A };
-        assert_eq!(plan(&[Some(A), Some(B)], &[grown, B]), Plan { deleted: vec![0], added: vec![(0, grown)] });
+        assert_eq!(
+            plan(&[Some(A), Some(B)], &[grown, B]),
+            Plan { deleted: vec![0], added: vec![(0, grown)] }
+        );
         assert_eq!(plan(&[None, Some(B)], &[B, A, C]), Plan { deleted: vec![], added: vec![(0, A), (2, C)] });
     }
 }
