@@ -18,3 +18,8 @@ mod vcpu;
 pub use accelerator::{Kvm, KvmOptions};
 pub use device::{KernelIrqchip, OpenError};
 pub use probe::ProbeFailure;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -81,8 +81,11 @@ impl Vcpu {
             if self.user_apic.as_ref().is_some_and(|apic| apic.run_mode == RunMode::Halted) {
                 return Ok(VcpuExit::Halted);
             }
+            if self.incomplete {
+                return self.end_of_access(io);
+            }
             // With the kernel's local APIC a halted CPU waits in KVM_RUN; only a request gets it out.
-            if self.cpu.exit_requested() && !self.incomplete {
+            if self.cpu.exit_requested() {
                 return Ok(VcpuExit::Kicked);
             }
         }

@@ -37,6 +37,9 @@ impl Vcpu {
             if let Some(exit) = self.enter(io)? {
                 return Ok(exit);
             }
+            if self.debug.single_step && self.incomplete {
+                return self.end_of_access(io);
+            }
         }
     }
 
@@ -50,6 +53,18 @@ impl Vcpu {
             }
         }
         Ok(())
+    }
+
+    /// Completes an access of an instruction that is to be the only one. The kernel loses some of the traps that end
+    /// such an instruction, so its end is taken for the trap.
+    pub(super) fn end_of_access(&mut self, io: &dyn CpuIo) -> Result<VcpuExit, VcpuError> {
+        self.complete(io)?;
+        if let Some(exit) = self.deferred.take() {
+            return Ok(exit);
+        }
+        let rip = self.fd.get_regs().map_err(host("KVM_GET_REGS failed"))?.rip;
+        let base = self.fd.get_sregs().map_err(host("KVM_GET_SREGS failed"))?.cs.base;
+        Ok(VcpuExit::Debug { pc: base.wrapping_add(rip) })
     }
 
     /// One KVM_RUN, and what it came out for. `None`: on with the loop.
