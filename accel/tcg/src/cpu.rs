@@ -6,9 +6,10 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use accel::{CpuHandle, CpuIo};
-use devices::clock::Clock;
+use devices::clock::{Clock, ScaledTsc};
 use iced_x86::Register;
 
+use crate::cpuid::Cpuid;
 use crate::env::EnvRef;
 use crate::mmu::Mmu;
 use crate::ram::{Ram, RamPage};
@@ -25,6 +26,10 @@ pub struct Cpu {
     pub handle: CpuHandle,
     /// Guest time.
     pub clock: Arc<dyn Clock>,
+    /// The time-stamp counter as the local APIC sees it; `env.tsc_offset` is its offset, for RDTSC.
+    pub tsc: Arc<ScaledTsc>,
+    /// What CPUID shows.
+    pub cpuid: Arc<Cpuid>,
     /// 0 for the bootstrap CPU.
     pub index: usize,
     /// DR6 bits of traps that the running instruction has met; delivered when it is finished.
@@ -34,9 +39,13 @@ pub struct Cpu {
 
 impl Cpu {
     /// A CPU over a zeroed environment; the caller sets its state.
+    ///
+    /// Its time-stamp counter and CPUID are those of a lone CPU of the `max` model until the caller replaces them.
     pub fn new(env: EnvRef, ram: Arc<Ram>, handle: CpuHandle, clock: Arc<dyn Clock>) -> Self {
         let index = handle.index();
-        Self { env, mmu: Mmu::new(), ram, handle, clock, index, pending_debug: 0, io: None }
+        let tsc = ScaledTsc::new(Arc::clone(&clock), crate::msr::TSC_HZ);
+        let cpuid = Arc::clone(&crate::cpuid::MAX);
+        Self { env, mmu: Mmu::new(), ram, handle, clock, tsc, cpuid, index, pending_debug: 0, io: None }
     }
 
     /// Lends `io` to the CPU for the time of `f`.

@@ -62,6 +62,16 @@ impl Exception {
         Self::with_code(vector::SS, code)
     }
 
+    /// #NP(code).
+    pub const fn np(code: u32) -> Self {
+        Self::with_code(vector::NP, code)
+    }
+
+    /// #TS(code).
+    pub const fn ts(code: u32) -> Self {
+        Self::with_code(vector::TS, code)
+    }
+
     /// #PF(code) at linear address `address`.
     pub const fn page_fault(address: u64, code: u32) -> Self {
         Self { vector: vector::PF, error_code: Some(code), payload: address }

@@ -1,10 +1,17 @@
 //! The translator: x86-64 guests on x86-64 hosts without hardware virtualisation.
 
+pub mod arch;
 pub mod complex;
 pub mod cpu;
+pub mod cpuid;
 pub mod debug;
 pub mod env;
 pub mod exception;
+pub mod interrupt;
 pub mod mmu;
+pub mod msr;
 pub mod operand;
 pub mod ram;
+pub mod segment;
+pub mod stack;
+pub mod task;

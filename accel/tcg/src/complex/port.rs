@@ -21,13 +21,13 @@ pub fn check_io(cpu: &mut Cpu, port: u16, size: usize) -> Exec<()> {
     if !task.usable() || !matches!(task.access & 0xf, 9 | 0xb) || task.limit < 0x67 {
         return Err(Exception::gp(0));
     }
-    let map = cpu.read(cpu.wrap(task.base.wrapping_add(IO_MAP_BASE)), 2, Access::System)?;
+    let map = cpu.read(cpu.wrap_system(task.base.wrapping_add(IO_MAP_BASE)), 2, Access::System)?;
     let byte = map + u64::from(port / 8);
     // The processor reads two bytes always, so that the bits of an access may cross into the next one.
     if byte + 1 > u64::from(task.limit) {
         return Err(Exception::gp(0));
     }
-    let bits = cpu.read(cpu.wrap(task.base.wrapping_add(byte)), 2, Access::System)?;
+    let bits = cpu.read(cpu.wrap_system(task.base.wrapping_add(byte)), 2, Access::System)?;
     let wanted = (1u64 << size) - 1;
     if bits >> (port & 7) & wanted != 0 {
         return Err(Exception::gp(0));

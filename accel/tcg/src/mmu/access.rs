@@ -119,7 +119,7 @@ impl Cpu {
         let mode = self.tlb_mode(access);
         self.target(linear, mode, true)?;
         if linear & (PAGE - 1) > PAGE - len {
-            self.target(self.wrap(linear.wrapping_add(len - 1)) & !(PAGE - 1), mode, true)?;
+            self.target(self.wrap_from(linear, len - 1) & !(PAGE - 1), mode, true)?;
         }
         Ok(())
     }
@@ -127,6 +127,13 @@ impl Cpu {
     /// Linear addresses wrap at 4 GiB outside 64-bit mode.
     pub fn wrap(&self, linear: u64) -> u64 {
         if self.env.is_64bit() { linear } else { linear & 0xffff_ffff }
+    }
+
+    /// `linear + len`, wrapped as [`Cpu::wrap`] does unless `linear` is of IA-32e mode's tables and stacks, which lie
+    /// above 4 GiB while compatibility mode runs.
+    fn wrap_from(&self, linear: u64, len: u64) -> u64 {
+        let end = linear.wrapping_add(len);
+        if linear >> 32 != 0 { end } else { self.wrap(end) }
     }
 
     /// [`Cpu::read_bytes`] in a given soft-TLB mode.
@@ -142,7 +149,7 @@ impl Cpu {
                 Target::Code(page) => load(page.host | linear & (PAGE - 1), part),
                 Target::Mmio(gpa) => self.mmio_read(gpa, part),
             }
-            linear = self.wrap(linear.wrapping_add(here as u64));
+            linear = self.wrap_from(linear, here as u64);
             rest = tail;
         }
         Ok(())
@@ -157,7 +164,7 @@ impl Cpu {
             self.store_target(linear, target, from);
             return Ok(());
         }
-        let next = self.wrap(linear.wrapping_add(first as u64));
+        let next = self.wrap_from(linear, first as u64);
         let second = self.target(next, mode, true)?;
         self.note_watch(linear, from.len(), true);
         self.store_target(linear, target, &from[..first]);
