@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 
 pub mod arch_state;
+pub mod conformance;
 pub mod contract;
 pub mod cpu_handle;
 pub mod cpu_model;
