@@ -3,11 +3,13 @@
 //! Generated code stores the registers, sets `env.rip` to the instruction and calls [`execute`].
 
 pub mod data;
+pub mod fpu_env;
 pub mod port;
 pub mod port_string;
 pub mod string;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod xstate;
 
 use iced_x86::Instruction;
 
