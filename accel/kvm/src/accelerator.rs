@@ -85,7 +85,7 @@ impl Shared {
 
 /// The KVM accelerator.
 pub struct Kvm {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     clock: Arc<HostClock>,
 }
 
@@ -103,7 +103,7 @@ impl Kvm {
             KernelIrqchip::Off => None,
             KernelIrqchip::On => {
                 let routes = usize::try_from(vm.check_extension_int(Cap::IrqRouting)).unwrap_or(0);
-                Some(Arc::new(KernelChips::new(Arc::clone(&vm), routes)?))
+                Some(Arc::new(KernelChips::new(Arc::clone(&vm), routes)))
             }
             KernelIrqchip::Split => return Err(OpenError::SplitIrqchip),
         };
@@ -165,6 +165,9 @@ impl Accelerator for Kvm {
     }
 
     fn new_vcpu(&self, config: &VcpuConfig) -> Result<Box<dyn VcpuSeed>, VcpuError> {
+        if let Some(chips) = &self.shared.chips {
+            chips.ensure()?;
+        }
         Ok(Box::new(Seed::new(Arc::clone(&self.shared), config.clone())))
     }
 }
