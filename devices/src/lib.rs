@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod bus;
+pub mod chipset;
 pub mod clock;
 pub mod cpu_interrupts;
 pub mod device;
