@@ -2,7 +2,7 @@
 //! (SDM vol. 2A, *CPUID*; AMD APM vol. 3, *CPUID Functions*; Linux, Documentation/virt/kvm/x86/cpuid.rst).
 
 use accel::VcpuError;
-use accel::cpu_model::{CpuModel, CpuidRegister, Feature, ModelBase};
+use accel::cpu_model::{CpuModel, CpuidRegister};
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 mod spec;
@@ -41,7 +41,7 @@ pub(crate) fn entries(
         set(&mut entries, 1, 0, CpuidRegister::Ecx, spec::LEAF_1_ECX_X2APIC, false);
     }
     apply_model(&mut entries, model)?;
-    trim_xsave(&mut entries);
+    drop_lost_state(&mut entries);
     set(&mut entries, 1, 0, CpuidRegister::Ecx, spec::LEAF_1_ECX_HYPERVISOR, true);
     hypervisor_leaves(&mut entries, platform);
     topology.apply(&mut entries);
@@ -73,63 +73,33 @@ fn set(entries: &mut [kvm_cpuid_entry2], leaf: u32, subleaf: u32, reg: CpuidRegi
     }
 }
 
-fn has(entries: &mut [kvm_cpuid_entry2], feature: &Feature) -> bool {
-    find(entries, feature.leaf, feature.subleaf)
-        .is_some_and(|entry| *register(entry, feature.register) & (1 << feature.bit) != 0)
-}
-
 fn apply_model(entries: &mut [kvm_cpuid_entry2], model: &CpuModel) -> Result<(), VcpuError> {
-    // Before the base cuts them off: what the user adds is measured by what the host has.
-    if let Some(missing) = model.added.iter().find(|feature| !has(entries, feature)) {
-        return Err(VcpuError::MissingFeature(missing.name));
-    }
-    if let ModelBase::Named { features, .. } = &model.base {
-        for &(leaf, subleaf, reg) in spec::FEATURE_WORDS {
-            let kept = features
-                .iter()
-                .chain(&model.added)
-                .filter(|feature| (feature.leaf, feature.subleaf, feature.register) == (leaf, subleaf, reg))
-                .fold(0, |mask, feature| mask | 1 << feature.bit);
-            set(entries, leaf, subleaf, reg, !kept, false);
-        }
-    }
-    for feature in &model.removed {
-        set(entries, feature.leaf, feature.subleaf, feature.register, 1 << feature.bit, false);
+    model.check(|leaf, subleaf| {
+        find(entries, leaf, subleaf).map_or([0; 4], |entry| [entry.eax, entry.ebx, entry.ecx, entry.edx])
+    })?;
+    for entry in entries {
+        let offered = [entry.eax, entry.ebx, entry.ecx, entry.edx];
+        [entry.eax, entry.ebx, entry.ecx, entry.edx] = model.apply(entry.function, entry.index, offered);
     }
     Ok(())
 }
 
-/// Takes state components out of leaf 0xd whose instructions are not there: the kernel lets the guest enable in XCR0
-/// what this leaf shows.
-fn trim_xsave(entries: &mut Vec<kvm_cpuid_entry2>) {
-    let mut word = |leaf, reg| find(entries, leaf, 0).map_or(0, |entry| *register(entry, reg));
-    let (leaf_1, leaf_7_ebx) = (word(1, CpuidRegister::Ecx), word(7, CpuidRegister::Ebx));
-    let (leaf_7_ecx, leaf_7_edx) = (word(7, CpuidRegister::Ecx), word(7, CpuidRegister::Edx));
-    if leaf_1 & spec::LEAF_1_ECX_XSAVE == 0 {
+/// Takes out the sub-leaves of leaf 0xd for state that the model has ruled out: the kernel lets the guest enable in
+/// XCR0 what this leaf shows.
+fn drop_lost_state(entries: &mut Vec<kvm_cpuid_entry2>) {
+    let leaf_1_ecx = find(entries, 1, 0).map_or(0, |entry| entry.ecx);
+    if leaf_1_ecx & spec::LEAF_1_ECX_XSAVE == 0 {
         entries.retain(|entry| entry.function != 0xd);
         return;
     }
-    let avx = leaf_1 & spec::LEAF_1_ECX_AVX != 0;
-    let mut gone = 0;
-    if !avx {
-        gone |= spec::XCR0_AVX;
-    }
-    if !avx || leaf_7_ebx & spec::LEAF_7_EBX_AVX512F == 0 {
-        gone |= spec::XCR0_AVX512;
-    }
-    if leaf_7_ebx & spec::LEAF_7_EBX_MPX == 0 {
-        gone |= spec::XCR0_MPX;
-    }
-    if leaf_7_ecx & spec::LEAF_7_ECX_PKU == 0 {
-        gone |= spec::XCR0_PKRU;
-    }
-    if leaf_7_edx & spec::LEAF_7_EDX_AMX_TILE == 0 {
-        gone |= spec::XCR0_AMX;
-    }
-    set(entries, 0xd, 0, CpuidRegister::Eax, gone, false);
-    entries.retain(|entry| {
-        !(entry.function == 0xd && entry.index >= 2 && entry.index < 32 && gone & (1 << entry.index) != 0)
-    });
+    let of = |entry: Option<&mut kvm_cpuid_entry2>, low: CpuidRegister, high: CpuidRegister| {
+        entry.map_or(0, |entry| u64::from(*register(entry, high)) << 32 | u64::from(*register(entry, low)))
+    };
+    let user = of(find(entries, 0xd, 0), CpuidRegister::Eax, CpuidRegister::Edx);
+    // Supervisor state: what IA32_XSS may enable.
+    let supervisor = of(find(entries, 0xd, 1), CpuidRegister::Ecx, CpuidRegister::Edx);
+    let shown = user | supervisor;
+    entries.retain(|entry| entry.function != 0xd || entry.index < 2 || shown >> entry.index.min(63) & 1 != 0);
 }
 
 /// Keeps the kernel's signature and its paravirtual features, less those that need its local APIC, and says how

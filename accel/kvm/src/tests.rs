@@ -230,6 +230,12 @@ fn breakpoints_stop(kvm: &crate::Kvm) {
     machine.backend.set_debug(&DebugControl { single_step: false, breakpoints: vec![START + 2] }).unwrap();
     assert_eq!(machine.run(), VcpuExit::Debug { pc: START + 2 });
     assert_eq!(machine.backend.state().unwrap().gpr[reg::RAX] as u16, 2);
+    // Going on goes on.
+    machine
+        .backend
+        .set_debug(&DebugControl { single_step: false, breakpoints: vec![START + 2, START + 3] })
+        .unwrap();
+    assert_eq!(machine.run(), VcpuExit::Debug { pc: START + 3 });
 }
 
 fn reset_gives_the_power_on_state(kvm: &crate::Kvm) {

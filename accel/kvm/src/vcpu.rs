@@ -67,6 +67,8 @@ pub(crate) struct Vcpu {
     /// Came up while an access was completed; for the next `run`.
     deferred: Option<VcpuExit>,
     debug: DebugControl,
+    /// The breakpoint just reported, by linear address: going on does not report it again.
+    at_breakpoint: Option<u64>,
     power_on: PowerOn,
 }
 
@@ -115,6 +117,7 @@ impl Vcpu {
             incomplete: false,
             deferred: None,
             debug: DebugControl::default(),
+            at_breakpoint: None,
             power_on,
         };
         if vcpu.user_apic.is_some() {
@@ -158,6 +161,7 @@ impl VcpuBackend for Vcpu {
         }
         self.incomplete = false;
         self.deferred = None;
+        self.at_breakpoint = None;
         self.clear_events()?;
         if let Some(lapic) = &self.power_on.lapic {
             self.fd.set_lapic(lapic).map_err(host("KVM_SET_LAPIC failed"))?;
@@ -171,6 +175,7 @@ impl VcpuBackend for Vcpu {
     }
 
     fn set_state(&mut self, state: &CpuArchState) -> Result<(), VcpuError> {
+        self.at_breakpoint = None;
         self.write_state(state)
     }
 

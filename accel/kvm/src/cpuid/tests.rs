@@ -1,8 +1,10 @@
+use accel::cpu_model::ModelBase;
+
 use super::*;
 
-const AVX2: Feature = Feature { name: "avx2", leaf: 7, subleaf: 0, register: CpuidRegister::Ebx, bit: 5 };
-const AVX: Feature = Feature { name: "avx", leaf: 1, subleaf: 0, register: CpuidRegister::Ecx, bit: 28 };
-const SSE3: Feature = Feature { name: "sse3", leaf: 1, subleaf: 0, register: CpuidRegister::Ecx, bit: 0 };
+fn feature(name: &str) -> accel::cpu_model::Feature {
+    accel::cpu_model::feature(name).expect("a feature of this name")
+}
 
 fn leaf(function: u32, index: Option<u32>, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
     let flags = if index.is_some() { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 };
@@ -77,7 +79,7 @@ fn each_leaf_tells_the_same_place() {
 
 #[test]
 fn removed_features_go_with_their_state() {
-    let model = CpuModel { removed: vec![AVX], ..CpuModel::default() };
+    let model = CpuModel { removed: vec![feature("avx")], ..CpuModel::default() };
     let mut shown = shown(&model, KERNEL);
     assert_eq!(word(&mut shown, 1, 0, CpuidRegister::Ecx) & 1 << 28, 0);
     assert_eq!(word(&mut shown, 0xd, 0, CpuidRegister::Eax), 3);
@@ -85,20 +87,18 @@ fn removed_features_go_with_their_state() {
 }
 
 #[test]
-fn a_named_model_has_its_features_and_no_others() {
-    let base = ModelBase::Named { name: "test", features: vec![SSE3] };
-    let model = CpuModel { base, added: vec![AVX2], ..CpuModel::default() };
+fn a_named_model_has_its_features_and_the_machines() {
+    let base = ModelBase::Named { name: "test", features: vec![feature("pni")] };
+    let model = CpuModel { base, added: vec![feature("avx2")], ..CpuModel::default() };
     let mut shown = shown(&model, KERNEL);
-    // The hypervisor bit is the machine's, not the model's.
-    assert_eq!(word(&mut shown, 1, 0, CpuidRegister::Ecx), 1 | 1 << 31);
+    assert_eq!(word(&mut shown, 1, 0, CpuidRegister::Ecx), 1 | 1 << 21 | 1 << 24 | 1 << 31);
     assert_eq!(word(&mut shown, 7, 0, CpuidRegister::Ebx), 1 << 5);
     assert!(find(&mut shown, 0xd, 0).is_none());
 }
 
 #[test]
 fn an_added_feature_that_the_host_lacks_is_an_error() {
-    let avx512f = Feature { name: "avx512f", leaf: 7, subleaf: 0, register: CpuidRegister::Ebx, bit: 16 };
-    let model = CpuModel { added: vec![avx512f], ..CpuModel::default() };
+    let model = CpuModel { added: vec![feature("avx512f")], ..CpuModel::default() };
     let error = entries(&host(), &model, FOUR, KERNEL).expect_err("the host lacks it");
     assert!(matches!(error, VcpuError::MissingFeature("avx512f")));
 }

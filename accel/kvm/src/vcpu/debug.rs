@@ -48,10 +48,34 @@ impl Vcpu {
         self.fd.set_guest_debug(&control).map_err(host("KVM_SET_GUEST_DEBUG failed"))
     }
 
+    /// CS:RIP as a linear address.
+    pub(super) fn pc(&self) -> Result<u64, VcpuError> {
+        let rip = self.fd.get_regs().map_err(host("KVM_GET_REGS failed"))?.rip;
+        let base = self.fd.get_sregs().map_err(host("KVM_GET_SREGS failed"))?.cs.base;
+        Ok(base.wrapping_add(rip))
+    }
+
+    /// Takes the CPU past the breakpoint that it has just reported, with no breakpoint set. `Some` if that ends the run.
+    pub(super) fn leave_breakpoint(&mut self, io: &dyn CpuIo) -> Result<Option<VcpuExit>, VcpuError> {
+        let Some(reported) = self.at_breakpoint.take() else { return Ok(None) };
+        if self.pc()? != reported {
+            return Ok(None);
+        }
+        let debug = self.debug.clone();
+        self.apply_debug(&DebugControl::default(), true)?;
+        let result = self.step_to_exit(io);
+        self.apply_debug(&debug, debug.single_step)?;
+        match result? {
+            VcpuExit::Debug { .. } if !debug.single_step => Ok(None),
+            exit => Ok(Some(exit)),
+        }
+    }
+
     /// One instruction. Interrupts wait meanwhile, where the kernel can hold them.
     pub(super) fn single_step(&mut self, io: &dyn CpuIo) -> Result<VcpuExit, VcpuError> {
         let debug = self.debug.clone();
-        self.apply_debug(&debug, true)?;
+        // Without breakpoints: one at this very instruction would be reported instead of the step.
+        self.apply_debug(&DebugControl::default(), true)?;
         let result = self.step_to_exit(io);
         self.apply_debug(&debug, debug.single_step)?;
         match result {

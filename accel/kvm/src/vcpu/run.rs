@@ -13,6 +13,9 @@ impl Vcpu {
         if let Some(exit) = self.deferred.take() {
             return Ok(exit);
         }
+        if let Some(exit) = self.leave_breakpoint(io)? {
+            return Ok(exit);
+        }
         // SAFETY: the page stays mapped while `self.fd` is open, and that outlives this call.
         let _entry = unsafe { Entry::new(self.page.immediate_exit()) };
         loop {
@@ -62,9 +65,7 @@ impl Vcpu {
         if let Some(exit) = self.deferred.take() {
             return Ok(exit);
         }
-        let rip = self.fd.get_regs().map_err(host("KVM_GET_REGS failed"))?.rip;
-        let base = self.fd.get_sregs().map_err(host("KVM_GET_SREGS failed"))?.cs.base;
-        Ok(VcpuExit::Debug { pc: base.wrapping_add(rip) })
+        Ok(VcpuExit::Debug { pc: self.pc()? })
     }
 
     /// One KVM_RUN, and what it came out for. `None`: on with the loop.
@@ -97,7 +98,11 @@ impl Vcpu {
                 self.halted();
                 Ok(None)
             }
-            kvm::KVM_EXIT_DEBUG => Ok(Some(VcpuExit::Debug { pc: self.page.debug_pc() })),
+            kvm::KVM_EXIT_DEBUG => {
+                let pc = self.page.debug_pc();
+                self.at_breakpoint = self.debug.breakpoints.contains(&pc).then_some(pc);
+                Ok(Some(VcpuExit::Debug { pc }))
+            }
             kvm::KVM_EXIT_SHUTDOWN => Ok(Some(VcpuExit::Shutdown(Shutdown::TripleFault))),
             // A chance to inject, or a signal: the loop looks.
             kvm::KVM_EXIT_IRQ_WINDOW_OPEN | kvm::KVM_EXIT_SET_TPR | kvm::KVM_EXIT_INTR => Ok(None),
