@@ -4,6 +4,9 @@
 
 pub mod data;
 pub mod fpu_env;
+pub mod gather;
+pub mod legacy;
+pub mod masked;
 pub mod port;
 pub mod port_string;
 pub mod string;
