@@ -1,0 +1,31 @@
+# Shared functions of the benchmarks. Sourced, never run. Every figure is taken from runs of this very call.
+
+# shellcheck source=resources/guests/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../guests/lib.sh"
+export PATH=$PATH:$HOME/.cargo/bin
+OUT=$REPO/target/bench
+mkdir -p "$OUT"
+
+# The program to measure: the release build, or $BENCH_PROGRAM.
+program() {
+    if [ -n "${BENCH_PROGRAM:-}" ]; then
+        echo "$BENCH_PROGRAM"
+    else
+        (cd "$REPO" && cargo build --release --quiet --bin bivisor) || die "the release build fails"
+        echo "${CARGO_TARGET_DIR:-$REPO/target}/release/bivisor"
+    fi
+}
+
+# median FILE: of numbers, one a line; of an even count the lower middle one is not favoured: their mean.
+median() {
+    sort -n "$1" | awk '{ v[NR] = $1 } END { if (NR == 0) { print "null"; exit } m = int((NR + 1) / 2); printf "%d\n", (v[m] + v[NR + 1 - m]) / 2 }'
+}
+
+lowest() { sort -n "$1" | head -n 1; }
+highest() { sort -n "$1" | tail -n 1; }
+
+# host_json: what the figures were taken on.
+host_json() {
+    printf '"cpu": "%s", "cores": %d, "host_kernel": "%s", "date": "%s"' \
+        "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" "$(uname -r)" "$(date -u +%F)"
+}

@@ -1,0 +1,72 @@
+#!/bin/bash
+# Wall clock from the start of the program to the guest's first instruction, on KVM: the first instruction ends the
+# machine, so the program's end (which is included) tells when it ran. Two guests: the smallest one, and Debian's
+# kernel with its initramfs, whose entry is overwritten by the same instructions, so that all loading is real.
+#
+#     resources/bench/start.sh [RUNS] [ACCEL]        (20 and kvm unless told)
+#
+# qemu-system-x86_64 runs beside it where it is installed. Prints a table, writes target/bench/start.json.
+
+# shellcheck source=resources/bench/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+runs=${1:-20} accel=${2:-kvm}
+"$REPO/resources/guests/fetch.sh" cloud boot-test
+need as ld
+bivisor=$(program)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+as --64 -o "$work/first.o" "$REPO/resources/bench/first.S"
+ld -m elf_x86_64 --no-warn-rwx-segments -N -Ttext=0x100000 -e _start -o "$work/small" "$work/first.o"
+
+# The protected-mode part begins after the set-up sectors (Documentation/arch/x86/boot.rst, setup_sects); it is entered at
+# its first byte in 32-bit mode or 0x200 later in 64-bit mode.
+cp "$GUESTS/vmlinuz-cloud" "$work/linux"
+sectors=$(od -An -tu1 -j 497 -N 1 "$work/linux")
+for entry in 0 512; do
+    printf '\xb0\x31\xe6\xf4\xf4\xeb\xfd' |
+        dd of="$work/linux" bs=1 seek=$(((sectors + 1) * 512 + entry)) conv=notrunc status=none
+done
+
+# once NAME COMMAND...: exit code 99 is the debug exit's (0x31 << 1) | 1: anything else is not what was to be timed.
+once() {
+    local name=$1 begun ended status=0
+    shift
+    begun=${EPOCHREALTIME/./}
+    timeout -k 5 60 "$@" -nographic -no-reboot -device isa-debug-exit,iobase=0xf4,iosize=1 </dev/null >"$work/log" 2>&1 || status=$?
+    ended=${EPOCHREALTIME/./}
+    [ $status = 99 ] || {
+        cat "$work/log" >&2
+        die "$name: exit code $status instead of 99"
+    }
+    echo $((ended - begun)) >>"$work/$name"
+}
+
+vmms=(bivisor)
+! command -v qemu-system-x86_64 >/dev/null || vmms+=(qemu)
+for _ in $(seq "$runs"); do
+    for vmm in "${vmms[@]}"; do
+        case $vmm in
+        bivisor) command=("$bivisor" -M microvm -accel "$accel") ;;
+        qemu) command=(qemu-system-x86_64 -M microvm,rtc=on -accel "$accel") ;;
+        esac
+        once "$vmm-small" "${command[@]}" -m 128 -kernel "$work/small"
+        once "$vmm-linux" "${command[@]}" -m 512 -kernel "$work/linux" -initrd "$GUESTS/boot-test.gz" -append "console=ttyS0"
+    done
+done
+
+printf '%-14s %5s %9s %10s %9s\n' guest runs min_us median_us max_us
+for vmm in "${vmms[@]}"; do
+    for guest in small linux; do
+        name=$vmm-$guest
+        printf '%-14s %5d %9d %10d %9d\n' "$name" "$runs" "$(lowest "$work/$name")" "$(median "$work/$name")" "$(highest "$work/$name")"
+    done
+done
+{
+    printf '{ "what": "start to first instruction, us", "accel": "%s", "runs": %d' "$accel" "$runs"
+    for vmm in "${vmms[@]}"; do
+        printf ', "%s_small_median": %s, "%s_linux_median": %s' "$vmm" "$(median "$work/$vmm-small")" "$vmm" "$(median "$work/$vmm-linux")"
+    done
+    printf ', %s }\n' "$(host_json)"
+} | tee "$OUT/start.json"
