@@ -13,6 +13,11 @@ pub trait CharBackend: Send + Sync {
     /// Takes what the guest sent, in order. A byte that the host will not have is dropped, never an error: the guest
     /// cannot do anything about it. May block only as long as the host's own write does.
     fn write(&self, bytes: &[u8]);
+    /// Whether [`CharBackend::write`] would return without waiting for a slow reader. Asked where waiting is not an
+    /// option: on the thread that drives the clock, and while the machine pauses.
+    fn can_write(&self) -> bool {
+        true
+    }
     /// Brings what was taken so far to the host. For every way out of the program.
     fn flush(&self) {}
     /// The device has room again after [`CharDevice::can_receive`] was zero. Wakes whoever reads the host's input.

@@ -172,7 +172,8 @@ impl Uart16550 {
         self.registers.lock().expect("no holder of the UART's lock panics")
     }
 
-    /// Brings everything that the guest has sent to the host. For every way out of the program.
+    /// Brings everything that the guest has sent to the host, and waits for a slow reader. For every way out of the
+    /// program.
     pub fn flush(&self) {
         self.transmitter.flush();
     }
@@ -301,7 +302,7 @@ impl Device for Uart16550 {
     }
 
     fn reset(&self) {
-        self.flush();
+        self.transmitter.flush_if_ready();
         let mut registers = self.lock();
         let refused_input = registers.refused_input;
         *registers = Registers::power_on();
@@ -313,7 +314,7 @@ impl Device for Uart16550 {
     }
 
     fn pause(&self) {
-        self.flush();
+        self.transmitter.flush_if_ready();
     }
 }
 

@@ -58,6 +58,10 @@ impl CharBackend for TeeBackend {
         self.main.write(bytes);
     }
 
+    fn can_write(&self) -> bool {
+        self.copy.can_write() && self.main.can_write()
+    }
+
     fn flush(&self) {
         self.copy.flush();
         self.main.flush();

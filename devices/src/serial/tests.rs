@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
 use crate::backend::BufferBackend;
@@ -9,11 +9,15 @@ use crate::testing::Random;
 struct Host {
     writes: Mutex<Vec<Vec<u8>>>,
     accepts: AtomicUsize,
+    is_stuck: AtomicBool,
 }
 
 impl CharBackend for Host {
     fn write(&self, bytes: &[u8]) {
         self.writes.lock().unwrap().push(bytes.to_vec());
+    }
+    fn can_write(&self) -> bool {
+        !self.is_stuck.load(Ordering::SeqCst)
     }
     fn accept_input(&self) {
         self.accepts.fetch_add(1, Ordering::SeqCst);
@@ -72,6 +76,21 @@ fn output_goes_out_by_the_line_or_after_a_moment() {
 }
 
 const MAX_WAIT_NS: u64 = 1_000_000;
+
+#[test]
+fn the_clock_s_thread_does_not_wait_for_a_reader() {
+    let port = Port::new();
+    port.host.is_stuck.store(true, Ordering::SeqCst);
+    port.write(0, b'x');
+    port.clock.advance(1_000_000_000);
+    port.uart.pause();
+    port.uart.reset();
+    assert_eq!(port.writes(), [""; 0]);
+    port.host.is_stuck.store(false, Ordering::SeqCst);
+    port.clock.advance(100_000_000);
+    assert_eq!(port.writes(), ["x"]);
+    assert_eq!(port.clock.next_deadline_ns(), None);
+}
 
 #[test]
 fn probing_finds_a_16550a() {

@@ -1,12 +1,14 @@
 //! The way out of a UART: bytes gathered so that the host sees a write per line, not per byte.
 
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 
 use crate::backend::CharBackend;
 use crate::clock::{Clock, Timer};
 
 /// How long a byte waits for more to go with it: a prompt has no newline, and its reader must not notice.
 const MAX_DELAY_NS: u64 = 1_000_000;
+/// How long until a reader that was not ready is looked at again.
+const RETRY_NS: u64 = 20_000_000;
 /// Bytes at which the buffer goes out, newline or not.
 const FULL_BYTES: usize = 512;
 
@@ -31,8 +33,7 @@ impl Transmitter {
             let own = Weak::clone(own);
             let due = move || {
                 if let Some(own) = own.upgrade() {
-                    own.lock().is_timer_armed = false;
-                    own.flush();
+                    own.due();
                 }
             };
             Self {
@@ -67,9 +68,39 @@ impl Transmitter {
         false
     }
 
+    /// The timer fired: what has waited long enough goes out, unless that would make the clock's thread wait for a
+    /// reader that does not read.
+    fn due(&self) {
+        self.lock().is_timer_armed = false;
+        if !self.flush_if_ready() {
+            let mut pending = self.lock();
+            pending.is_timer_armed = true;
+            self.timer.arm(self.clock.now_ns().saturating_add(RETRY_NS));
+        }
+    }
+
+    /// Writes all bytes taken so far if the host takes them at once. False if it does not.
+    pub(super) fn flush_if_ready(&self) -> bool {
+        let writing = match self.writing.try_lock() {
+            Ok(writing) => writing,
+            Err(TryLockError::WouldBlock) => return false,
+            Err(TryLockError::Poisoned(poisoned)) => {
+                panic!("no holder of the transmit lock panics: {poisoned}")
+            }
+        };
+        if !self.backend.can_write() {
+            return false;
+        }
+        self.write_pending(writing);
+        true
+    }
+
     /// Writes all bytes taken so far.
     pub(super) fn flush(&self) {
-        let mut writing = self.writing.lock().expect("no holder of the transmit lock panics");
+        self.write_pending(self.writing.lock().expect("no holder of the transmit lock panics"));
+    }
+
+    fn write_pending(&self, mut writing: MutexGuard<'_, Vec<u8>>) {
         std::mem::swap(&mut *writing, &mut self.lock().bytes);
         if !writing.is_empty() {
             self.backend.write(&writing);
