@@ -2,7 +2,12 @@
 
 pub mod acpi;
 pub mod boot;
+pub mod console;
+pub mod exit_code;
+pub mod log;
+pub mod machine;
 pub mod options;
+pub mod run_state;
 pub mod signals;
 pub mod terminal;
 

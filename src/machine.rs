@@ -1,0 +1,3 @@
+//! The machine.
+pub mod cpu_io;
+pub mod memory;
