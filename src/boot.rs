@@ -127,7 +127,7 @@ impl BootSource {
 }
 
 fn open(option: &'static str, path: &Path) -> Result<File, BootError> {
-    let error = |source| BootError::Open { option, path: path.into(), source };
+    let error = |error| BootError::Open { option, path: path.into(), error };
     let file = File::open(path).map_err(error)?;
     let metadata = file.metadata().map_err(error)?;
     if metadata.is_dir() {
@@ -141,10 +141,10 @@ fn open(option: &'static str, path: &Path) -> Result<File, BootError> {
 
 fn open_kernel(path: &Path) -> Result<(File, Image), BootError> {
     let mut file = open("-kernel", path)?;
-    let start = bzimage::start_of(&mut file, LOOK_AT).map_err(|source| BootError::Open {
+    let start = bzimage::start_of(&mut file, LOOK_AT).map_err(|error| BootError::Open {
         option: "-kernel",
         path: path.into(),
-        source,
+        error,
     })?;
     let image = if elf::is_elf(&start) {
         Image::Elf(elf::Image::read(&file, path)?)
@@ -178,7 +178,7 @@ fn what_is(start: &[u8]) -> &'static str {
 /// Places the initial RAM disk as high as it may be, between the kernel's end and `top`.
 fn open_initrd(path: &Path, kernel_end: u64, top: u64) -> Result<Initrd, BootError> {
     let file = open("-initrd", path)?;
-    let error = |source| BootError::Open { option: "-initrd", path: path.into(), source };
+    let error = |error| BootError::Open { option: "-initrd", path: path.into(), error };
     let bytes = file.metadata().map_err(error)?.len();
     let address = top.checked_sub(bytes).map(|address| address & !(PAGE - 1));
     match address {

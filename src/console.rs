@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use devices::backend::{BufferBackend, CharBackend, FileBackend, NullBackend, TeeBackend};
 
-pub use self::input::Input;
+pub use self::input::{Input, Next};
 pub use self::output::Output;
 use crate::options::devices::SerialBackend;
 use crate::terminal::escape::EscapeFilter;
@@ -25,7 +25,7 @@ const TAIL_BYTES: usize = 16 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
     /// The file cannot be written.
-    #[error("-serial file:{}: {source}", path.display())]
+    #[error("-serial file:{}", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -33,10 +33,10 @@ pub enum ConsoleError {
         source: io::Error,
     },
     /// The host has no pseudo-terminal to give.
-    #[error("-serial pty: {0}")]
+    #[error("-serial pty")]
     Pty(#[source] io::Error),
     /// Standard input or output cannot be used.
-    #[error("-serial stdio: {0}")]
+    #[error("-serial stdio")]
     Stdio(#[source] io::Error),
 }
 

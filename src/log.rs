@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::{Debug, Write as _};
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -18,31 +18,44 @@ pub fn target(item: LogItem) -> &'static str {
     name
 }
 
+type Sink = Arc<Mutex<Box<dyn Write + Send>>>;
+
 /// Writes events, a line each.
-struct Log {
+struct Writer {
     targets: Vec<&'static str>,
-    sink: Mutex<Box<dyn Write + Send>>,
+    sink: Sink,
 }
 
-/// Starts the log. Once per process.
-pub fn start(items: &BTreeSet<LogItem>, file: Option<File>) {
-    let sink: Box<dyn Write + Send> = match file {
-        Some(file) => Box::new(io::LineWriter::new(file)),
-        None => Box::new(io::stderr()),
-    };
-    let log = Log { targets: items.iter().map(|&item| target(item)).collect(), sink: Mutex::new(sink) };
-    if tracing::subscriber::set_global_default(log).is_err() {
-        eprintln!("bivisor: the log was started twice");
-    }
+/// The log as the program has it.
+pub struct Log {
+    sink: Sink,
+}
+
+/// Starts the log on stderr. Once per process.
+pub fn start(items: &BTreeSet<LogItem>) -> Log {
+    let sink: Sink = Arc::new(Mutex::new(Box::new(io::stderr())));
+    let writer =
+        Writer { targets: items.iter().map(|&item| target(item)).collect(), sink: Arc::clone(&sink) };
+    tracing::subscriber::set_global_default(writer).expect("the log is started once");
+    Log { sink }
 }
 
 impl Log {
+    /// From now on to `file`.
+    pub fn redirect(&self, file: File) {
+        *self.sink.lock().expect(LOCK) = Box::new(io::LineWriter::new(file));
+    }
+}
+
+const LOCK: &str = "no holder of the log's lock panics";
+
+impl Writer {
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= Level::WARN || self.targets.contains(&metadata.target())
     }
 }
 
-impl Subscriber for Log {
+impl Subscriber for Writer {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.wants(metadata)
     }
@@ -69,7 +82,7 @@ impl Subscriber for Log {
         event.record(&mut Text(&mut line));
         line.push('\n');
         // A log that cannot be written must not stop the guest.
-        let _ = self.sink.lock().expect("no holder of the log's lock panics").write_all(line.as_bytes());
+        let _ = self.sink.lock().expect(LOCK).write_all(line.as_bytes());
     }
 
     fn enter(&self, _span: &span::Id) {}
@@ -93,7 +106,6 @@ impl Visit for Text<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     #[derive(Clone, Default)]
     struct Memory(Arc<Mutex<Vec<u8>>>);
@@ -111,7 +123,8 @@ mod tests {
     #[test]
     fn what_was_asked_for_and_every_warning() {
         let memory = Memory::default();
-        let log = Log { targets: vec![target(LogItem::Int)], sink: Mutex::new(Box::new(memory.clone())) };
+        let sink: Sink = Arc::new(Mutex::new(Box::new(memory.clone())));
+        let log = Writer { targets: vec![target(LogItem::Int)], sink };
         tracing::subscriber::with_default(log, || {
             tracing::trace!(target: "int", vector = 14, "page fault");
             tracing::trace!(target: "exec", "a block");

@@ -1,3 +1,238 @@
-//! The machine.
+//! The machine: RAM, buses, interrupt controllers, devices and CPUs, put together for an engine that was chosen.
+
 pub mod cpu_io;
 pub mod memory;
+mod microvm;
+
+use std::io;
+use std::sync::Arc;
+
+use accel::cpu_set::{CpuSet, SpawnError};
+use accel::machine_lifecycle::MachineResetError;
+use accel::{
+    Accelerator, CpuHandle, CpuModel, Irqchip, MachineLifecycle, MemoryError, VcpuConfig, VcpuError,
+};
+use devices::bus::{Bus, BusError};
+use devices::clock::Clock;
+use devices::device::Device;
+use devices::interrupt::InterruptSink;
+use devices::irqchip::UserspaceIrqchip;
+use devices::serial::Uart16550;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use self::cpu_io::MachineIo;
+use self::memory::{Ram, RamError};
+use crate::acpi;
+use crate::boot::error::BootError;
+use crate::boot::{BootSource, layout};
+use crate::options::devices::DeviceChoice;
+use crate::run_state::RunState;
+
+/// Why a machine could not be built or set going.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// No RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The engine does not take the memory map.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A CPU could not be reserved.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// A CPU could not be created.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// Two devices are at one place.
+    #[error("-device isa-debug-exit")]
+    Bus(#[from] BusError),
+    /// The kernel could not be loaded.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The machine could not be reset.
+    #[error(transparent)]
+    Reset(#[from] MachineResetError),
+    /// A CPU went away.
+    #[error("the bootstrap CPU does not answer")]
+    Cpu(#[from] accel::RunOnError),
+    /// RAM could not be cleared.
+    #[error("guest memory could not be cleared")]
+    Clear(#[source] io::Error),
+}
+
+/// What a machine is made of, beside its engine.
+pub struct Blueprint {
+    /// Guest RAM in bytes.
+    pub memory_bytes: u64,
+    /// Number of CPUs.
+    pub cpus: usize,
+    /// What CPUID shows.
+    pub cpu: CpuModel,
+    /// The kernel.
+    pub boot: BootSource,
+    /// Added devices.
+    pub devices: Vec<DeviceChoice>,
+}
+
+/// CPUs and interrupt controllers on buses that have no devices yet. Making one touches nothing outside the process.
+pub struct Board {
+    blueprint: Blueprint,
+    accelerator: Arc<dyn Accelerator>,
+    clock: Arc<dyn Clock>,
+    ram: Ram,
+    pio: Arc<Bus>,
+    mmio: Arc<Bus>,
+    sink: Arc<dyn InterruptSink>,
+    irqchip: Vec<Arc<dyn Device>>,
+    /// The PIC, IOAPIC and PIT are ours.
+    has_own_chips: bool,
+    cpus: Arc<CpuSet>,
+    run_state: Arc<RunState>,
+}
+
+/// MAXPHYADDR as the local APIC checks it: the architecture's limit. The engine checks the CPU's.
+const ADDRESS_BITS: u8 = 52;
+
+impl Board {
+    /// Builds what can be built before a file is created.
+    pub fn new(
+        blueprint: Blueprint,
+        accelerator: Arc<dyn Accelerator>,
+        run_state: Arc<RunState>,
+    ) -> Result<Self, MachineError> {
+        let ram = Ram::new(blueprint.memory_bytes)?;
+        accelerator.memory_listener().set_map(ram.map())?;
+        let clock = accelerator.clock();
+        let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let mut irqchip: Vec<Arc<dyn Device>> = accelerator.irqchip_device().into_iter().collect();
+        let own = match accelerator.irqchip() {
+            Irqchip::Kernel(_) => None,
+            Irqchip::Split(_) => return Err(VcpuError::Unsupported("kernel-irqchip=split").into()),
+            Irqchip::Userspace => Some(UserspaceIrqchip::new(Arc::clone(&clock), ADDRESS_BITS)),
+        };
+        let sink: Arc<dyn InterruptSink> = match (accelerator.irqchip(), &own) {
+            (Irqchip::Kernel(sink) | Irqchip::Split(sink), _) => sink,
+            (Irqchip::Userspace, Some(own)) => Arc::clone(own) as Arc<dyn InterruptSink>,
+            (Irqchip::Userspace, None) => unreachable!("made above"),
+        };
+        if let Some(own) = &own {
+            microvm::place_irqchip(own, &pio, &mmio)?;
+            irqchip.push(Arc::clone(own) as Arc<dyn Device>);
+        }
+        let cpus = CpuSet::new(&*accelerator, Arc::clone(&run_state) as Arc<dyn accel::CpuObserver>);
+        let model = Arc::new(blueprint.cpu.clone());
+        for index in 0..blueprint.cpus {
+            let apic_id = u32::try_from(index).expect("CPUs are counted in dozens");
+            let config = VcpuConfig { index, apic_id, cpu_count: blueprint.cpus, model: Arc::clone(&model) };
+            let seed = accelerator.new_vcpu(&config)?;
+            let cpu = CpuHandle::new(index);
+            let local_apic = own.as_ref().map(|own| own.add_cpu(apic_id, Arc::new(cpu.clone()), seed.tsc()));
+            let io = Arc::new(MachineIo { pio: Arc::clone(&pio), mmio: Arc::clone(&mmio), local_apic });
+            cpus.spawn(seed, cpu, io)?;
+        }
+        let has_own_chips = own.is_some();
+        let cpus = Arc::new(cpus);
+        Ok(Self {
+            blueprint,
+            accelerator,
+            clock,
+            ram,
+            pio,
+            mmio,
+            sink,
+            irqchip,
+            has_own_chips,
+            cpus,
+            run_state,
+        })
+    }
+
+    /// Guest time, which drives the devices.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Adds the devices: `serial` are the host's ends of the serial ports.
+    pub fn equip(self, serial: microvm::SerialEnds) -> Result<Machine, MachineError> {
+        let equipment = microvm::equip(&self, serial)?;
+        let platform = microvm::platform(self.blueprint.cpus, &equipment);
+        let lifecycle =
+            MachineLifecycle::new(self.cpus, Arc::clone(&self.clock), equipment.devices, self.irqchip);
+        Ok(Machine {
+            lifecycle,
+            accelerator: self.accelerator,
+            clock: self.clock,
+            ram: self.ram,
+            boot: self.blueprint.boot,
+            tables: acpi::tables(&platform, layout::ACPI),
+            serial: equipment.serial,
+        })
+    }
+}
+
+/// A machine that is ready to run.
+pub struct Machine {
+    lifecycle: MachineLifecycle,
+    accelerator: Arc<dyn Accelerator>,
+    clock: Arc<dyn Clock>,
+    ram: Ram,
+    boot: BootSource,
+    tables: Vec<u8>,
+    serial: Vec<Option<Arc<Uart16550>>>,
+}
+
+impl Machine {
+    /// Pause, resume, and the CPUs.
+    pub fn lifecycle(&self) -> &MachineLifecycle {
+        &self.lifecycle
+    }
+
+    /// Guest time.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// The engine.
+    pub fn accelerator(&self) -> &dyn Accelerator {
+        &*self.accelerator
+    }
+
+    /// COM1 to COM4, those that are there.
+    pub fn serial(&self) -> &[Option<Arc<Uart16550>>] {
+        &self.serial
+    }
+
+    /// Guest RAM.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        self.ram.map()
+    }
+
+    /// Loads the kernel and sets the machine going. Once.
+    pub fn start(&self) -> Result<(), MachineError> {
+        self.load()?;
+        self.lifecycle.resume().map_err(MachineResetError::from)?;
+        Ok(())
+    }
+
+    /// Power-on state, the kernel loaded again; the machine then goes on. For the main loop's thread.
+    pub fn reset(&self) -> Result<(), MachineError> {
+        self.lifecycle.pause().map_err(MachineResetError::from)?;
+        self.lifecycle.reset()?;
+        self.ram.clear().map_err(MachineError::Clear)?;
+        // The same map, but not the same content: what the engine derived from that is void.
+        self.accelerator.memory_listener().set_map(self.ram.map())?;
+        self.load()?;
+        self.lifecycle.resume().map_err(MachineResetError::from)?;
+        Ok(())
+    }
+
+    /// Fills RAM and sets the bootstrap CPU to the kernel's entry.
+    fn load(&self) -> Result<(), MachineError> {
+        let memory = self.ram.map();
+        memory.write_slice(&self.tables, GuestAddress(layout::ACPI)).map_err(BootError::Write)?;
+        let state = self.boot.load(memory, layout::ACPI)?;
+        let cpu = self.lifecycle.cpus().cpu(0).ok_or(accel::RunOnError::Gone)?;
+        cpu.run_on(move |cpu| cpu.backend.set_state(&state))??;
+        Ok(())
+    }
+}

@@ -47,7 +47,7 @@ pub fn is_bzimage(start: &[u8]) -> bool {
 impl Image {
     /// Checks the header and the file's length.
     pub fn read(file: &File, path: &Path) -> Result<Self, BootError> {
-        let open_error = |source| BootError::Open { option: "-kernel", path: path.into(), source };
+        let open_error = |error| BootError::Open { option: "-kernel", path: path.into(), error };
         let not_a_kernel = |what| BootError::NotAKernel { path: path.into(), what };
         let actual = file.metadata().map_err(open_error)?.len();
         let truncated = |needed| BootError::Truncated { path: path.into(), needed, actual };

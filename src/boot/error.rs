@@ -7,14 +7,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// A file cannot be read.
-    #[error("{option} {}: {}", path.display(), describe(source))]
+    #[error("{option} {}: {}", path.display(), describe(error))]
     Open {
         /// The option that named it.
         option: &'static str,
         /// The file.
         path: PathBuf,
         /// The host's answer.
-        source: io::Error,
+        error: io::Error,
     },
     /// The file is not a kernel that this program can boot.
     #[error("-kernel {}: {what}", path.display())]

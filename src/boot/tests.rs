@@ -14,7 +14,7 @@ struct TempFile(PathBuf);
 
 impl TempFile {
     fn new(name: &str, content: &[u8]) -> Self {
-        let folder = std::env::temp_dir().join(format!("bivisor-boot-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("bivisor-boot-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join(name);
         std::fs::write(&path, content).unwrap();

@@ -15,7 +15,7 @@ use crate::boot::memory_map;
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
     /// The host refused the memory.
-    #[error("-m: the host has no {} MiB for the guest: {source}", bytes >> 20)]
+    #[error("-m: the host has no {} MiB for the guest", bytes >> 20)]
     NoMemory {
         /// How much.
         bytes: u64,

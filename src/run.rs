@@ -1,0 +1,204 @@
+//! One run of a guest, from the options to the exit status.
+
+mod crash_report;
+mod main_loop;
+mod walk;
+
+use std::error::Error;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use devices::backend::{BufferBackend, CharBackend};
+
+use self::main_loop::{MainLoop, Outcome};
+use crate::accelerator::{self, AccelError, chain};
+use crate::boot::BootSource;
+use crate::boot::error::BootError;
+use crate::console::{self, ConsoleError, Input, Output};
+use crate::log::Log;
+use crate::machine::{Blueprint, Board, MachineError};
+use crate::options::Options;
+use crate::run_state::RunState;
+use crate::terminal::RawTerminal;
+use crate::{exit_code, signals};
+
+/// Why a guest could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The kernel cannot be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// There is no engine.
+    #[error(transparent)]
+    Accel(#[from] AccelError),
+    /// The machine cannot be built.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// A serial port has no host's end.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// A file cannot be written.
+    #[error("{option} {}", path.display())]
+    Create {
+        /// The option that named it.
+        option: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+    /// The host refused something that every host has.
+    #[error("{what}")]
+    Host {
+        /// What.
+        what: &'static str,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+}
+
+/// How the process ends after a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// With this exit status.
+    Status(u8),
+    /// By this signal, so that the parent sees why.
+    Signal(i32),
+}
+
+/// Prints `error` with its causes on one line.
+pub fn complain(error: &dyn Error) {
+    eprintln!("bivisor: {}", chain(error));
+}
+
+/// Runs a guest to its end; the exit status. Everything that can be refused is refused before a file is created.
+pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
+    let host = |what| move |source| RunError::Host { what, source };
+    let boot =
+        BootSource::open(&options.kernel, options.initrd.as_deref(), &options.append, options.memory_bytes)?;
+    let accelerator = accelerator::choose(&options.accel, |line| eprintln!("bivisor: {line}"))?;
+    let run_state = RunState::new().map_err(host("eventfd"))?;
+    signals::install().map_err(host("signal handlers"))?;
+    let blueprint = Blueprint {
+        memory_bytes: options.memory_bytes,
+        cpus: options.cpus,
+        cpu: options.cpu.clone(),
+        boot,
+        devices: options.devices.clone(),
+    };
+    let board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
+
+    if let Some(path) = &options.log_file {
+        log.redirect(create("-D", path)?);
+    }
+    let _pidfile = options.pidfile.as_deref().map(PidFile::create).transpose()?;
+    name_process(options);
+    let mut ends = Ends::open(options)?;
+    let machine = board.equip(std::mem::take(&mut ends.backends))?;
+    let mut main_loop = MainLoop::new(&machine, &run_state, options, std::mem::take(&mut ends.inputs))
+        .map_err(host("event loop"))?;
+    machine.start()?;
+    let outcome = main_loop.run();
+
+    ends.close();
+    for uart in machine.serial().iter().flatten() {
+        uart.flush();
+    }
+    ends.restore_terminal();
+    let ending = finish(&outcome, &machine, &ends);
+    drop(main_loop);
+    // A CPU may be stuck in its engine. Its thread is not waited for: it ends with the process.
+    std::mem::forget(machine);
+    Ok(ending)
+}
+
+/// Says what there is to say, and how the program ends.
+fn finish(outcome: &Outcome, machine: &crate::machine::Machine, ends: &Ends) -> Ending {
+    Ending::Status(match outcome {
+        Outcome::PowerOff | Outcome::Reset | Outcome::Quit => exit_code::SUCCESS,
+        Outcome::GuestStatus(status) => *status,
+        Outcome::Signal(signal) => {
+            eprintln!("bivisor: terminated by signal {signal}");
+            return Ending::Signal(*signal);
+        }
+        Outcome::Failed(error) => {
+            complain(&**error);
+            exit_code::ERROR
+        }
+        Outcome::Stopped(stop) => {
+            eprint!("{}", crash_report::text(stop, machine.memory(), &ends.tails));
+            stop.exit_code()
+        }
+    })
+}
+
+fn create(option: &'static str, path: &Path) -> Result<File, RunError> {
+    File::create(path).map_err(|source| RunError::Create { option, path: path.into(), source })
+}
+
+/// The process's name in `ps`, as QEMU sets it.
+fn name_process(options: &Options) {
+    if let Some(name) = &options.process_name {
+        // Only its looks: a /proc that is not there is no reason to stop.
+        if let Err(error) = std::fs::write("/proc/self/comm", name) {
+            tracing::warn!(%error, "-name process= has no effect");
+        }
+    }
+}
+
+/// The file of `-pidfile`, removed when the program ends.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn create(path: &Path) -> Result<Self, RunError> {
+        let error = |source| RunError::Create { option: "-pidfile", path: path.into(), source };
+        std::fs::write(path, format!("{}\n", std::process::id())).map_err(error)?;
+        Ok(Self(path.into()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The host's ends of the serial ports.
+#[derive(Default)]
+struct Ends {
+    backends: Vec<Option<Arc<dyn CharBackend>>>,
+    /// With the port's index.
+    inputs: Vec<(usize, Input)>,
+    outputs: Vec<Arc<Output>>,
+    /// COM number and what it last said.
+    tails: Vec<(usize, Arc<BufferBackend>)>,
+    raw: Option<RawTerminal>,
+}
+
+impl Ends {
+    fn open(options: &Options) -> Result<Self, ConsoleError> {
+        let mut ends = Self::default();
+        for (index, backend) in options.serial.iter().enumerate() {
+            let Some(port) = console::open(backend, index, options.escape)? else {
+                ends.backends.push(None);
+                continue;
+            };
+            ends.backends.push(Some(port.backend));
+            ends.inputs.extend(port.input.map(|input| (index, input)));
+            ends.outputs.extend(port.output);
+            ends.tails.push((index + 1, port.tail));
+            ends.raw = ends.raw.or(port.raw);
+        }
+        Ok(ends)
+    }
+
+    /// Nobody waits for a reader any more.
+    fn close(&self) {
+        self.outputs.iter().for_each(|output| output.close());
+    }
+
+    fn restore_terminal(&mut self) {
+        self.raw = None;
+    }
+}

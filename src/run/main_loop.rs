@@ -1,0 +1,361 @@
+//! The main loop: timers, input, signals, and what CPUs and devices ask of the machine.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use accel::{CpuArchState, CpuEvent, Shutdown};
+use devices::backend::CharDevice;
+use devices::serial::Uart16550;
+use devices::system::SystemRequest;
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::RunError;
+use crate::console::{Input, Next};
+use crate::machine::{Machine, MachineError};
+use crate::options::Options;
+use crate::run_state::{Occurrence, RunState};
+use crate::terminal::escape::{EscapeFilter, Typed};
+use crate::{exit_code, signals};
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest reset itself, and `-no-reboot` makes that the end.
+    Reset,
+    /// The user ended the program.
+    Quit,
+    /// The guest chose this exit status.
+    GuestStatus(u8),
+    /// A signal asked the program to end.
+    Signal(i32),
+    /// A CPU stopped for good, or time was up.
+    Stopped(Stop),
+    /// The program or the host failed.
+    Failed(Box<RunError>),
+}
+
+/// Why a guest stopped that did not want to, and where.
+#[derive(Debug)]
+pub struct Stop {
+    /// Why.
+    pub reason: StopReason,
+    /// Which CPU.
+    pub cpu: usize,
+    /// Its registers, so far as the engine can say.
+    pub state: Option<Box<CpuArchState>>,
+    /// The engine's diagnosis; may be empty.
+    pub description: String,
+}
+
+/// Why a guest stopped that did not want to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// Triple fault.
+    TripleFault,
+    /// The engine could not execute it.
+    Engine(String),
+    /// `-timeout`, after so long.
+    Timeout(Duration),
+}
+
+impl Stop {
+    /// The exit status.
+    pub fn exit_code(&self) -> u8 {
+        match self.reason {
+            StopReason::TripleFault => exit_code::GUEST_CRASH,
+            StopReason::Engine(_) => exit_code::ENGINE_FAILURE,
+            StopReason::Timeout(_) => exit_code::TIMEOUT,
+        }
+    }
+}
+
+/// How long a CPU has to say where it is when time is up.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Which descriptor an event is about.
+mod token {
+    pub const RUN_STATE: u32 = 0;
+    pub const SIGNAL: u32 = 1;
+    pub const CLOCK: u32 = 2;
+    pub const TIMEOUT: u32 = 3;
+    /// Input n: its source, then its wish.
+    pub const FIRST_INPUT: u32 = 16;
+}
+
+/// One input and the serial port it goes to.
+struct Source {
+    input: Input,
+    uart: Arc<Uart16550>,
+    watch: Watch,
+}
+
+/// Whether the loop watches an input's descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watch {
+    /// It does.
+    Readable,
+    /// It does not: the guest has enough to read.
+    Paused,
+    /// It cannot be watched (a regular file, `/dev/null`): always ready.
+    AlwaysReady,
+    /// No more input.
+    Ended,
+}
+
+/// The loop, for one machine.
+pub struct MainLoop<'a> {
+    events: EventManager<Reactor<'a>>,
+    reactor: event_manager::SubscriberId,
+}
+
+struct Reactor<'a> {
+    machine: &'a Machine,
+    run_state: &'a RunState,
+    no_reboot: bool,
+    no_shutdown: bool,
+    timeout: Option<(Duration, TimerFd)>,
+    sources: Vec<Source>,
+    outcome: Option<Outcome>,
+}
+
+impl<'a> MainLoop<'a> {
+    /// A loop that has not begun. `inputs` come with their serial ports' indices.
+    pub fn new(
+        machine: &'a Machine,
+        run_state: &'a RunState,
+        options: &Options,
+        inputs: Vec<(usize, Input)>,
+    ) -> io::Result<Self> {
+        let timeout = match options.timeout {
+            Some(duration) => {
+                let mut timer = TimerFd::new()?;
+                timer.reset(duration, None)?;
+                Some((duration, timer))
+            }
+            None => None,
+        };
+        let sources = inputs
+            .into_iter()
+            .filter_map(|(index, input)| {
+                let uart = Arc::clone(machine.serial().get(index)?.as_ref()?);
+                Some(Source { input, uart, watch: Watch::Readable })
+            })
+            .collect();
+        let reactor = Reactor {
+            machine,
+            run_state,
+            no_reboot: options.no_reboot,
+            no_shutdown: options.no_shutdown,
+            timeout,
+            sources,
+            outcome: None,
+        };
+        let mut events = EventManager::new().map_err(io::Error::other)?;
+        let reactor = events.add_subscriber(reactor);
+        Ok(Self { events, reactor })
+    }
+
+    /// Runs the machine, which has been started, to its end.
+    pub fn run(&mut self) -> Outcome {
+        loop {
+            if let Err(error) = self.events.run() {
+                let source = io::Error::other(error);
+                return Outcome::Failed(Box::new(RunError::Host { what: "event loop", source }));
+            }
+            let reactor = self.events.subscriber_mut(self.reactor).expect("added in new, never removed");
+            if let Some(outcome) = reactor.outcome.take() {
+                return outcome;
+            }
+        }
+    }
+}
+
+impl MutEventSubscriber for Reactor<'_> {
+    fn init(&mut self, ops: &mut EventOps) {
+        let mut watch = |fd: RawFd, data| {
+            ops.add(Events::with_data_raw(fd, data, EventSet::IN))
+                .expect("epoll takes every descriptor of this kind");
+        };
+        watch(self.run_state.wakeup_fd(), token::RUN_STATE);
+        watch(signals::wakeup_fd(), token::SIGNAL);
+        if let Some(fd) = self.machine.clock().wakeup_fd() {
+            watch(fd, token::CLOCK);
+        }
+        if let Some((_, timer)) = &self.timeout {
+            watch(timer.as_raw_fd(), token::TIMEOUT);
+        }
+        for (source, data) in self.sources.iter_mut().zip((token::FIRST_INPUT..).step_by(2)) {
+            let events = Events::with_data_raw(source.input.source_fd(), data, EventSet::IN);
+            if ops.add(events).is_err() {
+                source.watch = Watch::AlwaysReady;
+            }
+            let wish = Events::with_data_raw(source.input.wanted_fd(), data + 1, EventSet::IN);
+            ops.add(wish).expect("epoll takes an eventfd");
+        }
+        for index in 0..self.sources.len() {
+            if self.sources[index].watch == Watch::AlwaysReady {
+                self.input(index, ops);
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            token::RUN_STATE => {
+                while let Some(occurrence) = self.run_state.take() {
+                    self.occurred(occurrence);
+                    if self.outcome.is_some() {
+                        break;
+                    }
+                }
+            }
+            token::SIGNAL => {
+                if let Some(signal) = signals::received() {
+                    self.end(Outcome::Signal(signal));
+                }
+            }
+            token::CLOCK => self.machine.clock().run_expired(),
+            token::TIMEOUT => self.time_is_up(),
+            data => {
+                let (index, is_wish) =
+                    ((data - token::FIRST_INPUT) / 2, (data - token::FIRST_INPUT) % 2 == 1);
+                let index = usize::try_from(index).expect("a handful of inputs");
+                if is_wish { self.wanted(index, ops) } else { self.input(index, ops) }
+            }
+        }
+    }
+}
+
+impl Reactor<'_> {
+    /// The first end stands.
+    fn end(&mut self, outcome: Outcome) {
+        self.outcome.get_or_insert(outcome);
+    }
+
+    fn occurred(&mut self, occurrence: Occurrence) {
+        match occurrence {
+            Occurrence::Quit => self.end(Outcome::Quit),
+            Occurrence::System(SystemRequest::Exit(status)) => self.end(Outcome::GuestStatus(status)),
+            Occurrence::System(SystemRequest::PowerOff) if self.no_shutdown => {
+                // The CPUs stay paused until the user ends the program.
+                if let Err(error) = self.machine.lifecycle().pause() {
+                    self.fail(MachineError::Reset(error.into()));
+                }
+            }
+            Occurrence::System(SystemRequest::PowerOff) => self.end(Outcome::PowerOff),
+            Occurrence::System(SystemRequest::Reset) if self.no_reboot => self.end(Outcome::Reset),
+            Occurrence::System(SystemRequest::Reset) => {
+                self.run_state.forget_guest();
+                if let Err(error) = self.machine.reset() {
+                    self.fail(error);
+                }
+            }
+            Occurrence::Cpu(cpu, CpuEvent::Shutdown { reason, state, description }) => {
+                let reason = match reason {
+                    Shutdown::TripleFault => StopReason::TripleFault,
+                    Shutdown::EngineFailure(text) => StopReason::Engine(text),
+                };
+                self.end(Outcome::Stopped(Stop { reason, cpu, state, description }));
+            }
+            Occurrence::Cpu(cpu, CpuEvent::Error { error, description }) => {
+                let reason = StopReason::Engine(crate::accelerator::chain(&error));
+                self.end(Outcome::Stopped(Stop { reason, cpu, state: None, description }));
+            }
+            // There is no debugger yet to have set a condition.
+            Occurrence::Cpu(_, CpuEvent::Debug { .. }) => self.machine.lifecycle().cpus().resume_all(),
+        }
+    }
+
+    fn fail(&mut self, error: MachineError) {
+        self.end(Outcome::Failed(Box::new(error.into())));
+    }
+
+    fn time_is_up(&mut self) {
+        let Some((limit, timer)) = &mut self.timeout else { return };
+        let limit = *limit;
+        // One-shot: reading makes it unreadable.
+        let _ = timer.wait();
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        if let Some(cpu) = self.machine.lifecycle().cpus().cpu(0) {
+            let posted = cpu.post(move |cpu| {
+                let state = cpu.backend.state().ok().map(Box::new);
+                let _ = sender.send((state, cpu.backend.describe()));
+            });
+            if posted.is_err() {
+                tracing::debug!(target: "cpu", "the CPU is gone");
+            }
+        }
+        // A CPU that is stuck in its engine has no last words.
+        let (state, description) =
+            receiver.recv_timeout(LAST_WORDS).unwrap_or((None, "the CPU does not answer".into()));
+        self.end(Outcome::Stopped(Stop { reason: StopReason::Timeout(limit), cpu: 0, state, description }));
+    }
+
+    /// An input's descriptor is readable.
+    fn input(&mut self, index: usize, ops: &mut EventOps) {
+        let run_state = self.run_state;
+        let source = &mut self.sources[index];
+        loop {
+            let next = source.input.read(&*source.uart, |typed, filter| command(typed, filter, run_state));
+            match (next, source.watch) {
+                (Next::WhenReadable, Watch::AlwaysReady) => {}
+                (Next::WhenReadable, _) | (Next::WhenWanted, Watch::AlwaysReady) => return,
+                (Next::WhenWanted, _) => {
+                    set_watch(source, index, Watch::Paused, ops);
+                    return;
+                }
+                (Next::Ended, _) => {
+                    set_watch(source, index, Watch::Ended, ops);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A serial port has room.
+    fn wanted(&mut self, index: usize, ops: &mut EventOps) {
+        let source = &mut self.sources[index];
+        source.input.deliver(&*source.uart as &dyn CharDevice);
+        match source.watch {
+            Watch::AlwaysReady => self.input(index, ops),
+            Watch::Paused => set_watch(source, index, Watch::Readable, ops),
+            Watch::Readable | Watch::Ended => {}
+        }
+    }
+}
+
+fn set_watch(source: &mut Source, index: usize, watch: Watch, ops: &mut EventOps) {
+    let data = token::FIRST_INPUT + 2 * u32::try_from(index).expect("a handful of inputs");
+    let set = if watch == Watch::Readable { EventSet::IN } else { EventSet::empty() };
+    let events = Events::with_data_raw(source.input.source_fd(), data, set);
+    let result = match (source.watch, watch) {
+        (Watch::AlwaysReady | Watch::Ended, _) => Ok(()),
+        // Removed: a hang-up would wake the loop though nothing is asked for.
+        (_, Watch::Ended) => ops.remove(events),
+        _ => ops.modify(events),
+    };
+    if let Err(error) = result {
+        tracing::warn!(target: "serial", %error, "input can no longer be watched");
+    }
+    source.watch = watch;
+}
+
+/// A key that is the program's.
+fn command(typed: Typed, filter: &EscapeFilter, run_state: &RunState) {
+    match typed {
+        Typed::Byte(_) => {}
+        Typed::Quit => run_state.quit(),
+        Typed::Help => eprint!("{}", filter.help()),
+        Typed::Monitor => {
+            eprint!("\r\nbivisor: the monitor is not built yet ({} h for help)\r\n", filter.name())
+        }
+        Typed::NotBuilt(key) => {
+            eprint!("\r\nbivisor: {} {} is not built yet\r\n", filter.name(), char::from(key));
+        }
+    }
+}
