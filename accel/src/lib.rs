@@ -12,6 +12,8 @@ pub mod cpu_state;
 mod cpu_thread;
 pub mod exclusive;
 mod kick;
+#[cfg(all(test, loom))]
+mod loom_tests;
 pub mod machine_lifecycle;
 mod mailbox;
 pub mod observer;

@@ -109,7 +109,7 @@ pub(crate) fn answer<R>(waiter: Option<Arc<Mailbox>>) -> (Answerer<R>, Answer<R>
 }
 
 impl<R> Answer<R> {
-    fn poll(&self) -> Option<Result<R, RunOnError>> {
+    pub(crate) fn poll(&self) -> Option<Result<R, RunOnError>> {
         match std::mem::replace(&mut *self.0.outcome.lock().expect(LOCK), Outcome::Pending) {
             Outcome::Pending => None,
             Outcome::Done(result) => Some(Ok(result)),
