@@ -7,6 +7,7 @@
 
 #![expect(unsafe_code, reason = "door: the mapping that holds the environment and the translator's stack")]
 
+use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -66,8 +67,8 @@ pub const TLB_MODES: usize = 3;
 /// Bytes reserved for the XSAVE image: x87, SSE, AVX and AVX-512 need 2688.
 pub const XSAVE_BYTES: usize = 4096;
 
-/// XSAVE image in standard format (SDM vol. 1, *XSAVE Area*).
-#[repr(C, align(64))]
+/// XSAVE image in standard format (SDM vol. 1, *XSAVE Area*). At a 64-byte boundary within [`EnvBlock`].
+#[repr(C)]
 pub struct XsaveArea(pub [u8; XSAVE_BYTES]);
 
 /// Model-specific registers that are plain storage or that system instructions use.
@@ -98,6 +99,8 @@ pub struct Msrs {
 /// The state. Field order is layout: what generated code uses most comes first.
 #[repr(C)]
 pub struct Env {
+    /// Read and write table of the present context and mode: what generated code looks up.
+    pub tlb_now: [u64; 2],
     /// RAX RCX RDX RBX RSP RBP RSI RDI R8..R15.
     pub gpr: [u64; 16],
     /// Offset in CS of the current instruction (in helpers) or of the next one (between blocks).
@@ -112,6 +115,8 @@ pub struct Env {
     pub ac: u32,
     /// All other bits of RFLAGS that are set, bit 1 not among them.
     pub sysflags: u32,
+    /// Arithmetic flags as `lahf; seto al` leaves them in AX: valid instead of `arith` around generated code.
+    pub lahf: u32,
     /// 1 while the host's vector and x87 registers hold the guest's; 0 while [`Env::xsave`] does.
     pub fp_loaded: u32,
     /// 1 if an interrupt request was seen that waits for IF: STI and POPF look at it.
@@ -156,9 +161,24 @@ pub struct Env {
     pub bounce_va: u64,
     pub bounce_len: u32,
     pub bounce_mode: u32,
+    /// Host stack pointer to return to from generated code.
+    pub host_rsp: u64,
+    /// The [`crate::exec::Vcpu`] that helpers work on.
+    pub owner: u64,
+    /// A host fault in generated code, for [`crate::exec::signals`]: where, and the context's registers.
+    pub fault_pc: u64,
+    pub fault_address: u64,
+    pub fault_eflags: u32,
+    pub fault_signal: u32,
+    pub fault_trap: u32,
+    pub(crate) align: [u8; XSAVE_PAD],
     /// Guest vector and x87 state while `fp_loaded` is 0.
     pub xsave: XsaveArea,
 }
+
+/// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
+const XSAVE_PAD: usize = 20;
+const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
 
 /// What lies at the host's RSP while generated code runs.
 #[repr(C, align(64))]
@@ -267,6 +287,16 @@ impl Env {
     /// RFLAGS.
     pub fn rflags(&self) -> u32 {
         self.arith | self.df | self.iflag | self.ac | self.sysflags | 2
+    }
+
+    /// Takes the arithmetic flags over from generated code.
+    pub fn flags_from_code(&mut self) {
+        self.arith = self.lahf >> 8 & 0xd5 | (self.lahf & 1) << 11;
+    }
+
+    /// Hands the arithmetic flags to generated code.
+    pub fn flags_to_code(&mut self) {
+        self.lahf = (self.arith & 0xd5 | 2) << 8 | self.arith >> 11 & 1;
     }
 
     /// Replaces RFLAGS; bits that do not exist are dropped.

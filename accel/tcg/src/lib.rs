@@ -1,12 +1,16 @@
 //! The translator: x86-64 guests on x86-64 hosts without hardware virtualisation.
 
 pub mod arch;
+pub mod backend;
+pub mod code;
 pub mod complex;
 pub mod cpu;
 pub mod cpuid;
 pub mod debug;
+pub mod engine;
 pub mod env;
 pub mod exception;
+pub mod exec;
 pub mod interrupt;
 pub mod mmu;
 pub mod msr;
@@ -15,3 +19,6 @@ pub mod ram;
 pub mod segment;
 pub mod stack;
 pub mod task;
+pub mod translate;
+
+pub use backend::{Tcg, TcgError, TcgOptions};

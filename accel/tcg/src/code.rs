@@ -1,0 +1,7 @@
+//! Generated code: where it lives, how it is written, and what is known of it.
+
+pub mod buffer;
+pub mod cache;
+pub mod emitter;
+pub mod tb;
+pub mod thunks;

@@ -1,0 +1,200 @@
+//! The translation cache: every block, by what it was translated from, by page, and by host address.
+//!
+//! Invariants:
+//! 1. A page's `code` mark ([`Ram::is_code`]) is set exactly while the page has a block. It is set, and the page's
+//!    write TLB entries are revoked, before the block's bytes are read: from then on a store to it comes here.
+//! 2. An invalid block is not found, not in a jump cache, and no jump is linked to it. Its code stays until the whole
+//!    cache is emptied, so a CPU that is still in it runs it to its end.
+//! 3. The cache is emptied only while no CPU is in generated code.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use crate::code::buffer::CodeBuffer;
+use crate::code::tb::{Tb, TbId, TbKey};
+use crate::ram::Ram;
+
+/// A multiply-and-rotate hash: keys are addresses that the guest could choose, but a slow look-up is all it would gain.
+#[derive(Default)]
+pub struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 29
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(23) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn write_usize(&mut self, value: usize) {
+        self.write_u64(value as u64);
+    }
+}
+
+type KeyMap<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
+
+/// What happened since the start, for the user.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Blocks translated.
+    pub translated: u64,
+    /// Guest instructions in them.
+    pub instructions: u64,
+    /// Blocks invalidated by stores.
+    pub invalidated: u64,
+    /// Times that the cache was full.
+    pub emptied: u64,
+    /// Jumps linked.
+    pub linked: u64,
+}
+
+/// The cache.
+pub struct TbCache {
+    /// Code memory.
+    pub buffer: CodeBuffer,
+    /// For the user.
+    pub counters: Counters,
+    blocks: Vec<Tb>,
+    by_key: KeyMap<TbKey, TbId>,
+    by_page: KeyMap<u32, Vec<TbId>>,
+}
+
+impl TbCache {
+    /// An empty cache over `buffer`, whose reserved start holds the thunks.
+    pub fn new(buffer: CodeBuffer) -> Self {
+        Self {
+            buffer,
+            counters: Counters::default(),
+            blocks: Vec::new(),
+            by_key: KeyMap::default(),
+            by_page: KeyMap::default(),
+        }
+    }
+
+    /// The block for `key`.
+    pub fn find(&self, key: &TbKey) -> Option<TbId> {
+        self.by_key.get(key).copied()
+    }
+
+    /// The block.
+    pub fn block(&self, id: TbId) -> &Tb {
+        &self.blocks[id as usize]
+    }
+
+    /// The block that executable address `pc` lies in.
+    pub fn at(&self, pc: u64) -> Option<TbId> {
+        let after = self.blocks.partition_point(|block| block.code <= pc);
+        let id = after.checked_sub(1)?;
+        let block = &self.blocks[id];
+        (pc < block.code + u64::from(block.code_len)).then_some(id as TbId)
+    }
+
+    /// Number of the next block.
+    pub fn next_id(&self) -> TbId {
+        self.blocks.len() as TbId
+    }
+
+    /// Enters a block.
+    pub fn insert(&mut self, block: Tb) -> TbId {
+        let id = self.next_id();
+        self.counters.translated += 1;
+        self.counters.instructions += block.insns.len() as u64 - 1;
+        self.by_key.insert(block.key, id);
+        self.by_page.entry(block.page.index).or_default().push(id);
+        if let Some(second) = block.key.second_page {
+            self.by_page.entry(second).or_default().push(id);
+        }
+        self.blocks.push(block);
+        id
+    }
+
+    /// Lets jump `slot` of block `from` go to block `to`.
+    pub fn link(&mut self, from: TbId, slot: usize, to: TbId) {
+        let target = &self.blocks[to as usize];
+        if !target.valid || !self.blocks[from as usize].valid || !target.chainable() {
+            return;
+        }
+        let (entry, entry_saved) = (target.entry, target.entry_saved);
+        let Some(jump) = &mut self.blocks[from as usize].slots[slot] else { return };
+        if jump.linked.is_some() {
+            return;
+        }
+        jump.linked = Some(to);
+        let (displacement, saved) = (jump.displacement, jump.flags_saved);
+        self.blocks[to as usize].incoming.push(from * 2 + slot as u32);
+        self.buffer.patch_jump(displacement, if saved { entry_saved } else { entry });
+        self.counters.linked += 1;
+    }
+
+    /// Bytes `offset..offset + len` of RAM page `page` were written: invalidates the blocks that were made from them and
+    /// calls `gone` with each.
+    pub fn written(&mut self, ram: &Ram, page: u32, offset: u32, len: u32, mut gone: impl FnMut(TbId, &Tb)) {
+        let Some(ids) = self.by_page.get(&page) else { return };
+        let hit: Vec<TbId> = ids.iter().copied().filter(|&id| self.blocks[id as usize].covers(page, offset, len)).collect();
+        for id in hit {
+            self.invalidate(ram, id);
+            gone(id, &self.blocks[id as usize]);
+        }
+    }
+
+    fn invalidate(&mut self, ram: &Ram, id: TbId) {
+        self.counters.invalidated += 1;
+        let block = &mut self.blocks[id as usize];
+        block.valid = false;
+        let (key, page) = (block.key, block.page.index);
+        let incoming = std::mem::take(&mut block.incoming);
+        let slots = std::mem::take(&mut block.slots);
+        self.by_key.remove(&key);
+        for from in incoming {
+            if let Some(jump) = &mut self.blocks[(from / 2) as usize].slots[(from % 2) as usize]
+                && jump.linked == Some(id)
+            {
+                jump.linked = None;
+                self.buffer.patch_jump(jump.displacement, jump.stub);
+            }
+        }
+        // Its own jumps go back to their stubs too: a CPU that is still in it must come out and look again.
+        for jump in slots.into_iter().flatten() {
+            self.buffer.patch_jump(jump.displacement, jump.stub);
+        }
+        for page in [Some(page), key.second_page].into_iter().flatten() {
+            if let Some(ids) = self.by_page.get_mut(&page) {
+                ids.retain(|&other| other != id);
+                if ids.is_empty() {
+                    self.by_page.remove(&page);
+                    ram.set_code(page, false);
+                }
+            }
+        }
+    }
+
+    /// Forgets everything. No CPU may be in generated code; jump caches are the caller's to flush.
+    pub fn clear(&mut self, ram: &Ram) {
+        self.counters.emptied += 1;
+        for &page in self.by_page.keys() {
+            ram.set_code(page, false);
+        }
+        self.blocks.clear();
+        self.by_key.clear();
+        self.by_page.clear();
+        self.buffer.clear();
+    }
+}
+
+impl Tb {
+    /// Whether it was made from any of these bytes of RAM page `page`.
+    fn covers(&self, page: u32, offset: u32, len: u32) -> bool {
+        let start = (self.key.physical & 0xfff) as u32;
+        let end = start + self.guest_len;
+        let on_first = page == self.page.index && offset < end && start < offset + len;
+        let on_second = self.key.second_page == Some(page) && offset < end.saturating_sub(4096);
+        on_first || on_second
+    }
+}

@@ -1,0 +1,170 @@
+//! The emitter: where `dynasm!` and the instruction encoder put bytes, with patchable jumps.
+
+use dynasmrt::{AssemblyOffset, DynasmApi};
+
+/// Code being written. Byte 0 will be executed at `base`.
+pub struct Emitter {
+    bytes: Vec<u8>,
+    base: u64,
+}
+
+/// A 4-byte displacement that waits for its target.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Patch(usize);
+
+/// A 1-byte displacement that waits for its target.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct ShortPatch(usize);
+
+/// Condition codes as encoded in Jcc.
+pub mod cc {
+    pub const E: u8 = 4;
+    pub const NE: u8 = 5;
+    pub const A: u8 = 7;
+}
+
+impl Emitter {
+    /// An empty one, to be executed at `base`.
+    pub fn new(base: u64) -> Self {
+        Self { bytes: Vec::with_capacity(4096), base }
+    }
+
+    /// Starts over for another address.
+    pub fn reset(&mut self, base: u64) {
+        self.bytes.clear();
+        self.base = base;
+    }
+
+    /// What was written.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether nothing was written.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Address of the next byte.
+    pub fn here(&self) -> u64 {
+        self.base + self.bytes.len() as u64
+    }
+
+    /// Copies encoded bytes.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// `jmp rel32` to a known address.
+    pub fn jmp_to(&mut self, target: u64) {
+        self.bytes.push(0xe9);
+        self.rel32(target);
+    }
+
+    /// `call rel32` to a known address.
+    pub fn call(&mut self, target: u64) {
+        self.bytes.push(0xe8);
+        self.rel32(target);
+    }
+
+    /// `jcc rel32` to a known address.
+    pub fn jcc_to(&mut self, condition: u8, target: u64) {
+        self.bytes.extend([0x0f, 0x80 | condition]);
+        self.rel32(target);
+    }
+
+    fn rel32(&mut self, target: u64) {
+        let displacement = target.wrapping_sub(self.here() + 4) as i64;
+        let displacement = i32::try_from(displacement).expect("code and thunks share one buffer of less than 2 GiB");
+        self.bytes.extend(displacement.to_le_bytes());
+    }
+
+    /// `jmp rel32` with a target to come.
+    pub fn jmp(&mut self) -> Patch {
+        self.bytes.extend([0xe9, 0, 0, 0, 0]);
+        Patch(self.bytes.len() - 4)
+    }
+
+    /// `jcc rel32` with a target to come.
+    pub fn jcc(&mut self, condition: u8) -> Patch {
+        self.bytes.extend([0x0f, 0x80 | condition, 0, 0, 0, 0]);
+        Patch(self.bytes.len() - 4)
+    }
+
+    /// `jcc rel8` with a target to come.
+    pub fn jcc_short(&mut self, condition: u8) -> ShortPatch {
+        self.bytes.extend([0x70 | condition, 0]);
+        ShortPatch(self.bytes.len() - 1)
+    }
+
+    /// `jrcxz rel8` with a target to come.
+    pub fn jrcxz(&mut self) -> ShortPatch {
+        self.bytes.extend([0xe3, 0]);
+        ShortPatch(self.bytes.len() - 1)
+    }
+
+    /// The target of `patch` is here.
+    pub fn bind(&mut self, patch: Patch) {
+        let displacement = (self.bytes.len() - (patch.0 + 4)) as i32;
+        self.bytes[patch.0..patch.0 + 4].copy_from_slice(&displacement.to_le_bytes());
+    }
+
+    /// The target of `patch` is `target`, an address in what this emitter has written.
+    pub fn bind_to(&mut self, patch: Patch, target: u64) {
+        let displacement = target.wrapping_sub(self.base + patch.0 as u64 + 4) as i32;
+        self.bytes[patch.0..patch.0 + 4].copy_from_slice(&displacement.to_le_bytes());
+    }
+
+    /// The target of `patch` is here.
+    pub fn bind_short(&mut self, patch: ShortPatch) {
+        let displacement = self.bytes.len() - (patch.0 + 1);
+        self.bytes[patch.0] = i8::try_from(displacement).expect("short jumps span a few instructions") as u8;
+    }
+
+    /// Where `patch`'s displacement will be executed.
+    pub fn address_of(&self, patch: Patch) -> u64 {
+        self.base + patch.0 as u64
+    }
+
+    /// Pads with NOPs so that the displacement of a jump with an opcode of `opcode_len` bytes is 4-aligned.
+    pub fn align_displacement(&mut self, opcode_len: u64) {
+        const NOPS: [&[u8]; 4] = [&[], &[0x90], &[0x66, 0x90], &[0x0f, 0x1f, 0x00]];
+        let misaligned = (self.here() + opcode_len) % 4;
+        self.bytes.extend_from_slice(NOPS[(4 - misaligned as usize) % 4]);
+    }
+}
+
+impl Extend<u8> for Emitter {
+    fn extend<T: IntoIterator<Item = u8>>(&mut self, iter: T) {
+        self.bytes.extend(iter);
+    }
+}
+
+impl<'a> Extend<&'a u8> for Emitter {
+    fn extend<T: IntoIterator<Item = &'a u8>>(&mut self, iter: T) {
+        self.bytes.extend(iter);
+    }
+}
+
+impl DynasmApi for Emitter {
+    fn offset(&self) -> AssemblyOffset {
+        AssemblyOffset(self.bytes.len())
+    }
+
+    fn push(&mut self, byte: u8) {
+        self.bytes.push(byte);
+    }
+
+    fn align(&mut self, alignment: usize, with: u8) {
+        while self.bytes.len() % alignment != 0 {
+            self.bytes.push(with);
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! The fixed pieces of generated code: the way in, the ways out, and the glue to helpers written in Rust.
+//!
+//! Register convention of generated code, for 64-bit values:
+//!
+//! | guest | host | guest | host |
+//! |---|---|---|---|
+//! | RAX RCX RDX RBX RBP RSI RDI | the same | RSP | R9 |
+//! | R8 R12 R13 R14 R15 | the same | R9 R10 R11 | in the environment |
+//!
+//! R10 ([`T0`]) and R11 ([`T1`]) are scratch. RSP is the address of the [`EnvBlock`]; helpers' frames grow down from it.
+//! The guest's arithmetic flags are in EFLAGS or in [`Env::lahf`], as the translator knows at each point; DF and AC of
+//! the host stay clear.
+
+use std::mem::offset_of;
+
+use dynasmrt::{DynasmApi, dynasm};
+
+use crate::code::emitter::{Emitter, cc};
+use crate::env::{Env, EnvBlock};
+use crate::mmu::soft_tlb::JUMP_ENTRIES;
+
+/// First scratch register: R10.
+pub const T0: u8 = 10;
+/// Second scratch register: R11.
+pub const T1: u8 = 11;
+
+/// Offset of a field of [`Env`] from the host's RSP in generated code.
+#[macro_export]
+macro_rules! env_offset {
+    ($($field:tt)+) => {
+        (std::mem::offset_of!($crate::env::EnvBlock, env) + std::mem::offset_of!($crate::env::Env, $($field)+)) as i32
+    };
+}
+
+/// Offset of guest register `index` from the host's RSP in generated code.
+pub const fn gpr_offset(index: usize) -> i32 {
+    (offset_of!(EnvBlock, env) + offset_of!(Env, gpr) + 8 * index) as i32
+}
+
+/// Offset of scratch word `index`.
+pub const fn scratch_offset(index: usize) -> i32 {
+    (offset_of!(EnvBlock, env) + offset_of!(Env, scratch) + 8 * index) as i32
+}
+
+/// Where [`Helpers::read_miss`] and `write_miss` leave the host address.
+const RESULT: usize = 7;
+
+/// Why generated code came back. The first word of [`Exit`].
+pub mod exit {
+    /// A helper says so: its reason is in the vCPU.
+    pub const HELPER: u64 = 1;
+    /// The poll word is not zero. `env.rip` is at the block that was to run.
+    pub const POLL: u64 = 2;
+    /// A jump that is not linked yet: payload = block number * 2 + slot.
+    pub const LINK: u64 = 3;
+    /// The jump cache does not have `env.rip`.
+    pub const LOOKUP: u64 = 4;
+    /// The host faulted in generated code; see `env.fault_*`.
+    pub const FAULT: u64 = 5;
+    /// A block that is not chained ended; `env.rip` is set.
+    pub const BLOCK_END: u64 = 6;
+}
+
+/// How generated code came back.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Exit {
+    /// One of [`exit`].
+    pub reason: u64,
+    /// Belongs to the reason.
+    pub payload: u64,
+}
+
+/// A helper: environment, two arguments, host address after the call in generated code. Non-zero: leave generated code.
+pub type Helper = extern "C" fn(*mut EnvBlock, u64, u64, u64) -> u64;
+
+/// The helpers that generated code calls.
+pub struct Helpers {
+    /// Executes the instruction of a site (first argument: its address).
+    pub complex: Helper,
+    /// Translates a load that the soft TLB does not have: linear address, size.
+    pub read_miss: Helper,
+    /// Translates a store that the soft TLB does not have: linear address, size; may choose the bounce buffer.
+    pub write_miss: Helper,
+    /// Writes the bounce buffer to where it belongs.
+    pub commit: Helper,
+    /// Checks a segmented access: offset, packed segment, size and direction. Leaves the linear address.
+    pub linear: Helper,
+}
+
+/// Addresses of the fixed pieces.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Thunks {
+    /// `extern "C" fn(*mut EnvBlock, code) -> Exit`.
+    pub enter: u64,
+    /// Jumped to with reason in T1 and payload in T0, flags saved.
+    pub exit: u64,
+    /// Jumped to with the target in T0, flags saved: continues in the block there, or leaves.
+    pub lookup: u64,
+    /// Called; see [`Helpers::complex`].
+    pub complex: u64,
+    /// Called with the address in T0 and the size in T1; leaves 0 in T0 and the host address in T1.
+    pub read_miss: u64,
+    /// As `read_miss`; clobbers flags.
+    pub write_miss: u64,
+    /// Called after a store to the bounce buffer, the guest's flags in EFLAGS.
+    pub commit_flags: u64,
+    /// Called after a store to the bounce buffer, the guest's flags saved or dead.
+    pub commit: u64,
+    /// Called with the offset in T0 and the packed rest in T1; leaves the linear address in T0.
+    pub linear: u64,
+    /// Called: loads the guest's vector and x87 state. Preserves everything else, flags included.
+    pub fp_restore: u64,
+    /// Where the signal handler sends the CPU after a fault in generated code.
+    pub fault: u64,
+}
+
+/// The components of the guest's vector and x87 state, a mask for XSAVE, and whether XSAVEOPT exists.
+#[derive(Clone, Copy, Debug)]
+pub struct FpSave {
+    /// XSAVE component mask.
+    pub mask: u64,
+    /// XSAVEOPT is there.
+    pub xsaveopt: bool,
+}
+
+/// Guest registers that live in host registers: (guest index, host number).
+const RESIDENT: [(usize, u8); 13] = [
+    (0, 0), (1, 1), (2, 2), (3, 3), (4, 9), (5, 5), (6, 6), (7, 7), (8, 8), (12, 12), (13, 13), (14, 14), (15, 15),
+];
+
+fn store_guest(e: &mut Emitter, depth: i32) {
+    for (guest, host) in RESIDENT {
+        dynasm!(e ; .arch x64 ; mov [rsp + gpr_offset(guest) + depth], Rq(host));
+    }
+}
+
+fn load_guest(e: &mut Emitter, depth: i32) {
+    for (guest, host) in RESIDENT {
+        dynasm!(e ; .arch x64 ; mov Rq(host), [rsp + gpr_offset(guest) + depth]);
+    }
+}
+
+/// Moves the guest's vector state to the environment if it is loaded. Registers are saved already.
+fn save_fp(e: &mut Emitter, depth: i32, fp: FpSave) {
+    let loaded = env_offset!(fp_loaded) + depth;
+    dynasm!(e ; .arch x64 ; cmp DWORD [rsp + loaded], 0);
+    let skip = e.jcc_short(cc::E);
+    dynasm!(e ; .arch x64
+        ; mov eax, fp.mask as u32 as i32
+        ; mov edx, (fp.mask >> 32) as u32 as i32);
+    let area = env_offset!(xsave) + depth;
+    if fp.xsaveopt {
+        dynasm!(e ; .arch x64 ; xsaveopt64 [rsp + area]);
+    } else {
+        dynasm!(e ; .arch x64 ; xsave64 [rsp + area]);
+    }
+    // Rust code runs with the default MXCSR, whatever rounding or unmasked exceptions the guest has chosen.
+    dynasm!(e ; .arch x64
+        ; mov DWORD [rsp + loaded], 0
+        ; mov DWORD [rsp + scratch_offset(6) + depth], 0x1f80
+        ; ldmxcsr [rsp + scratch_offset(6) + depth]);
+    e.bind_short(skip);
+}
+
+/// Stores the arithmetic flags of EFLAGS; RAX is saved already and is clobbered.
+fn save_flags(e: &mut Emitter, depth: i32) {
+    dynasm!(e ; .arch x64 ; lahf ; seto al ; mov [rsp + env_offset!(lahf) + depth], ax);
+}
+
+/// Emits the thunks. `e` starts where they will be executed.
+pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
+    let mut thunks = Thunks::default();
+    thunks.enter = e.here();
+    dynasm!(e ; .arch x64
+        ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15
+        ; mov [rdi + env_offset!(host_rsp)], rsp
+        ; mov rsp, rdi
+        ; mov r11, rsi);
+    load_guest(e, 0);
+    dynasm!(e ; .arch x64 ; jmp r11);
+
+    thunks.exit = e.here();
+    store_guest(e, 0);
+    let saved = e.here();
+    save_fp(e, 0, fp);
+    dynasm!(e ; .arch x64
+        ; mov rax, r11
+        ; mov rdx, r10
+        ; mov rsp, [rsp + env_offset!(host_rsp)]
+        ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx
+        ; ret);
+
+    thunks.lookup = e.here();
+    dynasm!(e ; .arch x64
+        ; mov [rsp + env_offset!(rip)], r10
+        ; mov r11, r10
+        ; shr r11, 11
+        ; xor r11, r10
+        ; and r11d, JUMP_ENTRIES as i32 - 1
+        ; shl r11d, 4
+        ; add r11, [rsp + env_offset!(jump_cache)]
+        ; xor r10, [rsp + env_offset!(mode_key)]
+        ; cmp r10, [r11]);
+    let miss = e.jcc_short(cc::NE);
+    dynasm!(e ; .arch x64 ; jmp QWORD [r11 + 8]);
+    e.bind_short(miss);
+    dynasm!(e ; .arch x64 ; mov r11d, exit::LOOKUP as i32);
+    e.jmp_to(thunks.exit);
+
+    thunks.complex = helper_thunk(e, helpers.complex, saved, fp, After::Nothing);
+    thunks.read_miss = helper_thunk(e, helpers.read_miss, saved, fp, After::HostAddress);
+    thunks.write_miss = helper_thunk(e, helpers.write_miss, saved, fp, After::HostAddress);
+    thunks.linear = helper_thunk(e, helpers.linear, saved, fp, After::Linear);
+    thunks.commit = helper_thunk(e, helpers.commit, saved, fp, After::Nothing);
+    thunks.commit_flags = helper_thunk(e, helpers.commit, saved, fp, After::Flags);
+
+    thunks.fp_restore = e.here();
+    dynasm!(e ; .arch x64
+        ; mov [rsp + scratch_offset(2) + 8], rax
+        ; mov [rsp + scratch_offset(3) + 8], rdx
+        ; mov eax, fp.mask as u32 as i32
+        ; mov edx, (fp.mask >> 32) as u32 as i32
+        ; xrstor64 [rsp + env_offset!(xsave) + 8]
+        ; mov rax, [rsp + scratch_offset(2) + 8]
+        ; mov rdx, [rsp + scratch_offset(3) + 8]
+        ; mov DWORD [rsp + env_offset!(fp_loaded) + 8], 1
+        ; ret);
+
+    thunks.fault = e.here();
+    dynasm!(e ; .arch x64 ; mov r11d, exit::FAULT as i32);
+    e.jmp_to(thunks.exit);
+    thunks
+}
+
+/// What a helper thunk hands back to generated code.
+enum After {
+    Nothing,
+    /// T0 = 0, T1 = host address.
+    HostAddress,
+    /// T0 = linear address.
+    Linear,
+    /// EFLAGS as before the call.
+    Flags,
+}
+
+fn helper_thunk(e: &mut Emitter, helper: Helper, exit_saved: u64, fp: FpSave, after: After) -> u64 {
+    let at = e.here();
+    store_guest(e, 8);
+    if matches!(after, After::Flags) {
+        save_flags(e, 8);
+    }
+    save_fp(e, 8, fp);
+    dynasm!(e ; .arch x64
+        ; lea rdi, [rsp + 8]
+        ; mov rsi, r10
+        ; mov rdx, r11
+        ; mov rcx, [rsp]
+        ; sub rsp, 8
+        ; mov rax, QWORD helper as usize as i64
+        ; call rax
+        ; add rsp, 8
+        ; test eax, eax);
+    let go_on = e.jcc_short(cc::E);
+    dynasm!(e ; .arch x64
+        ; add rsp, 8
+        ; mov r11d, exit::HELPER as i32
+        ; mov r10d, eax);
+    e.jmp_to(exit_saved);
+    e.bind_short(go_on);
+    match after {
+        After::Nothing => {}
+        After::HostAddress => {
+            dynasm!(e ; .arch x64 ; mov r11, [rsp + scratch_offset(RESULT) + 8] ; xor r10d, r10d);
+        }
+        After::Linear => {
+            dynasm!(e ; .arch x64 ; mov r10, [rsp + scratch_offset(RESULT) + 8]);
+        }
+        After::Flags => {
+            dynasm!(e ; .arch x64 ; mov eax, [rsp + env_offset!(lahf) + 8] ; add al, 0x7f ; sahf);
+        }
+    }
+    load_guest(e, 8);
+    dynasm!(e ; .arch x64 ; ret);
+    at
+}

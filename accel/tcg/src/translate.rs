@@ -1,0 +1,17 @@
+//! The translator: decode, rewrite, emit.
+//!
+//! The guest's instruction set is the host's. An instruction that touches neither memory nor privileged state is copied;
+//! one with a memory operand is re-encoded with the operand's translated host address; control flow and stack
+//! instructions have emitters of their own; the rest calls a helper.
+
+pub mod address;
+pub mod bit_test;
+pub mod block;
+pub mod classify;
+pub mod control;
+pub mod features;
+pub mod flags;
+pub mod generator;
+pub mod native;
+pub mod registers;
+pub mod stack;

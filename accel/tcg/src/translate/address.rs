@@ -1,0 +1,255 @@
+//! The address check: from a guest operand to a host address. The one module that emits it.
+//!
+//! The present scheme is a hashed lookup (one probe of a direct-mapped table):
+//!
+//! ```text
+//!     lea   t0, [operand]             ; linear address
+//!     rorx  t1d, t0d, 8               ; page number * 16
+//!     and   t1d, (entries - 1) * 16
+//!     add   t1, [rsp + table]         ; read or write table of the present context and mode
+//!     xor   t0, [t1]                  ; offset in the page, if the tag is this page's
+//!     cmp   t0, 0x1000 - size         ; the page's, and not running over its end
+//!     ja    miss
+//!     mov   t1, [t1 + 8]              ; host page
+//!     ...   [t1 + t0]
+//! ```
+//!
+//! A miss calls a helper, which translates and comes back with the host address, or raises the fault. A store that may
+//! not go straight to memory (MMIO, a page with code, two pages) goes to the bounce buffer: the stub executes a copy
+//! of the instruction on it and has it committed.
+
+use dynasmrt::{DynasmApi, dynasm};
+use iced_x86::{Instruction, Register};
+
+use crate::code::emitter::{Patch, cc};
+use crate::code::tb::mode;
+use crate::code::thunks::gpr_offset;
+use crate::env_offset;
+use crate::mmu::soft_tlb::TLB_ENTRIES;
+use crate::operand::segment_index;
+use crate::translate::block::Item;
+use crate::translate::flags::Flags;
+use crate::translate::generator::Translator;
+use crate::translate::registers::{gpr_number, host_number};
+
+/// What is done with the host address that a check has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// The instruction itself, re-encoded on it.
+    Native,
+    /// The bit test whose bit offset went into the address.
+    BitTest,
+    /// A push of what the instruction names.
+    Push,
+    /// A push of the word in scratch 1.
+    PushScratch,
+    /// A push of the next instruction's address.
+    PushReturn,
+    /// A load: no copy is needed.
+    Load,
+}
+
+/// The way for accesses that miss, emitted behind the block.
+pub struct MissStub {
+    patch: Patch,
+    /// After the host page was loaded.
+    back: u64,
+    /// After the access.
+    pub(super) after: u64,
+    size: u32,
+    write: bool,
+    used_for: Use,
+    insn: usize,
+    /// State at the check.
+    flags: Flags,
+    fp_loaded: bool,
+}
+
+impl Translator {
+    /// T0 = the linear address of the memory operand of `insn`, before the check. Clobbers T1; keeps EFLAGS, except for
+    /// segments that a helper must check.
+    pub(super) fn linear_to_t0(&mut self, insn: &Instruction, size: u32, write: bool) {
+        self.offset_to_t0(insn);
+        self.segment_t0(insn.memory_segment(), size, write);
+    }
+
+    /// T0 = T0 made linear in `segment`.
+    pub(super) fn segment_t0(&mut self, segment: Register, size: u32, write: bool) {
+        let index = segment_index(segment);
+        if self.bits == 64 {
+            if index >= 4 {
+                let base = env_offset!(seg) + (index * size_of::<crate::env::Segment>()) as i32;
+                dynasm!(self.e ; .arch x64 ; mov r11, [rsp + base] ; lea r10, [r10 + r11]);
+            }
+            return;
+        }
+        let flat = self.key.mode & mode::FLAT != 0 && matches!(index, 0 | 2 | 3);
+        if !flat {
+            self.flags_saved();
+            self.flags = Flags::Saved;
+            let packed = index as u32 | size << 8 | u32::from(write) << 31;
+            dynasm!(self.e ; .arch x64 ; mov r11d, packed as i32);
+            self.e.call(self.thunks.linear);
+            self.fp_loaded = false;
+        }
+    }
+
+    /// T0 = the offset that the memory operand of `insn` names, of the address size. Clobbers T1; keeps EFLAGS.
+    pub(super) fn offset_to_t0(&mut self, insn: &Instruction) {
+        let base = insn.memory_base();
+        let displacement = insn.memory_displacement64();
+        if base == Register::RIP || base == Register::EIP {
+            self.constant_to_t0(displacement);
+            return;
+        }
+        let index = insn.memory_index();
+        let width = address_width(insn, self.bits);
+        let base = gpr_number(base);
+        let index = gpr_number(index);
+        let displacement = displacement as i64 as i32;
+        let scale = insn.memory_index_scale();
+        let host_base = base.map(|number| self.resident(number, 10));
+        let host_index = index.map(|number| self.resident(number, 11));
+        match (host_base, host_index) {
+            (None, None) => {
+                let absolute = insn.memory_displacement64();
+                self.constant_to_t0(if width == 64 { absolute } else { absolute & 0xffff_ffff });
+            }
+            (Some(b), None) if displacement == 0 => {
+                if b != 10 {
+                    dynasm!(self.e ; .arch x64 ; mov r10, Rq(b));
+                }
+            }
+            (Some(b), None) => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(b) + displacement]),
+            (Some(b), Some(i)) => match scale {
+                1 => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(b) + Rq(i) * 1 + displacement]),
+                2 => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(b) + Rq(i) * 2 + displacement]),
+                4 => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(b) + Rq(i) * 4 + displacement]),
+                _ => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(b) + Rq(i) * 8 + displacement]),
+            },
+            (None, Some(i)) => match scale {
+                1 => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(i) + displacement]),
+                2 => dynasm!(self.e ; .arch x64 ; lea r10, [NOSPLIT Rq(i) * 2 + displacement]),
+                4 => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(i) * 4 + displacement]),
+                _ => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(i) * 8 + displacement]),
+            },
+        }
+        // Guest registers may hold anything above the address size.
+        match width {
+            16 => dynasm!(self.e ; .arch x64 ; movzx r10d, r10w),
+            32 if base.is_some() || index.is_some() => dynasm!(self.e ; .arch x64 ; mov r10d, r10d),
+            _ => {}
+        }
+    }
+
+    /// The host register that has guest register `number`, which is loaded into `scratch` if it is cold.
+    fn resident(&mut self, number: usize, scratch: u8) -> u8 {
+        match host_number(number) {
+            Some(host) => host as u8,
+            None => {
+                dynasm!(self.e ; .arch x64 ; mov Rq(scratch), [rsp + gpr_offset(number)]);
+                scratch
+            }
+        }
+    }
+
+    fn constant_to_t0(&mut self, value: u64) {
+        match (i32::try_from(value as i64), u32::try_from(value)) {
+            (_, Ok(unsigned)) => dynasm!(self.e ; .arch x64 ; mov r10d, unsigned as i32),
+            (Ok(short), _) => dynasm!(self.e ; .arch x64 ; mov r10, short),
+            _ => dynasm!(self.e ; .arch x64 ; mov r10, QWORD value as i64),
+        }
+    }
+
+    /// Checks an access of `size` bytes at the linear address in T0. Afterwards the host address is T1 + T0. The flags
+    /// must be free ([`Translator::flags_free`]). Returns the number of the stub, whose `after` the caller sets for
+    /// stores.
+    pub(super) fn check(&mut self, size: u32, write: bool, used_for: Use) -> usize {
+        let table = env_offset!(tlb_now) + 8 * i32::from(write);
+        let mask = (TLB_ENTRIES as i32 - 1) << 4;
+        if self.bmi2 {
+            dynasm!(self.e ; .arch x64 ; rorx r11d, r10d, 8);
+        } else {
+            dynasm!(self.e ; .arch x64 ; mov r11d, r10d ; shr r11d, 8);
+        }
+        dynasm!(self.e ; .arch x64
+            ; and r11d, mask
+            ; add r11, [rsp + table]
+            ; xor r10, [r11]
+            ; cmp r10, 0x1000 - size as i32);
+        let patch = self.e.jcc(cc::A);
+        dynasm!(self.e ; .arch x64 ; mov r11, [r11 + 8]);
+        let back = self.e.here();
+        let (insn, flags, fp_loaded) = (self.now, self.flags, self.fp_loaded);
+        self.miss_stubs.push(MissStub { patch, back, after: back, size, write, used_for, insn, flags, fp_loaded });
+        self.miss_stubs.len() - 1
+    }
+
+    /// The access of stub `stub` has been emitted up to here.
+    pub(super) fn checked_access_ends(&mut self, stub: usize) {
+        self.miss_stubs[stub].after = self.e.here();
+    }
+
+    pub(super) fn miss_stub(&mut self, items: &[Item], stub: MissStub) {
+        let item = &items[stub.insn];
+        self.now = stub.insn;
+        self.flags = stub.flags;
+        self.fp_loaded = stub.fp_loaded;
+        self.mark();
+        self.e.bind(stub.patch);
+        // XOR again: T0 is the linear address once more.
+        dynasm!(self.e ; .arch x64 ; xor r10, [r11] ; mov r11d, stub.size as i32);
+        self.e.call(if stub.write { self.thunks.write_miss } else { self.thunks.read_miss });
+        if stub.fp_loaded {
+            self.e.call(self.thunks.fp_restore);
+        }
+        if !stub.write {
+            self.e.jmp_to(stub.back);
+            return;
+        }
+        dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + env_offset!(bounce_len)], 0);
+        self.e.jcc_to(cc::E, stub.back);
+        match stub.used_for {
+            Use::Native => self.native_on_host(item),
+            Use::BitTest => self.bit_test_on_host(item),
+            Use::Push => self.store_pushed(item),
+            Use::PushScratch => self.store_scratch(item),
+            Use::PushReturn => self.store_return(item),
+            Use::Load => {}
+        }
+        self.mark();
+        self.e.call(if self.flags.in_host() { self.thunks.commit_flags } else { self.thunks.commit });
+        if stub.fp_loaded {
+            self.e.call(self.thunks.fp_restore);
+        }
+        self.e.jmp_to(stub.after);
+    }
+
+    /// T0 = the zero-extended word of `size` (4 or 8) bytes that `item`'s memory operand names.
+    pub(super) fn memory_to_t0(&mut self, item: &Item, size: u32) {
+        self.flags_free(item.live_in);
+        self.linear_to_t0(&item.insn, size, false);
+        self.check(size, false, Use::Load);
+        if size == 8 {
+            dynasm!(self.e ; .arch x64 ; mov r10, [r11 + r10]);
+        } else {
+            dynasm!(self.e ; .arch x64 ; mov r10d, [r11 + r10]);
+        }
+    }
+}
+
+/// Address size of the memory operand of `insn` in bits.
+pub(super) fn address_width(insn: &Instruction, bits: u32) -> u32 {
+    let register = if insn.memory_base() != Register::None { insn.memory_base() } else { insn.memory_index() };
+    match register.size() {
+        8 => 64,
+        4 => 32,
+        2 => 16,
+        // No register: the displacement tells; its size is 2, 4 or 8 bytes, sign-extended to the address size.
+        _ => match (insn.memory_displ_size(), bits) {
+            (2, _) => 16,
+            (8, _) | (_, 64) => 64,
+            _ => 32,
+        },
+    }
+}

@@ -1,0 +1,100 @@
+//! Cutting a block out of guest code.
+
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+
+use crate::code::tb::mode;
+use crate::translate::classify::{Class, classify};
+use crate::translate::features::Features;
+use crate::translate::flags::{self, Effect};
+
+/// Instructions in a block at most.
+pub const MAX_INSNS: usize = 48;
+/// Bytes of an instruction at most.
+pub const MAX_INSN_BYTES: usize = 15;
+
+/// One instruction of a block.
+#[derive(Clone, Copy)]
+pub struct Item {
+    /// Decoded.
+    pub insn: Instruction,
+    /// What is done with it.
+    pub class: Class,
+    /// Bytes from the block's start.
+    pub offset: u16,
+    /// What it does to the arithmetic flags.
+    pub flags: Effect,
+    /// Flags that are read later on, as they are before it (its own reads included).
+    pub live_in: u8,
+    /// Flags that are read later on, as they are after it.
+    pub live_out: u8,
+}
+
+/// How a block's last instruction relates to the end of its page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Within the page.
+    Inside,
+    /// The first instruction runs over the end of the bytes given: more are needed to say anything.
+    NeedsNextPage,
+}
+
+/// Decodes a block at `rip` from `bytes`, which begin there and end with the page (or later). Fills `items`.
+pub fn decode(
+    bytes: &[u8],
+    rip: u64,
+    bits: u32,
+    mode: u32,
+    features: &Features,
+    items: &mut Vec<Item>,
+) -> Cut {
+    items.clear();
+    let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
+    let limit = if mode & mode::SINGLE != 0 { 1 } else { MAX_INSNS };
+    while items.len() < limit && decoder.can_decode() {
+        let offset = decoder.position() as u16;
+        let mut insn = Instruction::default();
+        decoder.decode_out(&mut insn);
+        if insn.code() == Code::INVALID && decoder.last_error() == DecoderError::NoMoreBytes {
+            if items.is_empty() && bytes.len() < MAX_INSN_BYTES {
+                return Cut::NeedsNextPage;
+            }
+            if !items.is_empty() {
+                break;
+            }
+        }
+        let class = classify(&insn, bits, mode, features);
+        let effect = match class {
+            Class::Native | Class::NativeFp | Class::BitTest => flags::effect(&insn),
+            Class::JumpIf | Class::JumpCount => Effect { read: flags::effect(&insn).read, ..Effect::default() },
+            // Helpers may show the flags to the guest.
+            Class::Complex(_) | Class::Raise(_) => Effect { read: flags::ALL, ..Effect::default() },
+            _ => Effect::default(),
+        };
+        items.push(Item { insn, class, offset, flags: effect, live_in: flags::ALL, live_out: flags::ALL });
+        if ends_block(class, &insn) {
+            break;
+        }
+    }
+    let mut live = flags::ALL;
+    for item in items.iter_mut().rev() {
+        item.live_out = live;
+        live = live & !item.flags.killed | item.flags.read;
+        item.live_in = live;
+    }
+    Cut::Inside
+}
+
+fn ends_block(class: Class, insn: &Instruction) -> bool {
+    match class {
+        Class::Jump
+        | Class::JumpIf
+        | Class::JumpCount
+        | Class::JumpIndirect
+        | Class::Call
+        | Class::CallIndirect
+        | Class::Return
+        | Class::Raise(_) => true,
+        Class::Complex(ends) => ends || insn.flow_control() != FlowControl::Next,
+        _ => false,
+    }
+}

@@ -1,0 +1,343 @@
+//! The generator: one block's emission, and the state that its parts share.
+
+use std::mem;
+
+use dynasmrt::{DynasmApi, dynasm};
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
+
+use crate::code::emitter::{Emitter, Patch, cc};
+use crate::code::tb::{Mark, Site, Slot, Tb, TbId, TbKey, mode};
+use crate::code::thunks::{Thunks, exit, scratch_offset};
+use crate::env_offset;
+use crate::exception::Exception;
+use crate::ram::RamPage;
+use crate::translate::address::MissStub;
+use crate::translate::block::{self, Cut, Item};
+use crate::translate::classify::Class;
+use crate::translate::control::ExitStub;
+use crate::translate::features::Features;
+use crate::translate::flags::Flags;
+
+/// Bytes of code that a block can need at most; the caller makes room for so many.
+pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
+
+/// Bytes of the poll word's displacement: it is the first word of the environment block.
+const POLL: i32 = 0;
+
+/// Turns guest bytes into blocks. Reused from block to block; one per cache.
+pub struct Translator {
+    pub(super) e: Emitter,
+    pub(super) encoder: Encoder,
+    pub(super) info: InstructionInfoFactory,
+    pub(super) thunks: Thunks,
+    pub(super) features: Features,
+    /// The host has RORX: the page index is made without a second move.
+    pub(super) bmi2: bool,
+    items: Vec<Item>,
+    pub(super) key: TbKey,
+    pub(super) bits: u32,
+    pub(super) id: TbId,
+    /// The instruction being emitted.
+    pub(super) now: usize,
+    /// Where the guest's flags are.
+    pub(super) flags: Flags,
+    /// The guest's vector state is known to be in the host's registers.
+    pub(super) fp_loaded: bool,
+    pub(super) miss_stubs: Vec<MissStub>,
+    pub(super) exit_stubs: Vec<ExitStub>,
+    pub(super) slots: [Option<Slot>; 2],
+    marks: Vec<Mark>,
+    sites: Vec<Box<Site>>,
+}
+
+impl Translator {
+    /// A translator for code that runs beside `thunks`.
+    pub fn new(thunks: Thunks, features: Features, bmi2: bool) -> Self {
+        let key = TbKey { physical: 0, rip: 0, mode: 0, second_page: None };
+        Self {
+            e: Emitter::new(0),
+            encoder: Encoder::new(64),
+            info: InstructionInfoFactory::new(),
+            thunks,
+            features,
+            bmi2,
+            items: Vec::new(),
+            key,
+            bits: 64,
+            id: 0,
+            now: 0,
+            flags: Flags::Host,
+            fp_loaded: false,
+            miss_stubs: Vec::new(),
+            exit_stubs: Vec::new(),
+            slots: [None; 2],
+            marks: Vec::new(),
+            sites: Vec::new(),
+        }
+    }
+
+    /// The instructions of the block translated last.
+    pub fn instructions(&self) -> impl Iterator<Item = &Instruction> {
+        self.items.iter().map(|item| &item.insn)
+    }
+
+    /// The code of the block translated last.
+    pub fn code(&self) -> &[u8] {
+        self.e.bytes()
+    }
+
+    /// Translates the block `key` from `bytes`, which begin at its first byte in RAM page `page` and end with the page,
+    /// or with the second page if the key names one. The code will be executed at `base`. `None`: the first
+    /// instruction runs over the end of `bytes`.
+    pub fn translate(&mut self, key: TbKey, page: RamPage, bytes: &[u8], id: TbId, base: u64) -> Option<Tb> {
+        self.bits = match key.mode & (mode::LONG | mode::CODE32) {
+            0 => 16,
+            mode::CODE32 => 32,
+            _ => 64,
+        };
+        let mut items = mem::take(&mut self.items);
+        // A block that runs over into the second page is that one instruction.
+        let decode_mode = if key.second_page.is_some() { key.mode | mode::SINGLE } else { key.mode };
+        let cut = block::decode(bytes, key.rip, self.bits, decode_mode, &self.features, &mut items);
+        if cut == Cut::NeedsNextPage {
+            self.items = items;
+            return None;
+        }
+        self.key = key;
+        self.id = id;
+        self.e.reset(base);
+        self.slots = [None; 2];
+        self.fp_loaded = false;
+        let (entry_saved, entry) = self.prologue(&items[0]);
+        for (index, item) in items.iter().enumerate() {
+            self.now = index;
+            self.mark();
+            self.instruction(item);
+        }
+        let last = &items[items.len() - 1];
+        let end = last.insn.next_ip();
+        if !ends_flow(last.class) {
+            self.go_to(0, end);
+        }
+        self.emit_stubs(&items);
+        let mut insns: Vec<u16> = items.iter().map(|item| item.offset).collect();
+        let len = last.offset + last.insn.len() as u16;
+        insns.push(len);
+        self.items = items;
+        Some(Tb {
+            key,
+            page,
+            guest_len: u32::from(len),
+            code: base,
+            code_len: self.e.len() as u32,
+            entry,
+            entry_saved,
+            slots: self.slots,
+            incoming: Vec::new(),
+            marks: mem::take(&mut self.marks),
+            insns,
+            sites: mem::take(&mut self.sites),
+            valid: true,
+        })
+    }
+
+    /// The two entries and the poll.
+    fn prologue(&mut self, first: &Item) -> (u64, u64) {
+        let live = first.live_in != 0;
+        let entry_saved = self.e.here();
+        self.now = 0;
+        self.flags = Flags::Saved;
+        self.mark();
+        if live {
+            self.load_flags_with_t1();
+        }
+        let entry = self.e.here();
+        self.flags = if live { Flags::Host } else { Flags::Dead };
+        self.mark();
+        if self.key.mode & mode::SINGLE != 0 {
+            return (entry_saved, entry);
+        }
+        let rip = self.key.rip;
+        if live {
+            // JRCXZ looks without touching the flags.
+            dynasm!(self.e ; .arch x64 ; mov r10, rcx ; mov ecx, [rsp + POLL]);
+            let quiet = self.e.jrcxz();
+            dynasm!(self.e ; .arch x64 ; mov rcx, r10);
+            let patch = self.e.jmp();
+            self.exit_stubs.push(ExitStub { patch, flags: Flags::Host, rip, reason: exit::POLL, payload: 0, slot: None });
+            self.e.bind_short(quiet);
+            dynasm!(self.e ; .arch x64 ; mov rcx, r10);
+        } else {
+            dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + POLL], 0);
+            let patch = self.e.jcc(cc::NE);
+            self.exit_stubs.push(ExitStub { patch, flags: Flags::Dead, rip, reason: exit::POLL, payload: 0, slot: None });
+        }
+        (entry_saved, entry)
+    }
+
+    /// Code from here on belongs to the present instruction.
+    pub(super) fn mark(&mut self) {
+        let mark = Mark { host: self.e.len() as u32, insn: self.now as u16, flags_in_host: self.flags.in_host() };
+        match self.marks.last_mut() {
+            Some(last) if last.host == mark.host => *last = mark,
+            _ => self.marks.push(mark),
+        }
+    }
+
+    fn instruction(&mut self, item: &Item) {
+        match item.class {
+            Class::Native => self.native(item),
+            Class::NativeFp => self.native_fp(item),
+            Class::Nothing => {}
+            Class::Lea => self.lea(item),
+            Class::BitTest => self.bit_test(item),
+            Class::Push => self.push(item),
+            Class::PushMemory => self.push_memory(item),
+            Class::Pop => self.pop(item),
+            Class::Leave => self.leave(item),
+            Class::Jump => self.go_to(0, item.insn.near_branch_target()),
+            Class::JumpIf => self.jump_if(item),
+            Class::JumpCount => self.jump_count(item),
+            Class::JumpIndirect => self.jump_indirect(item),
+            Class::Call => self.call(item),
+            Class::CallIndirect => self.call_indirect(item),
+            Class::Return => self.ret(item),
+            Class::Direction(df) => dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(df)], df as i32),
+            Class::Complex(_) => self.complex(&item.insn, None),
+            Class::Raise(exception) => self.complex(&item.insn, Some(exception)),
+        }
+    }
+
+    /// Has a helper execute `insn`, or raise `raise`.
+    pub(super) fn complex(&mut self, insn: &Instruction, raise: Option<Exception>) {
+        self.flags_saved();
+        let site = Box::new(Site { insn: *insn, raise, rip: insn.ip() });
+        let address = std::ptr::from_ref::<Site>(&site) as u64;
+        self.sites.push(site);
+        dynasm!(self.e ; .arch x64 ; mov r10, QWORD address as i64);
+        self.e.call(self.thunks.complex);
+        self.flags = Flags::Saved;
+        self.fp_loaded = false;
+    }
+
+    /// Brings the guest's vector state into the host's registers. Keeps T0; clobbers EFLAGS if it is not known loaded.
+    pub(super) fn need_fp(&mut self, live: u8) {
+        if self.fp_loaded {
+            return;
+        }
+        self.flags_free(live);
+        dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + env_offset!(fp_loaded)], 0);
+        let loaded = self.e.jcc_short(cc::NE);
+        self.e.call(self.thunks.fp_restore);
+        self.e.bind_short(loaded);
+        self.fp_loaded = true;
+    }
+
+    /// Makes sure that `env.lahf` has the flags. Clobbers T1.
+    pub(super) fn flags_saved(&mut self) {
+        match self.flags {
+            Flags::Saved | Flags::Both => {}
+            // Nothing will read them: what `env.lahf` holds is as good as any.
+            Flags::Dead => self.flags = Flags::Saved,
+            Flags::Host => {
+                self.store_flags_with_t1();
+                self.flags = Flags::Both;
+            }
+        }
+    }
+
+    /// Frees EFLAGS for use by the emitted code, keeping `live` flags. Clobbers T1.
+    pub(super) fn flags_free(&mut self, live: u8) {
+        if live == 0 {
+            self.flags = Flags::Dead;
+            return;
+        }
+        self.flags_saved();
+        self.flags = Flags::Saved;
+    }
+
+    /// Brings the flags into EFLAGS where `item` reads them or leaves some of them in place.
+    pub(super) fn flags_for(&mut self, item: &Item) {
+        let kept = item.flags.writes && item.live_out & !item.flags.killed != 0;
+        if self.flags == Flags::Saved && (item.flags.read != 0 || kept) {
+            self.load_flags();
+            self.flags = Flags::Both;
+        }
+    }
+
+    /// Notes what executing `item` natively has done to the flags.
+    pub(super) fn flags_after(&mut self, item: &Item) {
+        if item.flags.writes {
+            self.flags = Flags::Host;
+        }
+    }
+
+    /// EFLAGS to `env.lahf`. Clobbers T1, keeps EFLAGS but for OF.
+    pub(super) fn store_flags_with_t1(&mut self) {
+        dynasm!(self.e ; .arch x64
+            ; mov r11, rax
+            ; lahf
+            ; seto al
+            ; mov [rsp + env_offset!(lahf)], ax
+            ; mov rax, r11);
+    }
+
+    fn load_flags_with_t1(&mut self) {
+        dynasm!(self.e ; .arch x64
+            ; mov r11, rax
+            ; mov eax, [rsp + env_offset!(lahf)]
+            ; add al, 0x7f
+            ; sahf
+            ; mov rax, r11);
+    }
+
+    /// `env.lahf` to EFLAGS, keeping both scratch registers.
+    pub(super) fn load_flags(&mut self) {
+        dynasm!(self.e ; .arch x64
+            ; mov [rsp + scratch_offset(0)], rax
+            ; mov eax, [rsp + env_offset!(lahf)]
+            ; add al, 0x7f
+            ; sahf
+            ; mov rax, [rsp + scratch_offset(0)]);
+    }
+
+    /// Sets `env.rip` to a constant. Clobbers T1.
+    pub(super) fn store_rip(&mut self, rip: u64) {
+        match i32::try_from(rip as i64) {
+            Ok(short) => dynasm!(self.e ; .arch x64 ; mov QWORD [rsp + env_offset!(rip)], short),
+            Err(_) => dynasm!(self.e ; .arch x64
+                ; mov r11, QWORD rip as i64
+                ; mov [rsp + env_offset!(rip)], r11),
+        }
+    }
+
+    fn emit_stubs(&mut self, items: &[Item]) {
+        for stub in mem::take(&mut self.miss_stubs) {
+            self.miss_stub(items, stub);
+        }
+        for stub in mem::take(&mut self.exit_stubs) {
+            self.exit_stub(stub);
+        }
+    }
+
+    /// A jump that was just emitted and its way out while it is not linked.
+    pub(super) fn linkable(&mut self, patch: Patch, slot: usize, rip: u64) {
+        let payload = u64::from(self.id) * 2 + slot as u64;
+        let flags = self.flags;
+        self.exit_stubs.push(ExitStub { patch, flags, rip, reason: exit::LINK, payload, slot: Some(slot) });
+    }
+}
+
+fn ends_flow(class: Class) -> bool {
+    matches!(
+        class,
+        Class::Jump
+            | Class::JumpIf
+            | Class::JumpCount
+            | Class::JumpIndirect
+            | Class::Call
+            | Class::CallIndirect
+            | Class::Return
+            | Class::Raise(_)
+    )
+}

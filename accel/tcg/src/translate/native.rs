@@ -1,0 +1,281 @@
+//! Instructions that the host executes: operands rewritten, bits untouched.
+
+use dynasmrt::{DynasmApi, dynasm};
+use iced_x86::{Code, Instruction, OpAccess, OpKind, Register};
+
+use crate::code::thunks::{gpr_offset, scratch_offset};
+use crate::cpu::is_high_byte;
+use crate::translate::address::{Use, address_width};
+use crate::translate::block::Item;
+use crate::translate::generator::Translator;
+use crate::translate::registers::{gpr_number, host_number, sized};
+
+/// A guest register that needs a stand-in for one instruction.
+#[derive(Clone, Copy)]
+struct StandIn {
+    /// Guest number.
+    guest: usize,
+    /// Host number of the stand-in.
+    host: usize,
+    read: bool,
+    written: bool,
+}
+
+impl Translator {
+    /// An instruction on general registers and flags.
+    pub(super) fn native(&mut self, item: &Item) {
+        if has_memory(&item.insn) {
+            self.native_memory(item, false);
+        } else {
+            self.flags_for(item);
+            self.mark();
+            self.emit_rewritten(&item.insn);
+            self.flags_after(item);
+        }
+    }
+
+    /// An instruction on vector or x87 registers.
+    pub(super) fn native_fp(&mut self, item: &Item) {
+        if has_memory(&item.insn) {
+            self.native_memory(item, true);
+            return;
+        }
+        self.need_fp(item.live_in);
+        self.flags_for(item);
+        self.mark();
+        self.emit_rewritten(&item.insn);
+        self.flags_after(item);
+    }
+
+    fn native_memory(&mut self, item: &Item, fp: bool) {
+        let insn = &item.insn;
+        let size = insn.memory_size().size() as u32;
+        let write = self.writes_memory(insn);
+        self.flags_free(item.live_in);
+        self.linear_to_t0(insn, size.max(1), write);
+        if fp {
+            self.need_fp(item.live_in);
+        }
+        let stub = self.check(size.max(1), write, Use::Native);
+        self.native_on_host(item);
+        self.checked_access_ends(stub);
+    }
+
+    /// The instruction of `item` with its memory operand at T1 + T0.
+    pub(super) fn native_on_host(&mut self, item: &Item) {
+        self.flags_for(item);
+        self.mark();
+        self.emit_rewritten(&item.insn);
+        self.flags_after(item);
+    }
+
+    fn writes_memory(&mut self, insn: &Instruction) -> bool {
+        let info = self.info.info(insn);
+        (0..insn.op_count())
+            .filter(|&operand| insn.op_kind(operand) == OpKind::Memory)
+            .any(|operand| !matches!(info.op_access(operand), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess))
+    }
+
+    /// LEA.
+    pub(super) fn lea(&mut self, item: &Item) {
+        let insn = &item.insn;
+        let destination = insn.op0_register();
+        let number = gpr_number(destination).expect("LEA names a general register");
+        self.offset_to_t0(insn);
+        // The offset is of the address size; the destination takes what fits, a narrower one zero-extended.
+        debug_assert!(address_width(insn, self.bits) >= 16);
+        match (host_number(number), destination.size()) {
+            (Some(host), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), r10),
+            (Some(host), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8), r10d),
+            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8), r10w),
+            (None, 8) => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10),
+            (None, 4) => dynasm!(self.e ; .arch x64 ; mov r10d, r10d ; mov [rsp + gpr_offset(number)], r10),
+            (None, _) => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10w),
+        }
+    }
+
+    /// Emits `insn` with guest registers replaced by host ones and its memory operand, if any, by T1 + T0.
+    fn emit_rewritten(&mut self, insn: &Instruction) {
+        let mut new = *insn;
+        new.set_segment_prefix(Register::None);
+        to_64bit_code(&mut new);
+        let memory = has_memory(insn);
+        if memory {
+            new.set_memory_base(Register::R11);
+            new.set_memory_index(Register::R10);
+            new.set_memory_index_scale(1);
+            new.set_memory_displacement64(0);
+            new.set_memory_displ_size(0);
+        }
+        let registers = (0..insn.op_count()).filter(|&op| insn.op_kind(op) == OpKind::Register);
+        let (mut cold, mut high_byte, mut extended) = (false, false, memory);
+        for operand in registers {
+            let register = insn.op_register(operand);
+            if is_high_byte(register) {
+                high_byte = true;
+            } else if let Some(number) = gpr_number(register) {
+                match host_number(number) {
+                    None => cold = true,
+                    Some(host) => {
+                        extended |= host >= 8;
+                        new.set_op_register(operand, sized(host, register.size()));
+                    }
+                }
+            }
+        }
+        if cold || high_byte && extended {
+            self.emit_with_stand_ins(insn, new, memory, high_byte);
+        } else {
+            self.encode(&new);
+        }
+    }
+
+    /// Emits `new` (registers of `insn` already replaced where they are resident), with host registers standing in for
+    /// what the encoding cannot name: cold registers; with a high-byte operand everything above the eighth register,
+    /// which a REX prefix would rule out.
+    fn emit_with_stand_ins(&mut self, insn: &Instruction, mut new: Instruction, memory: bool, high_byte: bool) {
+        let info = self.info.info(insn);
+        let mut busy = [false; 16];
+        busy[4] = true;
+        for used in info.used_registers() {
+            if let Some(host) = gpr_number(used.register()).and_then(host_number) {
+                busy[host] = true;
+            }
+        }
+        let mut needs: Vec<StandIn> = Vec::new();
+        for operand in 0..insn.op_count() {
+            let register = insn.op_register(operand);
+            if insn.op_kind(operand) != OpKind::Register || is_high_byte(register) {
+                continue;
+            }
+            let Some(number) = gpr_number(register) else { continue };
+            let above = high_byte && host_number(number).is_some_and(|host| host >= 8);
+            if host_number(number).is_some() && !above {
+                continue;
+            }
+            let access = info.op_access(operand);
+            // A 32-bit write clears the rest; narrower ones leave it, so the old value must be there.
+            let read = !matches!(access, OpAccess::Write) || register.size() < 4;
+            let written = !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+            match needs.iter_mut().find(|need| need.guest == number) {
+                Some(need) => {
+                    need.read |= read;
+                    need.written |= written;
+                }
+                None => needs.push(StandIn { guest: number, host: 0, read, written }),
+            }
+        }
+        // Scratch registers stand in for free where the encoding allows; others are parked for the time.
+        let mut parked: Vec<usize> = Vec::new();
+        let mut scratch: Vec<usize> = match (high_byte, memory) {
+            (true, _) => Vec::new(),
+            (false, false) => vec![10, 11],
+            (false, true) => vec![11],
+        };
+        let mut stand_in = |translator: &mut Self, parked: &mut Vec<usize>, busy: &mut [bool; 16]| {
+            if let Some(host) = scratch.pop() {
+                return host;
+            }
+            let host = [3, 6, 7, 2, 1, 0].into_iter().find(|&host| !busy[host]).expect("no instruction names them all");
+            busy[host] = true;
+            dynasm!(translator.e ; .arch x64 ; mov [rsp + scratch_offset(4 + parked.len())], Rq(host as u8));
+            parked.push(host);
+            host
+        };
+        if memory && high_byte {
+            let host = stand_in(self, &mut parked, &mut busy);
+            dynasm!(self.e ; .arch x64 ; lea Rq(host as u8), [r11 + r10]);
+            new.set_memory_base(sized(host, 8));
+            new.set_memory_index(Register::None);
+        } else if memory && !needs.is_empty() {
+            dynasm!(self.e ; .arch x64 ; lea r10, [r11 + r10]);
+            new.set_memory_base(Register::R10);
+            new.set_memory_index(Register::None);
+        }
+        for need in &mut needs {
+            need.host = stand_in(self, &mut parked, &mut busy);
+            let host = need.host as u8;
+            if need.read {
+                match host_number(need.guest) {
+                    None => dynasm!(self.e ; .arch x64 ; mov Rq(host), [rsp + gpr_offset(need.guest)]),
+                    Some(home) => dynasm!(self.e ; .arch x64 ; mov Rq(host), Rq(home as u8)),
+                }
+            }
+        }
+        for operand in 0..insn.op_count() {
+            let register = insn.op_register(operand);
+            if insn.op_kind(operand) != OpKind::Register || is_high_byte(register) {
+                continue;
+            }
+            if let Some(need) = gpr_number(register).and_then(|number| needs.iter().find(|need| need.guest == number)) {
+                new.set_op_register(operand, sized(need.host, register.size()));
+            }
+        }
+        self.mark();
+        self.encode(&new);
+        for need in needs.iter().filter(|need| need.written) {
+            let host = need.host as u8;
+            match host_number(need.guest) {
+                None => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(need.guest)], Rq(host)),
+                Some(home) => dynasm!(self.e ; .arch x64 ; mov Rq(home as u8), Rq(host)),
+            }
+        }
+        for (slot, &host) in parked.iter().enumerate() {
+            dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), [rsp + scratch_offset(4 + slot)]);
+        }
+    }
+
+    /// Appends the encoding of `insn`, whose registers are the host's.
+    pub(super) fn encode(&mut self, insn: &Instruction) {
+        match self.encoder.encode(insn, self.e.here()) {
+            Ok(_) => {
+                let bytes = self.encoder.take_buffer();
+                self.e.raw(&bytes);
+                let mut bytes = bytes;
+                bytes.clear();
+                self.encoder.set_buffer(bytes);
+            }
+            Err(error) => {
+                // What 64-bit mode cannot encode is not on the white list; should one slip through, the guest gets #UD.
+                tracing::warn!(target: "tb", %insn, %error, "instruction cannot be re-encoded");
+                drop(self.encoder.take_buffer());
+                let item = *insn;
+                self.complex(&item, Some(crate::exception::Exception::UD));
+            }
+        }
+    }
+}
+
+/// Whether `insn` has an explicit memory operand.
+pub fn has_memory(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory)
+}
+
+/// Replaces encodings that 64-bit mode does not have by their equals.
+fn to_64bit_code(insn: &mut Instruction) {
+    let code = match insn.code() {
+        Code::Inc_r16 => Code::Inc_rm16,
+        Code::Inc_r32 => Code::Inc_rm32,
+        Code::Dec_r16 => Code::Dec_rm16,
+        Code::Dec_r32 => Code::Dec_rm32,
+        // Absolute offsets: the address is a register now.
+        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
+        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
+        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
+        Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
+        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
+        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
+        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
+        Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
+        Code::Add_rm8_imm8_82 => Code::Add_rm8_imm8,
+        Code::Or_rm8_imm8_82 => Code::Or_rm8_imm8,
+        Code::Adc_rm8_imm8_82 => Code::Adc_rm8_imm8,
+        Code::Sbb_rm8_imm8_82 => Code::Sbb_rm8_imm8,
+        Code::And_rm8_imm8_82 => Code::And_rm8_imm8,
+        Code::Sub_rm8_imm8_82 => Code::Sub_rm8_imm8,
+        Code::Xor_rm8_imm8_82 => Code::Xor_rm8_imm8,
+        Code::Cmp_rm8_imm8_82 => Code::Cmp_rm8_imm8,
+        _ => return,
+    };
+    insn.set_code(code);
+}

@@ -1,0 +1,221 @@
+//! The stack: PUSH, POP, LEAVE, and the stack side of CALL and RET. Flat stacks of 32 and 64 bits; others are helpers'.
+
+use dynasmrt::{DynasmApi, dynasm};
+use iced_x86::{Code, Instruction, OpKind};
+
+use crate::code::thunks::{gpr_offset, scratch_offset};
+use crate::translate::address::Use;
+use crate::translate::block::Item;
+use crate::translate::generator::Translator;
+use crate::translate::registers::{gpr_number, host_number};
+
+impl Translator {
+    /// Bytes that a PUSH or POP moves.
+    fn slot_size(&self, insn: &Instruction) -> u32 {
+        insn.stack_pointer_increment().unsigned_abs()
+    }
+
+    /// T0 = the address of a new slot of `size` bytes, checked for a store.
+    fn check_push(&mut self, live: u8, size: u32, used_for: Use) -> usize {
+        self.flags_free(live);
+        let below = -(size as i32);
+        if self.bits == 64 {
+            dynasm!(self.e ; .arch x64 ; lea r10, [r9 + below]);
+        } else {
+            dynasm!(self.e ; .arch x64 ; lea r10d, [r9 + below]);
+        }
+        self.check(size, true, used_for)
+    }
+
+    /// The stack pointer moves by `delta`, flags untouched.
+    fn move_stack(&mut self, delta: i32) {
+        if self.bits == 64 {
+            dynasm!(self.e ; .arch x64 ; lea r9, [r9 + delta]);
+        } else {
+            dynasm!(self.e ; .arch x64 ; lea r9d, [r9 + delta]);
+        }
+    }
+
+    /// PUSH of a register or immediate.
+    pub(super) fn push(&mut self, item: &Item) {
+        let size = self.slot_size(&item.insn);
+        let stub = self.check_push(item.live_in, size, Use::Push);
+        self.store_pushed(item);
+        self.checked_access_ends(stub);
+    }
+
+    /// Stores what `item` pushes at T1 + T0 and moves the stack pointer.
+    pub(super) fn store_pushed(&mut self, item: &Item) {
+        let insn = &item.insn;
+        let size = self.slot_size(insn);
+        if insn.op0_kind() == OpKind::Register {
+            let number = gpr_number(insn.op0_register()).expect("other registers are pushed by a helper");
+            let host = match host_number(number) {
+                Some(host) => host as u8,
+                None => {
+                    dynasm!(self.e ; .arch x64 ; lea r10, [r11 + r10] ; mov r11, [rsp + gpr_offset(number)]);
+                    self.store_at_t0(size);
+                    self.move_stack(-(size as i32));
+                    return;
+                }
+            };
+            match size {
+                8 => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rq(host)),
+                4 => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rd(host)),
+                _ => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rw(host)),
+            }
+        } else {
+            let value = insn.immediate(0);
+            match size {
+                8 => dynasm!(self.e ; .arch x64 ; mov QWORD [r11 + r10], value as i32),
+                4 => dynasm!(self.e ; .arch x64 ; mov DWORD [r11 + r10], value as i32),
+                _ => dynasm!(self.e ; .arch x64 ; mov WORD [r11 + r10], value as i16),
+            }
+        }
+        self.move_stack(-(size as i32));
+    }
+
+    /// Stores T1 at T0.
+    fn store_at_t0(&mut self, size: u32) {
+        match size {
+            8 => dynasm!(self.e ; .arch x64 ; mov [r10], r11),
+            4 => dynasm!(self.e ; .arch x64 ; mov [r10], r11d),
+            _ => dynasm!(self.e ; .arch x64 ; mov [r10], r11w),
+        }
+    }
+
+    /// PUSH of a memory operand: read it first, then check the slot.
+    pub(super) fn push_memory(&mut self, item: &Item) {
+        let size = self.slot_size(&item.insn);
+        self.flags_free(item.live_in);
+        self.linear_to_t0(&item.insn, size, false);
+        self.check(size, false, Use::Load);
+        match size {
+            8 => dynasm!(self.e ; .arch x64 ; mov r10, [r11 + r10]),
+            4 => dynasm!(self.e ; .arch x64 ; mov r10d, [r11 + r10]),
+            _ => dynasm!(self.e ; .arch x64 ; movzx r10d, WORD [r11 + r10]),
+        }
+        dynasm!(self.e ; .arch x64 ; mov [rsp + scratch_offset(1)], r10);
+        let stub = self.check_push(item.live_in, size, Use::PushScratch);
+        self.store_scratch(item);
+        self.checked_access_ends(stub);
+    }
+
+    /// Stores scratch 1 at T1 + T0 and moves the stack pointer.
+    pub(super) fn store_scratch(&mut self, item: &Item) {
+        // A CALL through memory pushes its return address; only PUSH comes here.
+        let size = self.slot_size(&item.insn);
+        dynasm!(self.e ; .arch x64 ; lea r10, [r11 + r10] ; mov r11, [rsp + scratch_offset(1)]);
+        self.store_at_t0(size);
+        self.move_stack(-(size as i32));
+    }
+
+    /// POP of a general register.
+    pub(super) fn pop(&mut self, item: &Item) {
+        let insn = &item.insn;
+        let size = self.slot_size(insn);
+        let number = gpr_number(insn.op0_register()).expect("other registers are popped by a helper");
+        self.flags_free(item.live_in);
+        self.stack_top_to_t0();
+        self.check(size, false, Use::Load);
+        match (host_number(number), size) {
+            // POP RSP: the value, not the incremented pointer. POP SP increments first.
+            (Some(9), 8) => return dynasm!(self.e ; .arch x64 ; mov r9, [r11 + r10]),
+            (Some(9), 4) => return dynasm!(self.e ; .arch x64 ; mov r9d, [r11 + r10]),
+            (Some(9), _) => {
+                dynasm!(self.e ; .arch x64 ; movzx r10d, WORD [r11 + r10]);
+                self.move_stack(2);
+                return dynasm!(self.e ; .arch x64 ; mov r9w, r10w);
+            }
+            (Some(host), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), [r11 + r10]),
+            (Some(host), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8), [r11 + r10]),
+            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8), [r11 + r10]),
+            (None, 2) => dynasm!(self.e ; .arch x64
+                ; mov r10w, [r11 + r10]
+                ; mov [rsp + gpr_offset(number)], r10w),
+            (None, _) => dynasm!(self.e ; .arch x64
+                ; mov r10, [r11 + r10]
+                ; mov [rsp + gpr_offset(number)], r10),
+        }
+        self.move_stack(size as i32);
+    }
+
+    fn stack_top_to_t0(&mut self) {
+        if self.bits == 64 {
+            dynasm!(self.e ; .arch x64 ; mov r10, r9);
+        } else {
+            dynasm!(self.e ; .arch x64 ; mov r10d, r9d);
+        }
+    }
+
+    /// LEAVE.
+    pub(super) fn leave(&mut self, item: &Item) {
+        let wide = item.insn.code() == Code::Leaveq;
+        self.flags_free(item.live_in);
+        if wide {
+            dynasm!(self.e ; .arch x64 ; mov r10, rbp);
+            self.check(8, false, Use::Load);
+            dynasm!(self.e ; .arch x64 ; lea r9, [rbp + 8] ; mov rbp, [r11 + r10]);
+        } else {
+            dynasm!(self.e ; .arch x64 ; mov r10d, ebp);
+            self.check(4, false, Use::Load);
+            dynasm!(self.e ; .arch x64 ; lea r9d, [rbp + 4] ; mov ebp, [r11 + r10]);
+        }
+    }
+
+    /// CALL rel.
+    pub(super) fn call(&mut self, item: &Item) {
+        self.push_return(item);
+        self.go_to(0, item.insn.near_branch_target());
+    }
+
+    /// CALL r/m: the target is read before the return address is pushed.
+    pub(super) fn call_indirect(&mut self, item: &Item) {
+        self.load_target(item);
+        dynasm!(self.e ; .arch x64 ; mov [rsp + scratch_offset(1)], r10);
+        self.push_return(item);
+        dynasm!(self.e ; .arch x64 ; mov r10, [rsp + scratch_offset(1)]);
+        self.go_to_t0();
+    }
+
+    fn push_return(&mut self, item: &Item) {
+        let size = if self.bits == 64 { 8 } else { 4 };
+        let stub = self.check_push(item.live_in, size, Use::PushReturn);
+        self.store_return(item);
+        self.checked_access_ends(stub);
+    }
+
+    /// Stores the next instruction's address at T1 + T0 and moves the stack pointer.
+    pub(super) fn store_return(&mut self, item: &Item) {
+        let next = item.insn.next_ip();
+        if self.bits != 64 {
+            dynasm!(self.e ; .arch x64 ; mov DWORD [r11 + r10], next as i32);
+            self.move_stack(-4);
+            return;
+        }
+        match i32::try_from(next as i64) {
+            Ok(short) => dynasm!(self.e ; .arch x64 ; mov QWORD [r11 + r10], short),
+            Err(_) => dynasm!(self.e ; .arch x64
+                ; lea r10, [r11 + r10]
+                ; mov r11, QWORD next as i64
+                ; mov [r10], r11),
+        }
+        self.move_stack(-8);
+    }
+
+    /// RET, with or without bytes to drop.
+    pub(super) fn ret(&mut self, item: &Item) {
+        let drop = if item.insn.op_count() == 1 { item.insn.immediate16() } else { 0 };
+        let size = if self.bits == 64 { 8 } else { 4 };
+        self.flags_free(item.live_in);
+        self.stack_top_to_t0();
+        self.check(size, false, Use::Load);
+        if size == 8 {
+            dynasm!(self.e ; .arch x64 ; mov r10, [r11 + r10]);
+        } else {
+            dynasm!(self.e ; .arch x64 ; mov r10d, [r11 + r10]);
+        }
+        self.move_stack(size as i32 + i32::from(drop));
+        self.go_to_t0();
+    }
+}
