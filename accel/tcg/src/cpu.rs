@@ -9,9 +9,13 @@ use accel::{CpuHandle, CpuIo};
 use devices::clock::{Clock, ScaledTsc};
 use iced_x86::Register;
 
+use crate::code::tb::mode;
 use crate::cpuid::Cpuid;
+use crate::engine::Engine;
 use crate::env::EnvRef;
+use crate::exception::{Exception, Exec};
 use crate::mmu::Mmu;
+use crate::operand::is_canonical;
 use crate::ram::{Ram, RamPage};
 
 /// One CPU. Owned by its thread.
@@ -34,6 +38,10 @@ pub struct Cpu {
     pub index: usize,
     /// DR6 bits of traps that the running instruction has met; delivered when it is finished.
     pub pending_debug: u64,
+    /// Blocks were invalidated by a store since this was last cleared.
+    pub code_changed: bool,
+    /// Translated code, to be invalidated by stores; `None` where only helpers run.
+    pub engine: Option<Arc<Engine>>,
     io: Option<NonNull<dyn CpuIo>>,
 }
 
@@ -45,19 +53,29 @@ impl Cpu {
         let index = handle.index();
         let tsc = ScaledTsc::new(Arc::clone(&clock), crate::msr::TSC_HZ);
         let cpuid = Arc::clone(&crate::cpuid::MAX);
-        Self { env, mmu: Mmu::new(), ram, handle, clock, tsc, cpuid, index, pending_debug: 0, io: None }
+        Self { env, mmu: Mmu::new(), ram, handle, clock, tsc, cpuid, index, pending_debug: 0, code_changed: false, engine: None, io: None }
     }
 
     /// Lends `io` to the CPU for the time of `f`.
     pub fn with_io<R>(&mut self, io: &dyn CpuIo, f: impl FnOnce(&mut Self) -> R) -> R {
-        // SAFETY: only the lifetime is changed; the pointer is forgotten before `io`'s borrow ends.
+        let before = self.lend_io(io);
+        let result = f(self);
+        self.return_io(before);
+        result
+    }
+
+    /// Lends `io` to the CPU until [`Cpu::return_io`] gives back what this returns: within the borrow of `io`.
+    pub(crate) fn lend_io(&mut self, io: &dyn CpuIo) -> Option<NonNull<dyn CpuIo>> {
+        // SAFETY: only the lifetime is changed; the callers forget the pointer before `io`'s borrow ends.
         let erased: NonNull<dyn CpuIo> = unsafe {
             std::mem::transmute::<NonNull<dyn CpuIo + '_>, NonNull<dyn CpuIo + 'static>>(NonNull::from(io))
         };
-        let before = self.io.replace(erased);
-        let result = f(self);
+        self.io.replace(erased)
+    }
+
+    /// Ends [`Cpu::lend_io`].
+    pub(crate) fn return_io(&mut self, before: Option<NonNull<dyn CpuIo>>) {
         self.io = before;
-        result
     }
 
     /// The way out.
@@ -72,7 +90,20 @@ impl Cpu {
 
     /// Bytes of a page that holds translated code were written.
     pub fn code_written(&mut self, page: RamPage, offset: u32, len: u32) {
-        let _ = (page, offset, len);
+        let Some(engine) = &self.engine else { return };
+        let (mmu, changed) = (&mut self.mmu, &mut self.code_changed);
+        engine.code().cache.written(&self.ram, page.index, offset, len, |block| {
+            mmu.forget_jump(block.key.rip, u64::from(block.key.mode) << mode::KEY_SHIFT);
+            *changed = true;
+        });
+    }
+
+    /// Raises the exception that an access of `len` bytes at `linear` raises for its address alone: not canonical.
+    pub fn check_linear(&self, linear: u64, len: u64, stack: bool) -> Exec<()> {
+        if !self.env.is_64bit() || is_canonical(linear) && is_canonical(linear.wrapping_add(len - 1)) {
+            return Ok(());
+        }
+        Err(if stack { Exception::ss(0) } else { Exception::gp(0) })
     }
 
     /// Reads a general register of any width, zero-extended; RIP and EIP too.

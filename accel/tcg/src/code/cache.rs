@@ -135,12 +135,12 @@ impl TbCache {
 
     /// Bytes `offset..offset + len` of RAM page `page` were written: invalidates the blocks that were made from them and
     /// calls `gone` with each.
-    pub fn written(&mut self, ram: &Ram, page: u32, offset: u32, len: u32, mut gone: impl FnMut(TbId, &Tb)) {
+    pub fn written(&mut self, ram: &Ram, page: u32, offset: u32, len: u32, mut gone: impl FnMut(&Tb)) {
         let Some(ids) = self.by_page.get(&page) else { return };
         let hit: Vec<TbId> = ids.iter().copied().filter(|&id| self.blocks[id as usize].covers(page, offset, len)).collect();
         for id in hit {
             self.invalidate(ram, id);
-            gone(id, &self.blocks[id as usize]);
+            gone(&self.blocks[id as usize]);
         }
     }
 

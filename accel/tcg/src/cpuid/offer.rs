@@ -154,7 +154,8 @@ impl Offer {
 }
 
 /// The XCR0 bits that the host's kernel has set, so far as the guest may have them.
-fn host_xcr0() -> u64 {
+/// The vector state components that guests can have on this host, as XCR0 bits.
+pub fn host_xcr0() -> u64 {
     let mut xcr0 = 3;
     if is_x86_feature_detected!("avx") {
         xcr0 |= 4;

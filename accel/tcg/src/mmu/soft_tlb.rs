@@ -277,6 +277,16 @@ impl Mmu {
         context.jumps[jump_index(pc)] = JumpEntry { tag: pc ^ mode_key, code };
     }
 
+    /// Forgets the block at `pc` in every context.
+    pub fn forget_jump(&mut self, pc: u64, mode_key: u64) {
+        for context in &mut self.contexts {
+            let entry = &mut context.jumps[jump_index(pc)];
+            if entry.tag == pc ^ mode_key {
+                *entry = NO_JUMP;
+            }
+        }
+    }
+
     /// Forgets every cached jump in every context: blocks were freed.
     pub fn flush_all_jumps(&mut self) {
         for context in &mut self.contexts {

@@ -25,6 +25,7 @@ use crate::code::emitter::{Patch, cc};
 use crate::code::tb::mode;
 use crate::code::thunks::gpr_offset;
 use crate::env_offset;
+use crate::exec::helpers;
 use crate::mmu::soft_tlb::TLB_ENTRIES;
 use crate::operand::segment_index;
 use crate::translate::block::Item;
@@ -56,7 +57,8 @@ pub struct MissStub {
     back: u64,
     /// After the access.
     pub(super) after: u64,
-    size: u32,
+    /// For the helper: size and what else it must know.
+    packed: u32,
     write: bool,
     used_for: Use,
     insn: usize,
@@ -161,10 +163,11 @@ impl Translator {
         }
     }
 
-    /// Checks an access of `size` bytes at the linear address in T0. Afterwards the host address is T1 + T0. The flags
+    /// Checks an access at the linear address in T0, of as many bytes as `packed` says (see [`helpers::ALSO_LOADS`]). Afterwards the host address is T1 + T0. The flags
     /// must be free ([`Translator::flags_free`]). Returns the number of the stub, whose `after` the caller sets for
     /// stores.
-    pub(super) fn check(&mut self, size: u32, write: bool, used_for: Use) -> usize {
+    pub(super) fn check(&mut self, packed: u32, write: bool, used_for: Use) -> usize {
+        let size = packed & !(helpers::ALSO_LOADS | helpers::STACK);
         let table = env_offset!(tlb_now) + 8 * i32::from(write);
         let mask = (TLB_ENTRIES as i32 - 1) << 4;
         if self.bmi2 {
@@ -181,7 +184,7 @@ impl Translator {
         dynasm!(self.e ; .arch x64 ; mov r11, [r11 + 8]);
         let back = self.e.here();
         let (insn, flags, fp_loaded) = (self.now, self.flags, self.fp_loaded);
-        self.miss_stubs.push(MissStub { patch, back, after: back, size, write, used_for, insn, flags, fp_loaded });
+        self.miss_stubs.push(MissStub { patch, back, after: back, packed, write, used_for, insn, flags, fp_loaded });
         self.miss_stubs.len() - 1
     }
 
@@ -198,7 +201,7 @@ impl Translator {
         self.mark();
         self.e.bind(stub.patch);
         // XOR again: T0 is the linear address once more.
-        dynasm!(self.e ; .arch x64 ; xor r10, [r11] ; mov r11d, stub.size as i32);
+        dynasm!(self.e ; .arch x64 ; xor r10, [r11] ; mov r11d, stub.packed as i32);
         self.e.call(if stub.write { self.thunks.write_miss } else { self.thunks.read_miss });
         if stub.fp_loaded {
             self.e.call(self.thunks.fp_restore);
@@ -229,13 +232,18 @@ impl Translator {
     pub(super) fn memory_to_t0(&mut self, item: &Item, size: u32) {
         self.flags_free(item.live_in);
         self.linear_to_t0(&item.insn, size, false);
-        self.check(size, false, Use::Load);
+        self.check(size | stack_bit(&item.insn), false, Use::Load);
         if size == 8 {
             dynasm!(self.e ; .arch x64 ; mov r10, [r11 + r10]);
         } else {
             dynasm!(self.e ; .arch x64 ; mov r10d, [r11 + r10]);
         }
     }
+}
+
+/// [`helpers::STACK`] if the memory operand of `insn` is in the stack segment.
+pub(super) fn stack_bit(insn: &Instruction) -> u32 {
+    if insn.memory_segment() == Register::SS { helpers::STACK } else { 0 }
 }
 
 /// Address size of the memory operand of `insn` in bits.

@@ -5,7 +5,8 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, Register};
 
 use crate::code::thunks::gpr_offset;
-use crate::translate::address::{Use, address_width};
+use crate::exec::helpers;
+use crate::translate::address::{Use, address_width, stack_bit};
 use crate::translate::block::Item;
 use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number};
@@ -30,7 +31,7 @@ impl Translator {
             _ => {}
         }
         self.segment_t0(insn.memory_segment(), size, write);
-        let stub = self.check(size, write, Use::BitTest);
+        let stub = self.check(size | stack_bit(insn) | helpers::ALSO_LOADS, write, Use::BitTest);
         self.bit_test_on_host(item);
         self.checked_access_ends(stub);
     }

@@ -5,7 +5,8 @@ use iced_x86::{Code, Instruction, OpAccess, OpKind, Register};
 
 use crate::code::thunks::{gpr_offset, scratch_offset};
 use crate::cpu::is_high_byte;
-use crate::translate::address::{Use, address_width};
+use crate::exec::helpers;
+use crate::translate::address::{Use, address_width, stack_bit};
 use crate::translate::block::Item;
 use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number, sized};
@@ -50,13 +51,14 @@ impl Translator {
     fn native_memory(&mut self, item: &Item, fp: bool) {
         let insn = &item.insn;
         let size = insn.memory_size().size() as u32;
-        let write = self.writes_memory(insn);
+        let (reads, write) = self.memory_access(insn);
+        let packed = size.max(1) | stack_bit(insn) | if reads { helpers::ALSO_LOADS } else { 0 };
         self.flags_free(item.live_in);
         self.linear_to_t0(insn, size.max(1), write);
         if fp {
             self.need_fp(item.live_in);
         }
-        let stub = self.check(size.max(1), write, Use::Native);
+        let stub = self.check(packed, write, Use::Native);
         self.native_on_host(item);
         self.checked_access_ends(stub);
     }
@@ -69,11 +71,15 @@ impl Translator {
         self.flags_after(item);
     }
 
-    fn writes_memory(&mut self, insn: &Instruction) -> bool {
+    /// Whether `insn` reads, and whether it writes its memory operand.
+    fn memory_access(&mut self, insn: &Instruction) -> (bool, bool) {
         let info = self.info.info(insn);
-        (0..insn.op_count())
-            .filter(|&operand| insn.op_kind(operand) == OpKind::Memory)
-            .any(|operand| !matches!(info.op_access(operand), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess))
+        let access = (0..insn.op_count()).find(|&operand| insn.op_kind(operand) == OpKind::Memory);
+        match access.map(|operand| info.op_access(operand)) {
+            Some(OpAccess::Write | OpAccess::CondWrite) => (false, true),
+            Some(OpAccess::ReadWrite | OpAccess::ReadCondWrite) => (true, true),
+            _ => (true, false),
+        }
     }
 
     /// LEA.

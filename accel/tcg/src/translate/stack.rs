@@ -4,7 +4,8 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, Instruction, OpKind};
 
 use crate::code::thunks::{gpr_offset, scratch_offset};
-use crate::translate::address::Use;
+use crate::exec::helpers::STACK;
+use crate::translate::address::{Use, stack_bit};
 use crate::translate::block::Item;
 use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number};
@@ -24,7 +25,7 @@ impl Translator {
         } else {
             dynasm!(self.e ; .arch x64 ; lea r10d, [r9 + below]);
         }
-        self.check(size, true, used_for)
+        self.check(size | STACK, true, used_for)
     }
 
     /// The stack pointer moves by `delta`, flags untouched.
@@ -89,7 +90,7 @@ impl Translator {
         let size = self.slot_size(&item.insn);
         self.flags_free(item.live_in);
         self.linear_to_t0(&item.insn, size, false);
-        self.check(size, false, Use::Load);
+        self.check(size | stack_bit(&item.insn), false, Use::Load);
         match size {
             8 => dynasm!(self.e ; .arch x64 ; mov r10, [r11 + r10]),
             4 => dynasm!(self.e ; .arch x64 ; mov r10d, [r11 + r10]),
@@ -117,7 +118,7 @@ impl Translator {
         let number = gpr_number(insn.op0_register()).expect("other registers are popped by a helper");
         self.flags_free(item.live_in);
         self.stack_top_to_t0();
-        self.check(size, false, Use::Load);
+        self.check(size | STACK, false, Use::Load);
         match (host_number(number), size) {
             // POP RSP: the value, not the incremented pointer. POP SP increments first.
             (Some(9), 8) => return dynasm!(self.e ; .arch x64 ; mov r9, [r11 + r10]),
@@ -154,11 +155,11 @@ impl Translator {
         self.flags_free(item.live_in);
         if wide {
             dynasm!(self.e ; .arch x64 ; mov r10, rbp);
-            self.check(8, false, Use::Load);
+            self.check(8 | STACK, false, Use::Load);
             dynasm!(self.e ; .arch x64 ; lea r9, [rbp + 8] ; mov rbp, [r11 + r10]);
         } else {
             dynasm!(self.e ; .arch x64 ; mov r10d, ebp);
-            self.check(4, false, Use::Load);
+            self.check(4 | STACK, false, Use::Load);
             dynasm!(self.e ; .arch x64 ; lea r9d, [rbp + 4] ; mov ebp, [r11 + r10]);
         }
     }
@@ -209,7 +210,7 @@ impl Translator {
         let size = if self.bits == 64 { 8 } else { 4 };
         self.flags_free(item.live_in);
         self.stack_top_to_t0();
-        self.check(size, false, Use::Load);
+        self.check(size | STACK, false, Use::Load);
         if size == 8 {
             dynasm!(self.e ; .arch x64 ; mov r10, [r11 + r10]);
         } else {

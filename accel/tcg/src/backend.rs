@@ -1,0 +1,269 @@
+//! The translator as an accelerator.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use accel::contract::{
+    Accelerator, CpuIo, DebugControl, Irqchip, Kick, MemoryError, MemoryListener, Threading, VcpuBackend, VcpuConfig,
+    VcpuError, VcpuExit, VcpuSeed,
+};
+use accel::{CpuArchState, CpuHandle};
+use devices::clock::{Clock, GuestTsc, HostClock, ScaledTsc};
+use vm_memory::GuestMemoryMmap;
+
+use crate::code::thunks::FpSave;
+use crate::cpu::Cpu;
+use crate::cpuid::Cpuid;
+use crate::engine::Engine;
+use crate::env::{EnvMapping, EnvRef};
+use crate::exec::Vcpu;
+use crate::ram::Ram;
+use crate::translate::features::Features;
+
+/// What the user chose.
+#[derive(Clone, Copy, Debug)]
+pub struct TcgOptions {
+    /// A thread per CPU, or one for all.
+    pub threading: Threading,
+}
+
+impl Default for TcgOptions {
+    fn default() -> Self {
+        Self { threading: Threading::PerCpu }
+    }
+}
+
+/// Why there can be no translator on this host.
+#[derive(Debug, thiserror::Error)]
+pub enum TcgError {
+    /// The host refused memory for code, or the clock.
+    #[error("translator: {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The host's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host's CPU or kernel lacks what generated code is built on.
+    #[error("translator: this host's CPU has no {0}")]
+    MissingHostFeature(&'static str),
+}
+
+/// The accelerator.
+pub struct Tcg {
+    options: TcgOptions,
+    clock: Arc<dyn Clock>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    ram: Mutex<Option<Arc<Ram>>>,
+    engine: Mutex<Option<Arc<Engine>>>,
+}
+
+impl Shared {
+    fn ram(&self) -> Option<Arc<Ram>> {
+        self.ram.lock().expect("no holder of this lock panics").clone()
+    }
+
+    /// The engine, made for the first CPU: all CPUs of a machine are of one model.
+    fn engine(&self, cpuid: &Cpuid) -> std::io::Result<Arc<Engine>> {
+        let mut engine = self.engine.lock().expect("no holder of this lock panics");
+        if let Some(engine) = &*engine {
+            return Ok(Arc::clone(engine));
+        }
+        let features = Features::new(|leaf, subleaf| cpuid.query(leaf, subleaf, 0, cpuid.xcr0()));
+        let made = Arc::new(Engine::new(features, host_fp())?);
+        *engine = Some(Arc::clone(&made));
+        Ok(made)
+    }
+}
+
+/// The vector state that guests can have on this host.
+fn host_fp() -> FpSave {
+    let mask = crate::cpuid::host_xcr0();
+    FpSave { mask, xsaveopt: std::arch::is_x86_feature_detected!("xsaveopt") }
+}
+
+impl Tcg {
+    /// A translator. Cheap: code memory is mapped with the first CPU.
+    pub fn new(options: TcgOptions) -> Result<Self, TcgError> {
+        if !std::arch::is_x86_feature_detected!("xsave") {
+            return Err(TcgError::MissingHostFeature("XSAVE"));
+        }
+        let clock = HostClock::new().map_err(|source| TcgError::Host { what: "no timer", source })?;
+        Ok(Self {
+            options,
+            clock,
+            shared: Arc::new(Shared { ram: Mutex::new(None), engine: Mutex::new(None) }),
+        })
+    }
+}
+
+impl Accelerator for Tcg {
+    fn name(&self) -> &'static str {
+        "tcg"
+    }
+
+    fn memory_listener(&self) -> &dyn MemoryListener {
+        &*self.shared
+    }
+
+    fn irqchip(&self) -> Irqchip {
+        Irqchip::Userspace
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock)
+    }
+
+    fn threading(&self) -> Threading {
+        self.options.threading
+    }
+
+    fn new_vcpu(&self, config: &VcpuConfig) -> Result<Box<dyn VcpuSeed>, VcpuError> {
+        let cpuid = Arc::new(Cpuid::new(config)?);
+        let mapping = EnvMapping::new().map_err(|source| VcpuError::Host { what: "CPU state", source })?;
+        let tsc = ScaledTsc::new(Arc::clone(&self.clock), crate::msr::TSC_HZ);
+        Ok(Box::new(Seed { cpuid, mapping, tsc, clock: Arc::clone(&self.clock), shared: Arc::clone(&self.shared) }))
+    }
+}
+
+impl MemoryListener for Shared {
+    fn set_map(&self, memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
+        *self.ram.lock().expect("no holder of this lock panics") = Some(Arc::new(Ram::new(memory)));
+        Ok(())
+    }
+}
+
+struct Seed {
+    cpuid: Arc<Cpuid>,
+    mapping: Arc<EnvMapping>,
+    tsc: Arc<ScaledTsc>,
+    clock: Arc<dyn Clock>,
+    shared: Arc<Shared>,
+}
+
+/// Writes the poll word of one CPU.
+struct Kicker(Arc<EnvMapping>);
+
+impl Kick for Kicker {
+    fn kick(&self) {
+        // -1 in the high half, as QEMU's `icount_decr`; SeqCst pairs with the loop's clear-then-look.
+        self.0.icount_decr().store(0xffff_0000, Ordering::SeqCst);
+    }
+}
+
+impl VcpuSeed for Seed {
+    fn kicker(&self) -> Arc<dyn Kick> {
+        Arc::new(Kicker(Arc::clone(&self.mapping)))
+    }
+
+    fn tsc(&self) -> Option<Arc<dyn GuestTsc>> {
+        Some(Arc::clone(&self.tsc) as Arc<dyn GuestTsc>)
+    }
+
+    fn bind(self: Box<Self>, handle: CpuHandle) -> Result<Box<dyn VcpuBackend>, VcpuError> {
+        let host = |what| move |source| VcpuError::Host { what, source };
+        let ram = self.shared.ram().ok_or(VcpuError::Unsupported("a CPU without memory"))?;
+        let engine = self.shared.engine(&self.cpuid).map_err(host("code memory"))?;
+        let mut cpu = Cpu::new(EnvRef::new(self.mapping), ram, handle, self.clock);
+        cpu.tsc = self.tsc;
+        cpu.cpuid = self.cpuid;
+        cpu.engine = Some(Arc::clone(&engine));
+        let Cpu { mmu, env, .. } = &mut cpu;
+        mmu.publish(env);
+        let mut backend = Backend { vcpu: Box::new(Vcpu::new(cpu, engine)), shared: self.shared };
+        backend.reset()?;
+        Ok(Box::new(backend))
+    }
+}
+
+struct Backend {
+    vcpu: Box<Vcpu>,
+    shared: Arc<Shared>,
+}
+
+impl Backend {
+    /// Takes over a memory map that has changed while the CPU was stopped.
+    fn follow_map(&mut self) {
+        let Some(ram) = self.shared.ram() else { return };
+        if Arc::ptr_eq(&ram, &self.vcpu.cpu.ram) {
+            return;
+        }
+        let cpu = &mut self.vcpu.cpu;
+        self.vcpu.engine.code().cache.clear(&cpu.ram);
+        cpu.ram = ram;
+        cpu.mmu.flush_all();
+    }
+
+    /// The state was replaced: what was derived from it is void.
+    fn state_replaced(&mut self) {
+        let Cpu { mmu, env, .. } = &mut self.vcpu.cpu;
+        mmu.reset_contexts(env);
+    }
+}
+
+impl VcpuBackend for Backend {
+    fn run(&mut self, io: &dyn CpuIo) -> Result<VcpuExit, VcpuError> {
+        self.follow_map();
+        Ok(self.vcpu.run(io))
+    }
+
+    fn step(&mut self, io: &dyn CpuIo) -> Result<VcpuExit, VcpuError> {
+        self.follow_map();
+        Ok(self.vcpu.step(io))
+    }
+
+    /// Accesses are finished when `run` returns.
+    fn complete_exit(&mut self, _io: &dyn CpuIo) -> Result<(), VcpuError> {
+        Ok(())
+    }
+
+    fn has_work(&self, io: &dyn CpuIo) -> bool {
+        self.vcpu.has_work(io)
+    }
+
+    fn reset(&mut self) -> Result<(), VcpuError> {
+        let cpu = &mut self.vcpu.cpu;
+        crate::arch::reset(cpu);
+        cpu.env.wait_for_sipi = cpu.index != 0;
+        self.state_replaced();
+        Ok(())
+    }
+
+    fn state(&mut self) -> Result<CpuArchState, VcpuError> {
+        Ok(crate::arch::cpu_to_arch(&mut self.vcpu.cpu))
+    }
+
+    fn set_state(&mut self, state: &CpuArchState) -> Result<(), VcpuError> {
+        crate::arch::arch_to_cpu(&mut self.vcpu.cpu, state);
+        self.state_replaced();
+        Ok(())
+    }
+
+    fn set_debug(&mut self, debug: &DebugControl) -> Result<(), VcpuError> {
+        self.vcpu.single_step = debug.single_step;
+        self.vcpu.breakpoints.clone_from(&debug.breakpoints);
+        Ok(())
+    }
+
+    fn describe(&mut self) -> String {
+        let code = self.vcpu.engine.code();
+        let counters = code.cache.counters;
+        let mmu = &self.vcpu.cpu.mmu;
+        format!(
+            "tcg: {} blocks of {} instructions translated, {} invalidated, {} jumps linked, cache emptied {} times, \
+             {} bytes of code; {} TLB fills, {} flushes",
+            counters.translated,
+            counters.instructions,
+            counters.invalidated,
+            counters.linked,
+            counters.emptied,
+            code.cache.buffer.used(),
+            mmu.fills,
+            mmu.flushes,
+        )
+    }
+}

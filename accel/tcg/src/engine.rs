@@ -1,0 +1,55 @@
+//! What the CPUs of a machine share: the block cache, the translator and the thunks.
+
+use std::sync::{Mutex, MutexGuard};
+
+use crate::code::buffer::CodeBuffer;
+use crate::code::cache::TbCache;
+use crate::code::emitter::Emitter;
+use crate::code::thunks::{self, FpSave, Thunks};
+use crate::exec::{helpers, signals};
+use crate::translate::features::Features;
+use crate::translate::generator::Translator;
+
+/// Bytes of code memory. Full: everything is translated anew.
+const CODE_BYTES: usize = 32 << 20;
+
+/// The cache and what fills it.
+pub struct Code {
+    /// Blocks.
+    pub cache: TbCache,
+    /// Turns guest bytes into blocks.
+    pub translator: Translator,
+}
+
+/// Shared by all CPUs of a machine. The lock is taken to translate, link and invalidate, never on the way from block
+/// to block.
+pub struct Engine {
+    code: Mutex<Code>,
+    /// Entry points of generated code.
+    pub thunks: Thunks,
+}
+
+impl Engine {
+    /// An engine for guests that see `features`.
+    pub fn new(features: Features, fp: FpSave) -> std::io::Result<Self> {
+        let mut buffer = CodeBuffer::new(CODE_BYTES)?;
+        let mut emitter = Emitter::new(buffer.next_address());
+        let thunks = thunks::emit(&mut emitter, &helpers::HELPERS, fp);
+        buffer.append(emitter.bytes());
+        buffer.reserve_used();
+        signals::register(buffer.range(), thunks.fault)?;
+        let translator = Translator::new(thunks, features, std::arch::is_x86_feature_detected!("bmi2"));
+        Ok(Self { code: Mutex::new(Code { cache: TbCache::new(buffer), translator }), thunks })
+    }
+
+    /// The cache and the translator.
+    pub fn code(&self) -> MutexGuard<'_, Code> {
+        self.code.lock().expect("no holder of the code lock panics")
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        signals::unregister(&self.code().cache.buffer.range());
+    }
+}

@@ -1,0 +1,8 @@
+//! Running generated code: the loop around it, the helpers it calls, the host faults in it.
+
+pub mod blocks;
+pub mod helpers;
+pub mod signals;
+pub mod vcpu;
+
+pub use vcpu::Vcpu;

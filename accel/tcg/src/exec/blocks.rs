@@ -1,0 +1,147 @@
+//! Finding the block to run next.
+
+use crate::code::tb::{TbId, TbKey, mode};
+use crate::env::{Env, flag};
+use crate::exception::{Exception, Exec};
+use crate::exec::vcpu::Vcpu;
+use crate::mmu::walk::cr;
+use crate::operand::is_canonical;
+use crate::ram::{PAGE, load};
+use crate::translate::block::MAX_INSN_BYTES;
+use crate::translate::generator::MAX_BLOCK_BYTES;
+
+const CR0_EM: u64 = 1 << 2;
+const CR0_TS: u64 = 1 << 3;
+const CR4_OSFXSR: u64 = 1 << 9;
+const CR4_OSXSAVE: u64 = 1 << 18;
+const XCR0_AVX: u64 = 7;
+const XCR0_AVX512: u64 = 0xe7;
+
+/// The mode bits of the CPU's present state.
+pub fn mode_bits(env: &Env) -> u32 {
+    let cpl = u32::from(env.cpl());
+    let mut bits = cpl;
+    let mut set = |condition: bool, bit: u32| bits |= if condition { bit } else { 0 };
+    let long = env.is_64bit();
+    set(long, mode::LONG);
+    set(!long && env.seg[1].big(), mode::CODE32);
+    set(!long && env.seg[2].big(), mode::STACK32);
+    set(cpl != 3 && (env.cr4 & cr::CR4_SMAP == 0 || env.ac != 0), mode::SMAP_OFF);
+    if !long {
+        let flat = |index: usize| {
+            let segment = &env.seg[index];
+            segment.base == 0
+                && segment.limit == u32::MAX
+                && (env.is_real_or_vm86()
+                    || segment.usable() && !segment.is_code() && segment.bit_rw() && !segment.expand_down())
+        };
+        set(flat(0) && flat(2) && flat(3), mode::FLAT);
+    }
+    set(long || env.seg[1].base == 0, mode::FLAT_CODE);
+    set(env.cr0 & CR0_TS != 0, mode::TS);
+    set(env.cr0 & CR0_EM != 0, mode::EM);
+    set(env.cr4 & CR4_OSFXSR != 0, mode::SSE);
+    let xcr0 = if env.cr4 & CR4_OSXSAVE != 0 { env.xcr0 } else { 0 };
+    set(xcr0 & XCR0_AVX == XCR0_AVX, mode::AVX);
+    set(xcr0 & XCR0_AVX512 == XCR0_AVX512, mode::AVX512);
+    set(env.is_real_or_vm86(), mode::REAL);
+    bits
+}
+
+impl Vcpu {
+    /// The entry (flags saved) of the block at `env.rip`, translated if need be, and entered into the jump cache. `link`:
+    /// the jump that led here, and how often the cache had been emptied then. Raises what fetching the instruction
+    /// raises.
+    pub(super) fn find_block(&mut self, single: bool, link: Option<(TbId, usize, u64)>) -> Exec<u64> {
+        let cpu = &mut self.cpu;
+        let rip = cpu.env.rip;
+        let linear = if cpu.env.is_64bit() {
+            if !is_canonical(rip) {
+                return Err(Exception::gp(0));
+            }
+            rip
+        } else {
+            if rip > u64::from(cpu.env.seg[1].limit) {
+                return Err(Exception::gp(0));
+            }
+            cpu.env.seg[1].base.wrapping_add(rip) & 0xffff_ffff
+        };
+        if cpu.env.dr7 & 0xff != 0 {
+            let hit = cpu.instruction_breakpoints(linear);
+            if hit != 0 && cpu.env.sysflags & flag::RF == 0 {
+                return Err(Exception::debug(hit));
+            }
+        }
+        cpu.env.sysflags &= !flag::RF;
+        let page = cpu.fetch_page(linear)?;
+        let mut bits = mode_bits(&cpu.env);
+        if single {
+            bits |= mode::SINGLE;
+        }
+        let offset = linear & (PAGE - 1);
+        let mut key = TbKey { physical: u64::from(page.index) << 12 | offset, rip, mode: bits, second_page: None };
+        cpu.env.mode_key = u64::from(bits) << mode::KEY_SHIFT;
+        let found = self.engine.code().cache.find(&key);
+        let id = match found {
+            Some(id) => id,
+            None => {
+                // The page is marked and its write entries are gone before its bytes are read; see `code::cache`.
+                cpu.ram.set_code(page.index, true);
+                cpu.mmu.revoke_write(&cpu.ram, page);
+                let mut bytes = [0; PAGE as usize + MAX_INSN_BYTES];
+                let rest = (PAGE - offset) as usize;
+                load(page.host + offset, &mut bytes[..rest]);
+                match self.translate(key, page, &bytes[..rest]) {
+                    Some(id) => id,
+                    None => {
+                        let cpu = &mut self.cpu;
+                        let next = cpu.wrap((linear & !(PAGE - 1)).wrapping_add(PAGE));
+                        let second = cpu.fetch_page(next)?;
+                        key.second_page = Some(second.index);
+                        let found = self.engine.code().cache.find(&key);
+                        match found {
+                            Some(id) => id,
+                            None => {
+                                cpu.ram.set_code(second.index, true);
+                                cpu.mmu.revoke_write(&cpu.ram, second);
+                                load(second.host, &mut bytes[rest..rest + MAX_INSN_BYTES]);
+                                self.translate(key, page, &bytes[..rest + MAX_INSN_BYTES])
+                                    .expect("no instruction is longer than these bytes")
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        let mut code = self.engine.code();
+        if let Some((from, slot, emptied)) = link
+            && emptied == code.cache.counters.emptied
+        {
+            code.cache.link(from, slot, id);
+        }
+        let entry = code.cache.block(id).entry_saved;
+        if bits & (mode::SINGLE | mode::FLAT_CODE) == mode::FLAT_CODE {
+            self.cpu.mmu.insert_jump(rip, self.cpu.env.mode_key, entry);
+        }
+        Ok(entry)
+    }
+
+    fn translate(&mut self, key: TbKey, page: crate::ram::RamPage, bytes: &[u8]) -> Option<TbId> {
+        let mut guard = self.engine.code();
+        let code = &mut *guard;
+        if code.cache.buffer.free() < MAX_BLOCK_BYTES {
+            code.cache.clear(&self.cpu.ram);
+            self.cpu.mmu.flush_all_jumps();
+            self.cpu.ram.set_code(page.index, true);
+        }
+        let base = code.cache.buffer.next_address();
+        let block = code.translator.translate(key, page, bytes, code.cache.next_id(), base)?;
+        code.cache.buffer.append(code.translator.code());
+        if tracing::enabled!(target: "in_asm", tracing::Level::TRACE) {
+            for insn in code.translator.instructions() {
+                tracing::trace!(target: "in_asm", "{:#018x}: {insn}", insn.ip());
+            }
+        }
+        Some(code.cache.insert(block))
+    }
+}

@@ -1,0 +1,180 @@
+//! The helpers that generated code calls.
+//!
+//! Each gets the environment's address, finds its CPU, and says 0 to go on or 1 to leave generated code for the reason
+//! that it has stored in the CPU ([`Vcpu::leave`]). The guest's registers are in the environment; its arithmetic flags
+//! in `env.lahf`.
+
+#![expect(unsafe_code, reason = "door: generated code calls Rust")]
+
+use crate::code::tb::Site;
+use crate::code::thunks::Helpers;
+use crate::complex::{self, Next};
+use crate::env::EnvBlock;
+use crate::exception::Exec;
+use crate::exec::vcpu::{Leave, Vcpu};
+use crate::mmu::access::Target;
+use crate::ram::PAGE;
+
+/// The table for the thunks.
+pub const HELPERS: Helpers =
+    Helpers { complex: complex_helper, read_miss, write_miss, commit, linear };
+
+/// Size argument of the miss helpers: a store that also loads.
+pub const ALSO_LOADS: u32 = 1 << 31;
+/// Size argument of the miss helpers: an access through the stack segment.
+pub const STACK: u32 = 1 << 30;
+
+fn unpack(packed: u64) -> (u64, bool, bool) {
+    let packed = packed as u32;
+    (u64::from(packed & !(ALSO_LOADS | STACK)), packed & ALSO_LOADS != 0, packed & STACK != 0)
+}
+
+/// The CPU whose generated code is calling.
+fn owner<'a>(block: *mut EnvBlock) -> &'a mut Vcpu {
+    // SAFETY: `Vcpu::enter` stores its own address before it enters generated code and touches nothing of itself until
+    // the code has come back; this helper runs in between, on the same thread.
+    unsafe { &mut *((*block).env.owner as *mut Vcpu) }
+}
+
+extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) -> u64 {
+    let vcpu = owner(block);
+    // SAFETY: the translator put the address of a site into the block; the block outlives its running code.
+    let site = unsafe { &*(site as *const Site) };
+    let cpu = &mut vcpu.cpu;
+    cpu.env.flags_from_code();
+    cpu.env.rip = site.rip;
+    let result = match site.raise {
+        Some(exception) => Err(exception),
+        None => complex::execute(cpu, &site.insn),
+    };
+    let next_rip = site.insn.next_ip();
+    let leave = match result {
+        Ok(Next::Fallthrough) => {
+            cpu.env.rip = next_rip;
+            if !cpu.code_changed && cpu.pending_debug == 0 {
+                cpu.env.flags_to_code();
+                return 0;
+            }
+            Leave::InstructionDone
+        }
+        Ok(Next::EndBlock) => {
+            cpu.env.rip = next_rip;
+            Leave::InstructionDone
+        }
+        Ok(Next::Jumped) => Leave::InstructionDone,
+        Ok(Next::Repeat) => Leave::Repeat,
+        Ok(Next::Halt) => {
+            cpu.env.rip = next_rip;
+            cpu.env.halted = true;
+            Leave::InstructionDone
+        }
+        Ok(Next::Shutdown) => Leave::Shutdown,
+        Err(exception) => Leave::Exception(exception),
+    };
+    vcpu.leave = leave;
+    1
+}
+
+/// Runs `access` for the instruction whose code called from before `return_address`. An exception becomes the reason
+/// to leave.
+fn checked(
+    block: *mut EnvBlock,
+    return_address: u64,
+    access: impl FnOnce(&mut Vcpu) -> Exec<u64>,
+) -> u64 {
+    let vcpu = owner(block);
+    match access(vcpu) {
+        Ok(result) => {
+            vcpu.cpu.env.scratch[7] = result;
+            0
+        }
+        Err(exception) => {
+            vcpu.cpu.env.rip = vcpu.rip_at(return_address - 1).0;
+            vcpu.cpu.env.flags_from_code();
+            vcpu.leave = Leave::Exception(exception);
+            1
+        }
+    }
+}
+
+extern "C" fn read_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_address: u64) -> u64 {
+    let (size, _, stack) = unpack(packed);
+    checked(block, return_address, |vcpu| {
+        let cpu = &mut vcpu.cpu;
+        let mode = cpu.tlb_mode(crate::mmu::Access::Current);
+        cpu.check_linear(linear, size, stack)?;
+        if linear & (PAGE - 1) <= PAGE - size && !cpu.page_is_watched(linear) {
+            match cpu.target(linear, mode, false)? {
+                Target::Ram(host) => return Ok(host),
+                Target::Code(page) => return Ok(page.host | linear & (PAGE - 1)),
+                Target::Mmio(_) => {}
+            }
+        }
+        let mut bytes = [0; 64];
+        let bytes = &mut bytes[..size as usize];
+        cpu.read_bytes_mode(linear, bytes, mode)?;
+        cpu.env.bounce[..bytes.len()].copy_from_slice(bytes);
+        Ok(cpu.env.bounce.as_ptr() as u64)
+    })
+}
+
+extern "C" fn write_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_address: u64) -> u64 {
+    let (size, also_loads, stack) = unpack(packed);
+    checked(block, return_address, |vcpu| {
+        let cpu = &mut vcpu.cpu;
+        let mode = cpu.tlb_mode(crate::mmu::Access::Current);
+        cpu.env.bounce_len = 0;
+        cpu.check_linear(linear, size, stack)?;
+        let first = cpu.target(linear, mode, true)?;
+        if linear & (PAGE - 1) <= PAGE - size {
+            if let Target::Ram(host) = first
+                && !cpu.page_is_watched(linear)
+            {
+                return Ok(host);
+            }
+        } else {
+            let second = cpu.wrap(linear.wrapping_add(size - 1)) & !(PAGE - 1);
+            cpu.target(second, mode, true)?;
+        }
+        if also_loads {
+            let mut bytes = [0; 64];
+            let bytes = &mut bytes[..size as usize];
+            cpu.read_bytes_mode(linear, bytes, mode)?;
+            cpu.env.bounce[..bytes.len()].copy_from_slice(bytes);
+        }
+        cpu.env.bounce_va = linear;
+        cpu.env.bounce_len = size as u32;
+        cpu.env.bounce_mode = mode as u32;
+        Ok(cpu.env.bounce.as_ptr() as u64)
+    })
+}
+
+extern "C" fn commit(block: *mut EnvBlock, _: u64, _: u64, return_address: u64) -> u64 {
+    let vcpu = owner(block);
+    let cpu = &mut vcpu.cpu;
+    let (linear, mode) = (cpu.env.bounce_va, cpu.env.bounce_mode as usize);
+    let len = std::mem::take(&mut cpu.env.bounce_len) as usize;
+    let bytes = cpu.env.bounce;
+    let result = cpu.write_bytes_mode(linear, &bytes[..len], mode);
+    let (rip, next) = vcpu.rip_at(return_address - 1);
+    let cpu = &mut vcpu.cpu;
+    if let Err(exception) = result {
+        // Both pages were translated for this very store; only another CPU's change of the tables can get here.
+        cpu.env.flags_from_code();
+        cpu.env.rip = rip;
+        vcpu.leave = Leave::Exception(exception);
+        return 1;
+    }
+    if !cpu.code_changed && cpu.pending_debug == 0 {
+        return 0;
+    }
+    cpu.env.flags_from_code();
+    cpu.env.rip = next;
+    vcpu.leave = Leave::InstructionDone;
+    1
+}
+
+extern "C" fn linear(block: *mut EnvBlock, offset: u64, packed: u64, return_address: u64) -> u64 {
+    let (segment, size, write) = ((packed & 0xff) as usize, packed >> 8 & 0xffff, packed & 1 << 31 != 0);
+    checked(block, return_address, |vcpu| vcpu.cpu.linear(segment, offset, size, write))
+}

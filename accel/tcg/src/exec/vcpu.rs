@@ -1,0 +1,306 @@
+//! The loop around generated code: requests, interrupts, blocks, exceptions.
+
+#![expect(unsafe_code, reason = "door: entering generated code")]
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use accel::contract::Shutdown;
+use accel::cpu_handle::request;
+use accel::{CpuIo, VcpuExit};
+
+use crate::code::tb::TbId;
+use crate::code::thunks::{Exit, exit};
+use crate::complex::Next;
+use crate::cpu::Cpu;
+use crate::engine::Engine;
+use crate::env::{ARITH_FLAGS, EnvBlock, flag};
+use crate::exception::{Exception, vector};
+use crate::interrupt::{self, Kind};
+
+/// Why a helper left generated code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// The instruction is finished; `env.rip` is at the next one.
+    InstructionDone,
+    /// `env.rip` is at an instruction that has more to do.
+    Repeat,
+    /// The instruction at `env.rip` raised this.
+    Exception(Exception),
+    /// Triple fault.
+    Shutdown,
+}
+
+/// How many instructions may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Quota {
+    /// Until a reason to stop.
+    Unlimited,
+    /// One, then stop: the debugger's step, or the exclusive one.
+    One,
+}
+
+/// One CPU with its generated code.
+pub struct Vcpu {
+    /// The CPU.
+    pub cpu: Cpu,
+    /// Shared with the other CPUs.
+    pub engine: Arc<Engine>,
+    /// Set by the helper that left generated code.
+    pub leave: Leave,
+    /// Linear addresses at which a debugger stops.
+    pub breakpoints: Vec<u64>,
+    /// A debugger stops after each instruction.
+    pub single_step: bool,
+}
+
+impl Vcpu {
+    /// A CPU over `engine`.
+    pub fn new(cpu: Cpu, engine: Arc<Engine>) -> Self {
+        Self { cpu, engine, leave: Leave::InstructionDone, breakpoints: Vec::new(), single_step: false }
+    }
+
+    /// Runs until there is a reason of the lifecycle to stop.
+    pub fn run(&mut self, io: &dyn CpuIo) -> VcpuExit {
+        let quota = if self.single_step { Quota::One } else { Quota::Unlimited };
+        self.with_io(io, |vcpu| vcpu.main_loop(quota))
+    }
+
+    /// Runs one instruction.
+    pub fn step(&mut self, io: &dyn CpuIo) -> VcpuExit {
+        self.with_io(io, |vcpu| vcpu.main_loop(Quota::One))
+    }
+
+    /// Whether a halted CPU has something to do.
+    pub fn has_work(&self, io: &dyn CpuIo) -> bool {
+        let requests = self.cpu.handle.interrupt_request();
+        if self.cpu.env.wait_for_sipi {
+            return requests & (request::INIT | request::SIPI) != 0;
+        }
+        !self.cpu.env.halted
+            || requests & request::INIT != 0
+            || requests & request::NMI != 0 && !self.cpu.env.nmi_blocked
+            || self.cpu.env.iflag != 0 && io.interrupts().is_some_and(|interrupts| interrupts.has_interrupt())
+    }
+
+    fn with_io<R>(&mut self, io: &dyn CpuIo, f: impl FnOnce(&mut Self) -> R) -> R {
+        let previous = self.cpu.lend_io(io);
+        let result = f(self);
+        self.cpu.return_io(previous);
+        result
+    }
+
+    fn main_loop(&mut self, quota: Quota) -> VcpuExit {
+        // Whether a debugger asked to stop here already: then it wants to go on from here.
+        let mut resumed = true;
+        loop {
+            // Clear, then look: a kick from here on is seen by the code that is entered next.
+            self.cpu.env.mapping().icount_decr().store(0, Ordering::SeqCst);
+            if quota == Quota::Unlimited && self.cpu.handle.exit_requested() {
+                return VcpuExit::Kicked;
+            }
+            if self.cpu.handle.interrupt_request() != 0
+                && let Some(exit) = self.take_requests()
+            {
+                return exit;
+            }
+            if self.cpu.env.wait_for_sipi || self.cpu.env.halted {
+                return VcpuExit::Halted;
+            }
+            if !self.breakpoints.is_empty() && !resumed {
+                let pc = self.linear_pc();
+                if self.breakpoints.contains(&pc) {
+                    return VcpuExit::Debug { pc };
+                }
+            }
+            resumed = false;
+            let one = quota == Quota::One || !self.breakpoints.is_empty();
+            let done = match self.run_blocks(one) {
+                Ok(done) => done,
+                Err(shutdown) => return VcpuExit::Shutdown(shutdown),
+            };
+            if quota == Quota::One && done {
+                return if self.single_step { VcpuExit::Debug { pc: self.linear_pc() } } else { VcpuExit::Kicked };
+            }
+        }
+    }
+
+    fn linear_pc(&self) -> u64 {
+        let env = &self.cpu.env;
+        if env.is_64bit() { env.rip } else { env.seg[1].base.wrapping_add(env.rip) & 0xffff_ffff }
+    }
+
+    /// Acts on what other threads asked of the CPU.
+    fn take_requests(&mut self) -> Option<VcpuExit> {
+        let requests = self.cpu.handle.interrupt_request();
+        if requests & request::INIT != 0 {
+            self.cpu.handle.clear_interrupt(request::INIT);
+            crate::arch::init(&mut self.cpu);
+        }
+        if requests & request::SIPI != 0 {
+            self.cpu.handle.clear_interrupt(request::SIPI);
+            if let Some(vector) = self.cpu.io().interrupts().and_then(|interrupts| interrupts.take_sipi()) {
+                crate::arch::start_up(&mut self.cpu, vector);
+            }
+        }
+        if self.cpu.env.wait_for_sipi || self.cpu.env.interrupt_shadow != 0 {
+            return None;
+        }
+        if requests & request::NMI != 0 && !self.cpu.env.nmi_blocked {
+            self.cpu.handle.clear_interrupt(request::NMI);
+            self.cpu.env.halted = false;
+            return self.inject(vector::NMI, Kind::Nmi);
+        }
+        if requests & request::HARD != 0 && self.cpu.env.iflag != 0 {
+            self.cpu.handle.clear_interrupt(request::HARD);
+            let vector = self.cpu.io().interrupts().and_then(|interrupts| interrupts.acknowledge());
+            if let Some(vector) = vector {
+                tracing::trace!(target: "int", vector, rip = self.cpu.env.rip, "interrupt");
+                self.cpu.env.halted = false;
+                return self.inject(vector, Kind::External);
+            }
+        }
+        None
+    }
+
+    fn inject(&mut self, vector: u8, kind: Kind) -> Option<VcpuExit> {
+        match interrupt::inject(&mut self.cpu, vector, kind) {
+            Next::Shutdown => Some(VcpuExit::Shutdown(Shutdown::TripleFault)),
+            _ => None,
+        }
+    }
+
+    fn raise(&mut self, exception: Exception) -> Result<(), Shutdown> {
+        match interrupt::raise(&mut self.cpu, exception) {
+            Next::Shutdown => Err(Shutdown::TripleFault),
+            _ => Ok(()),
+        }
+    }
+
+    /// Enters generated code at `env.rip` and comes back with the next reason for the loop. True: an instruction was
+    /// finished, or its exception delivered.
+    fn run_blocks(&mut self, one: bool) -> Result<bool, Shutdown> {
+        let shadow_at = (self.cpu.env.interrupt_shadow != 0).then_some(self.cpu.env.rip);
+        // With nothing pending the shadow needs no care: what comes during it is seen at the first poll, before the
+        // shadowed instruction.
+        let shadowed = shadow_at.is_some() && self.cpu.handle.interrupt_request() != 0;
+        self.cpu.env.interrupt_shadow = 0;
+        let stepped = self.cpu.env.sysflags & flag::TF != 0;
+        let single = one || stepped || shadowed || self.cpu.env.dr7 & 0xff != 0;
+        let mut link: Option<(TbId, usize, u64)> = None;
+        loop {
+            let entry = match self.find_block(single, link.take()) {
+                Ok(entry) => entry,
+                Err(exception) => {
+                    self.raise(exception)?;
+                    return Ok(true);
+                }
+            };
+            let exit = self.enter(entry);
+            match exit.reason {
+                exit::POLL => {
+                    self.cpu.env.flags_from_code();
+                    // Still before the instruction in the shadow: it stays in force.
+                    if shadow_at == Some(self.cpu.env.rip) {
+                        self.cpu.env.interrupt_shadow = 1;
+                    }
+                    return Ok(false);
+                }
+                exit::LINK | exit::LOOKUP => {
+                    self.cpu.env.flags_from_code();
+                    if exit.reason == exit::LINK {
+                        let emptied = self.engine.code().cache.counters.emptied;
+                        link = Some(((exit.payload / 2) as TbId, (exit.payload % 2) as usize, emptied));
+                    }
+                    // A helper may have found something to do without leaving the code.
+                    if self.cpu.env.mapping().icount_decr().load(Ordering::Relaxed) != 0 {
+                        return Ok(true);
+                    }
+                }
+                exit::BLOCK_END => {
+                    self.cpu.env.flags_from_code();
+                    self.finish_instruction(stepped)?;
+                    return Ok(true);
+                }
+                exit::FAULT => {
+                    let exception = self.host_fault();
+                    self.raise(exception)?;
+                    return Ok(true);
+                }
+                _ => {
+                    self.cpu.code_changed = false;
+                    match self.leave {
+                        Leave::InstructionDone => self.finish_instruction(stepped)?,
+                        Leave::Repeat => return Ok(false),
+                        Leave::Exception(exception) => self.raise(exception)?,
+                        Leave::Shutdown => return Err(Shutdown::TripleFault),
+                    }
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    /// Traps of the instruction that was just finished. `stepped`: TF was set when it began.
+    fn finish_instruction(&mut self, stepped: bool) -> Result<(), Shutdown> {
+        if !stepped && self.cpu.pending_debug == 0 {
+            return Ok(());
+        }
+        match interrupt::deliver_debug_traps(&mut self.cpu, stepped) {
+            Next::Shutdown => Err(Shutdown::TripleFault),
+            _ => Ok(()),
+        }
+    }
+
+    /// Enters generated code.
+    fn enter(&mut self, entry: u64) -> Exit {
+        let mode = self.cpu.tlb_mode(crate::mmu::Access::Current);
+        let owner = std::ptr::from_mut(self) as u64;
+        let env = &mut *self.cpu.env;
+        env.tlb_now = env.tlb[mode];
+        env.flags_to_code();
+        env.owner = owner;
+        let block = self.cpu.env.mapping().block();
+        // SAFETY: the thunk has this signature; `entry` is the entry of a live block, or was found by its key in the
+        // same cache; the environment is set up and `self` is not touched until the code returns, except by helpers
+        // through `owner`.
+        unsafe {
+            let enter: extern "C" fn(*mut EnvBlock, u64) -> Exit = std::mem::transmute(self.engine.thunks.enter);
+            enter(block, entry)
+        }
+    }
+
+    /// The guest address of the instruction that the code at executable address `pc` belongs to, and of the next.
+    pub fn rip_at(&self, pc: u64) -> (u64, u64) {
+        let code = self.engine.code();
+        let block = code.cache.at(pc).map(|id| code.cache.block(id)).expect("helpers are called from blocks");
+        let mark = block.mark_at(pc).expect("a block's code is marked from its start");
+        (block.rip_of(usize::from(mark.insn)), block.rip_of(usize::from(mark.insn) + 1))
+    }
+
+    /// Turns a host fault in generated code into the guest's exception, with `env.rip` at its instruction.
+    fn host_fault(&mut self) -> Exception {
+        let (pc, trap) = (self.cpu.env.fault_pc, self.cpu.env.fault_trap);
+        let (rip, flags_in_host) = {
+            let code = self.engine.code();
+            let block = code.cache.at(pc).map(|id| code.cache.block(id)).expect("the handler checked the range");
+            let mark = block.mark_at(pc).expect("a block's code is marked from its start");
+            (block.rip_of(usize::from(mark.insn)), mark.flags_in_host)
+        };
+        self.cpu.env.flags_from_code();
+        if flags_in_host {
+            self.cpu.env.arith = self.cpu.env.fault_eflags & ARITH_FLAGS;
+        }
+        self.cpu.env.rip = rip;
+        let trap = trap as u8;
+        match trap {
+            vector::DE | vector::MF | vector::XM | vector::UD => Exception::plain(trap),
+            vector::AC => Exception::with_code(vector::AC, 0),
+            // #GP: a misaligned operand, reserved bits of MXCSR. #PF on page 0: an empty TLB entry matched a
+            // non-canonical address.
+            vector::GP => Exception::gp(0),
+            vector::PF if self.cpu.env.fault_address < 0x1000 => Exception::gp(0),
+            _ => panic!("host trap {trap} at {pc:#x} for guest rip {rip:#x}, address {:#x}", self.cpu.env.fault_address),
+        }
+    }
+}
