@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use accel::contract::{
-    Accelerator, CpuIo, DebugControl, Irqchip, Kick, MemoryError, MemoryListener, Threading, VcpuBackend, VcpuConfig,
-    VcpuError, VcpuExit, VcpuSeed,
+    Accelerator, CpuIo, DebugControl, Irqchip, Kick, MemoryError, MemoryListener, Threading, VcpuBackend,
+    VcpuConfig, VcpuError, VcpuExit, VcpuSeed,
 };
 use accel::{CpuArchState, CpuHandle};
 use devices::clock::{Clock, GuestTsc, HostClock, ScaledTsc};
@@ -126,7 +126,13 @@ impl Accelerator for Tcg {
         let cpuid = Arc::new(Cpuid::new(config)?);
         let mapping = EnvMapping::new().map_err(|source| VcpuError::Host { what: "CPU state", source })?;
         let tsc = ScaledTsc::new(Arc::clone(&self.clock), crate::msr::TSC_HZ);
-        Ok(Box::new(Seed { cpuid, mapping, tsc, clock: Arc::clone(&self.clock), shared: Arc::clone(&self.shared) }))
+        Ok(Box::new(Seed {
+            cpuid,
+            mapping,
+            tsc,
+            clock: Arc::clone(&self.clock),
+            shared: Arc::clone(&self.shared),
+        }))
     }
 }
 

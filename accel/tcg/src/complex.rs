@@ -14,6 +14,8 @@ pub mod string;
 pub(crate) mod testing;
 pub mod xstate;
 
+pub mod near;
+
 use iced_x86::Instruction;
 
 use crate::cpu::Cpu;
@@ -40,6 +42,9 @@ pub enum Next {
 /// Executes `insn`, which is at `env.rip`. On an exception nothing of it has taken effect.
 pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Exec<Next> {
     if let Some(result) = data::execute_data(cpu, insn) {
+        return result;
+    }
+    if let Some(result) = near::execute_near(cpu, insn) {
         return result;
     }
     Err(Exception::UD)

@@ -53,7 +53,20 @@ impl Cpu {
         let index = handle.index();
         let tsc = ScaledTsc::new(Arc::clone(&clock), crate::msr::TSC_HZ);
         let cpuid = Arc::clone(&crate::cpuid::MAX);
-        Self { env, mmu: Mmu::new(), ram, handle, clock, tsc, cpuid, index, pending_debug: 0, code_changed: false, engine: None, io: None }
+        Self {
+            env,
+            mmu: Mmu::new(),
+            ram,
+            handle,
+            clock,
+            tsc,
+            cpuid,
+            index,
+            pending_debug: 0,
+            code_changed: false,
+            engine: None,
+            io: None,
+        }
     }
 
     /// Lends `io` to the CPU for the time of `f`.

@@ -11,8 +11,8 @@ use crate::msr::spec::{IA32_APIC_BASE, efer};
 pub mod features;
 mod offer;
 
-pub use offer::{Registers, host_xcr0};
 use offer::{Component, Offer};
+pub use offer::{Registers, host_xcr0};
 
 static OFFER: LazyLock<Offer> = LazyLock::new(Offer::of_host);
 

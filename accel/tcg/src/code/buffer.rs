@@ -90,7 +90,10 @@ impl CodeBuffer {
     /// Replaces the 4-byte displacement of a jump at executable address `at` (a multiple of 4) so that it goes to
     /// `target`. Atomic: a CPU that runs the jump takes the old or the new way.
     pub fn patch_jump(&mut self, at: u64, target: u64) {
-        assert!(at % 4 == 0 && self.range().contains(&at), "jump displacements are aligned and in the buffer");
+        assert!(
+            at % 4 == 0 && self.range().contains(&at),
+            "jump displacements are aligned and in the buffer"
+        );
         let displacement = target.wrapping_sub(at + 4) as i32;
         let offset = (at - self.executable as u64) as usize;
         // SAFETY: in the writable view by the check above, 4-aligned (the views are page-aligned).

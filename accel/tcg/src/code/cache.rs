@@ -137,7 +137,8 @@ impl TbCache {
     /// calls `gone` with each.
     pub fn written(&mut self, ram: &Ram, page: u32, offset: u32, len: u32, mut gone: impl FnMut(&Tb)) {
         let Some(ids) = self.by_page.get(&page) else { return };
-        let hit: Vec<TbId> = ids.iter().copied().filter(|&id| self.blocks[id as usize].covers(page, offset, len)).collect();
+        let hit: Vec<TbId> =
+            ids.iter().copied().filter(|&id| self.blocks[id as usize].covers(page, offset, len)).collect();
         for id in hit {
             self.invalidate(ram, id);
             gone(&self.blocks[id as usize]);

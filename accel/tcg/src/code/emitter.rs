@@ -82,7 +82,8 @@ impl Emitter {
 
     fn rel32(&mut self, target: u64) {
         let displacement = target.wrapping_sub(self.here() + 4) as i64;
-        let displacement = i32::try_from(displacement).expect("code and thunks share one buffer of less than 2 GiB");
+        let displacement =
+            i32::try_from(displacement).expect("code and thunks share one buffer of less than 2 GiB");
         self.bytes.extend(displacement.to_le_bytes());
     }
 

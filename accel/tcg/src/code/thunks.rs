@@ -126,7 +126,19 @@ pub struct FpSave {
 
 /// Guest registers that live in host registers: (guest index, host number).
 const RESIDENT: [(usize, u8); 13] = [
-    (0, 0), (1, 1), (2, 2), (3, 3), (4, 9), (5, 5), (6, 6), (7, 7), (8, 8), (12, 12), (13, 13), (14, 14), (15, 15),
+    (0, 0),
+    (1, 1),
+    (2, 2),
+    (3, 3),
+    (4, 9),
+    (5, 5),
+    (6, 6),
+    (7, 7),
+    (8, 8),
+    (12, 12),
+    (13, 13),
+    (14, 14),
+    (15, 15),
 ];
 
 fn store_guest(e: &mut Emitter, depth: i32) {

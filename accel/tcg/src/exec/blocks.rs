@@ -79,7 +79,8 @@ impl Vcpu {
             bits |= mode::SINGLE;
         }
         let offset = linear & (PAGE - 1);
-        let mut key = TbKey { physical: u64::from(page.index) << 12 | offset, rip, mode: bits, second_page: None };
+        let mut key =
+            TbKey { physical: u64::from(page.index) << 12 | offset, rip, mode: bits, second_page: None };
         cpu.env.mode_key = u64::from(bits) << mode::KEY_SHIFT;
         let found = self.engine.code().cache.find(&key);
         let id = match found {

@@ -16,8 +16,7 @@ use crate::mmu::access::Target;
 use crate::ram::PAGE;
 
 /// The table for the thunks.
-pub const HELPERS: Helpers =
-    Helpers { complex: complex_helper, read_miss, write_miss, commit, linear };
+pub const HELPERS: Helpers = Helpers { complex: complex_helper, read_miss, write_miss, commit, linear };
 
 /// Size argument of the miss helpers: a store that also loads.
 pub const ALSO_LOADS: u32 = 1 << 31;
@@ -77,11 +76,7 @@ extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) ->
 
 /// Runs `access` for the instruction whose code called from before `return_address`. An exception becomes the reason
 /// to leave.
-fn checked(
-    block: *mut EnvBlock,
-    return_address: u64,
-    access: impl FnOnce(&mut Vcpu) -> Exec<u64>,
-) -> u64 {
+fn checked(block: *mut EnvBlock, return_address: u64, access: impl FnOnce(&mut Vcpu) -> Exec<u64>) -> u64 {
     let vcpu = owner(block);
     match access(vcpu) {
         Ok(result) => {

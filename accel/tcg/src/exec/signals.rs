@@ -30,7 +30,8 @@ static REGISTRY: Mutex<()> = Mutex::new(());
 static INSTALL: Once = Once::new();
 
 const SIGNALS: [libc::c_int; 4] = [libc::SIGFPE, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL];
-static mut PREVIOUS: [MaybeUninit<libc::sigaction>; SIGNALS.len()] = [const { MaybeUninit::uninit() }; SIGNALS.len()];
+static mut PREVIOUS: [MaybeUninit<libc::sigaction>; SIGNALS.len()] =
+    [const { MaybeUninit::uninit() }; SIGNALS.len()];
 
 /// Has faults in `range` go to the thunk at `fault`.
 pub fn register(range: Range<u64>, fault: u64) -> std::io::Result<()> {

@@ -120,7 +120,11 @@ impl Vcpu {
                 Err(shutdown) => return VcpuExit::Shutdown(shutdown),
             };
             if quota == Quota::One && done {
-                return if self.single_step { VcpuExit::Debug { pc: self.linear_pc() } } else { VcpuExit::Kicked };
+                return if self.single_step {
+                    VcpuExit::Debug { pc: self.linear_pc() }
+                } else {
+                    VcpuExit::Kicked
+                };
             }
         }
     }
@@ -265,7 +269,8 @@ impl Vcpu {
         // same cache; the environment is set up and `self` is not touched until the code returns, except by helpers
         // through `owner`.
         unsafe {
-            let enter: extern "C" fn(*mut EnvBlock, u64) -> Exit = std::mem::transmute(self.engine.thunks.enter);
+            let enter: extern "C" fn(*mut EnvBlock, u64) -> Exit =
+                std::mem::transmute(self.engine.thunks.enter);
             enter(block, entry)
         }
     }
@@ -283,7 +288,8 @@ impl Vcpu {
         let (pc, trap) = (self.cpu.env.fault_pc, self.cpu.env.fault_trap);
         let (rip, flags_in_host) = {
             let code = self.engine.code();
-            let block = code.cache.at(pc).map(|id| code.cache.block(id)).expect("the handler checked the range");
+            let block =
+                code.cache.at(pc).map(|id| code.cache.block(id)).expect("the handler checked the range");
             let mark = block.mark_at(pc).expect("a block's code is marked from its start");
             (block.rip_of(usize::from(mark.insn)), mark.flags_in_host)
         };
@@ -300,7 +306,10 @@ impl Vcpu {
             // non-canonical address.
             vector::GP => Exception::gp(0),
             vector::PF if self.cpu.env.fault_address < 0x1000 => Exception::gp(0),
-            _ => panic!("host trap {trap} at {pc:#x} for guest rip {rip:#x}, address {:#x}", self.cpu.env.fault_address),
+            _ => panic!(
+                "host trap {trap} at {pc:#x} for guest rip {rip:#x}, address {:#x}",
+                self.cpu.env.fault_address
+            ),
         }
     }
 }

@@ -184,7 +184,17 @@ impl Translator {
         dynasm!(self.e ; .arch x64 ; mov r11, [r11 + 8]);
         let back = self.e.here();
         let (insn, flags, fp_loaded) = (self.now, self.flags, self.fp_loaded);
-        self.miss_stubs.push(MissStub { patch, back, after: back, packed, write, used_for, insn, flags, fp_loaded });
+        self.miss_stubs.push(MissStub {
+            patch,
+            back,
+            after: back,
+            packed,
+            write,
+            used_for,
+            insn,
+            flags,
+            fp_loaded,
+        });
         self.miss_stubs.len() - 1
     }
 
@@ -248,7 +258,8 @@ pub(super) fn stack_bit(insn: &Instruction) -> u32 {
 
 /// Address size of the memory operand of `insn` in bits.
 pub(super) fn address_width(insn: &Instruction, bits: u32) -> u32 {
-    let register = if insn.memory_base() != Register::None { insn.memory_base() } else { insn.memory_index() };
+    let register =
+        if insn.memory_base() != Register::None { insn.memory_base() } else { insn.memory_index() };
     match register.size() {
         8 => 64,
         4 => 32,

@@ -65,7 +65,9 @@ pub fn decode(
         let class = classify(&insn, bits, mode, features);
         let effect = match class {
             Class::Native | Class::NativeFp | Class::BitTest => flags::effect(&insn),
-            Class::JumpIf | Class::JumpCount => Effect { read: flags::effect(&insn).read, ..Effect::default() },
+            Class::JumpIf | Class::JumpCount => {
+                Effect { read: flags::effect(&insn).read, ..Effect::default() }
+            }
             // Helpers may show the flags to the guest.
             Class::Complex(_) | Class::Raise(_) => Effect { read: flags::ALL, ..Effect::default() },
             _ => Effect::default(),

@@ -98,13 +98,21 @@ fn control(insn: &Instruction, bits: u32, mode: u32) -> Option<Class> {
         32 => mode & mode::FLAT != 0 && mode & mode::STACK32 != 0,
         _ => false,
     };
-    let stack = |class| Some(if plain_stack { class } else { Class::Complex(insn.flow_control() != FlowControl::Next) });
+    let stack = |class| {
+        Some(if plain_stack { class } else { Class::Complex(insn.flow_control() != FlowControl::Next) })
+    };
     // A 66 prefix on a near branch makes it 16 bits wide outside 64-bit mode.
     let narrow = bits == 32 && matches!(insn.op0_kind(), OpKind::NearBranch16);
     match insn.flow_control() {
-        FlowControl::UnconditionalBranch if insn.is_jmp_short_or_near() && !narrow => return Some(Class::Jump),
-        FlowControl::ConditionalBranch if insn.is_jcc_short_or_near() && !narrow => return Some(Class::JumpIf),
-        FlowControl::ConditionalBranch if (insn.is_loop() || insn.is_loopcc() || insn.is_jcx_short()) && !narrow => {
+        FlowControl::UnconditionalBranch if insn.is_jmp_short_or_near() && !narrow => {
+            return Some(Class::Jump);
+        }
+        FlowControl::ConditionalBranch if insn.is_jcc_short_or_near() && !narrow => {
+            return Some(Class::JumpIf);
+        }
+        FlowControl::ConditionalBranch
+            if (insn.is_loop() || insn.is_loopcc() || insn.is_jcx_short()) && !narrow =>
+        {
             return Some(Class::JumpCount);
         }
         FlowControl::IndirectBranch if matches!(insn.code(), Code::Jmp_rm64 | Code::Jmp_rm32) => {
@@ -120,7 +128,9 @@ fn control(insn: &Instruction, bits: u32, mode: u32) -> Option<Class> {
     match insn.mnemonic() {
         Mnemonic::Push if insn.op0_kind() == OpKind::Memory => stack(Class::PushMemory),
         Mnemonic::Push if !has_special_register(insn) => stack(Class::Push),
-        Mnemonic::Pop if insn.op0_kind() == OpKind::Register && !has_special_register(insn) => stack(Class::Pop),
+        Mnemonic::Pop if insn.op0_kind() == OpKind::Register && !has_special_register(insn) => {
+            stack(Class::Pop)
+        }
         Mnemonic::Leave if matches!(insn.code(), Code::Leaveq | Code::Leaved) => stack(Class::Leave),
         _ => None,
     }
@@ -188,9 +198,30 @@ fn vector(insn: &Instruction) -> Option<Unit> {
     use Mnemonic as M;
     match insn.mnemonic() {
         // Memory operands that are not one plain stretch, or state that must be shown in the guest's terms.
-        M::Fnstenv | M::Fstenv | M::Fldenv | M::Fnsave | M::Fsave | M::Frstor | M::Fxsave | M::Fxsave64 | M::Fxrstor
-        | M::Fxrstor64 | M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu | M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd
-        | M::Vpmaskmovq | M::Fstdw | M::Fstsg | M::Frstpm | M::Fnstdw | M::Fnstsg | M::Fsetpm | M::Fnsetpm => return None,
+        M::Fnstenv
+        | M::Fstenv
+        | M::Fldenv
+        | M::Fnsave
+        | M::Fsave
+        | M::Frstor
+        | M::Fxsave
+        | M::Fxsave64
+        | M::Fxrstor
+        | M::Fxrstor64
+        | M::Maskmovq
+        | M::Maskmovdqu
+        | M::Vmaskmovdqu
+        | M::Vmaskmovps
+        | M::Vmaskmovpd
+        | M::Vpmaskmovd
+        | M::Vpmaskmovq
+        | M::Fstdw
+        | M::Fstsg
+        | M::Frstpm
+        | M::Fnstdw
+        | M::Fnstsg
+        | M::Fsetpm
+        | M::Fnsetpm => return None,
         M::Wait => return Some(Unit::Wait),
         _ => {}
     }
@@ -200,8 +231,13 @@ fn vector(insn: &Instruction) -> Option<Unit> {
     let features = insn.cpuid_features();
     if insn.encoding() == EncodingKind::VEX || insn.encoding() == EncodingKind::EVEX {
         let mask_unit = |register: Register| register.is_k();
-        let wide = insn.encoding() == EncodingKind::EVEX || (0..insn.op_count()).any(|op| mask_unit(insn.op_register(op)));
-        return features.iter().any(|&f| is_vector_feature(f)).then_some(if wide { Unit::Avx512 } else { Unit::Avx });
+        let wide = insn.encoding() == EncodingKind::EVEX
+            || (0..insn.op_count()).any(|op| mask_unit(insn.op_register(op)));
+        return features.iter().any(|&f| is_vector_feature(f)).then_some(if wide {
+            Unit::Avx512
+        } else {
+            Unit::Avx
+        });
     }
     if insn.encoding() != EncodingKind::Legacy {
         return None;
@@ -220,7 +256,9 @@ fn vector(insn: &Instruction) -> Option<Unit> {
 }
 
 fn uses_mm_only(insn: &Instruction) -> bool {
-    let registers = || (0..insn.op_count()).filter(|&op| insn.op_kind(op) == OpKind::Register).map(|op| insn.op_register(op));
+    let registers = || {
+        (0..insn.op_count()).filter(|&op| insn.op_kind(op) == OpKind::Register).map(|op| insn.op_register(op))
+    };
     registers().any(|r| r.is_mm()) && !registers().any(|r| r.is_xmm())
 }
 

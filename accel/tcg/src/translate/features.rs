@@ -67,7 +67,8 @@ impl Features {
     /// What `cpuid(leaf, sub-leaf)` shows.
     pub fn new(cpuid: impl Fn(u32, u32) -> [u32; 4]) -> Self {
         let mut shown = [0; 4];
-        let leaves = [(1, 0), (7, 0), (7, 1), (0x8000_0001, 0)].map(|(leaf, sub)| (leaf, sub, cpuid(leaf, sub)));
+        let leaves =
+            [(1, 0), (7, 0), (7, 1), (0x8000_0001, 0)].map(|(leaf, sub)| (leaf, sub, cpuid(leaf, sub)));
         for feature in CpuidFeature::values() {
             let visible = match place(feature) {
                 Some((leaf, sub, register, bit)) => leaves

@@ -39,7 +39,9 @@ pub struct Effect {
 fn pack(rflags: u32) -> u8 {
     let mut bits = 0;
     for (index, flag) in
-        [RflagsBits::CF, RflagsBits::PF, RflagsBits::AF, RflagsBits::ZF, RflagsBits::SF, RflagsBits::OF].iter().enumerate()
+        [RflagsBits::CF, RflagsBits::PF, RflagsBits::AF, RflagsBits::ZF, RflagsBits::SF, RflagsBits::OF]
+            .iter()
+            .enumerate()
     {
         if rflags & flag != 0 {
             bits |= 1 << index;

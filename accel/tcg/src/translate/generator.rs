@@ -164,20 +164,35 @@ impl Translator {
             let quiet = self.e.jrcxz();
             dynasm!(self.e ; .arch x64 ; mov rcx, r10);
             let patch = self.e.jmp();
-            self.exit_stubs.push(ExitStub { patch, flags: Flags::Host, rip, reason: exit::POLL, payload: 0, slot: None });
+            self.exit_stubs.push(ExitStub {
+                patch,
+                flags: Flags::Host,
+                rip,
+                reason: exit::POLL,
+                payload: 0,
+                slot: None,
+            });
             self.e.bind_short(quiet);
             dynasm!(self.e ; .arch x64 ; mov rcx, r10);
         } else {
             dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + POLL], 0);
             let patch = self.e.jcc(cc::NE);
-            self.exit_stubs.push(ExitStub { patch, flags: Flags::Dead, rip, reason: exit::POLL, payload: 0, slot: None });
+            self.exit_stubs.push(ExitStub {
+                patch,
+                flags: Flags::Dead,
+                rip,
+                reason: exit::POLL,
+                payload: 0,
+                slot: None,
+            });
         }
         (entry_saved, entry)
     }
 
     /// Code from here on belongs to the present instruction.
     pub(super) fn mark(&mut self) {
-        let mark = Mark { host: self.e.len() as u32, insn: self.now as u16, flags_in_host: self.flags.in_host() };
+        let mark =
+            Mark { host: self.e.len() as u32, insn: self.now as u16, flags_in_host: self.flags.in_host() };
         match self.marks.last_mut() {
             Some(last) if last.host == mark.host => *last = mark,
             _ => self.marks.push(mark),
@@ -202,7 +217,9 @@ impl Translator {
             Class::Call => self.call(item),
             Class::CallIndirect => self.call_indirect(item),
             Class::Return => self.ret(item),
-            Class::Direction(df) => dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(df)], df as i32),
+            Class::Direction(df) => {
+                dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(df)], df as i32)
+            }
             Class::Complex(_) => self.complex(&item.insn, None),
             Class::Raise(exception) => self.complex(&item.insn, Some(exception)),
         }

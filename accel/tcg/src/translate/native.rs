@@ -139,7 +139,13 @@ impl Translator {
     /// Emits `new` (registers of `insn` already replaced where they are resident), with host registers standing in for
     /// what the encoding cannot name: cold registers; with a high-byte operand everything above the eighth register,
     /// which a REX prefix would rule out.
-    fn emit_with_stand_ins(&mut self, insn: &Instruction, mut new: Instruction, memory: bool, high_byte: bool) {
+    fn emit_with_stand_ins(
+        &mut self,
+        insn: &Instruction,
+        mut new: Instruction,
+        memory: bool,
+        high_byte: bool,
+    ) {
         let info = self.info.info(insn);
         let mut busy = [false; 16];
         busy[4] = true;
@@ -182,7 +188,10 @@ impl Translator {
             if let Some(host) = scratch.pop() {
                 return host;
             }
-            let host = [3, 6, 7, 2, 1, 0].into_iter().find(|&host| !busy[host]).expect("no instruction names them all");
+            let host = [3, 6, 7, 2, 1, 0]
+                .into_iter()
+                .find(|&host| !busy[host])
+                .expect("no instruction names them all");
             busy[host] = true;
             dynasm!(translator.e ; .arch x64 ; mov [rsp + scratch_offset(4 + parked.len())], Rq(host as u8));
             parked.push(host);
@@ -213,7 +222,9 @@ impl Translator {
             if insn.op_kind(operand) != OpKind::Register || is_high_byte(register) {
                 continue;
             }
-            if let Some(need) = gpr_number(register).and_then(|number| needs.iter().find(|need| need.guest == number)) {
+            if let Some(need) =
+                gpr_number(register).and_then(|number| needs.iter().find(|need| need.guest == number))
+            {
                 new.set_op_register(operand, sized(need.host, register.size()));
             }
         }
