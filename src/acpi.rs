@@ -34,6 +34,8 @@ pub struct Platform {
     pub serial: Vec<(u16, u8)>,
     /// First port and ISA interrupt of the real-time clock.
     pub rtc: (u16, u8),
+    /// Where its RAM holds the century.
+    pub rtc_century: u8,
 }
 
 /// Power management registers (ACPI, *ACPI Hardware Specification*).

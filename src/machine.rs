@@ -81,7 +81,6 @@ pub struct Board {
     clock: Arc<dyn Clock>,
     ram: Ram,
     pio: Arc<Bus>,
-    mmio: Arc<Bus>,
     sink: Arc<dyn InterruptSink>,
     irqchip: Vec<Arc<dyn Device>>,
     /// The PIC, IOAPIC and PIT are ours.
@@ -132,19 +131,7 @@ impl Board {
         }
         let has_own_chips = own.is_some();
         let cpus = Arc::new(cpus);
-        Ok(Self {
-            blueprint,
-            accelerator,
-            clock,
-            ram,
-            pio,
-            mmio,
-            sink,
-            irqchip,
-            has_own_chips,
-            cpus,
-            run_state,
-        })
+        Ok(Self { blueprint, accelerator, clock, ram, pio, sink, irqchip, has_own_chips, cpus, run_state })
     }
 
     /// Guest time, which drives the devices.

@@ -39,6 +39,7 @@ pub fn table(platform: &Platform, facs: u64, dsdt: u64) -> Vec<u8> {
     fadt.x_pm1a_evt_blk = ports(power.pm1a_event, 4, AccessSize::WordAccess);
     fadt.x_pm1a_cnt_blk = ports(power.pm1a_control, 2, AccessSize::WordAccess);
     fadt.x_pm_tmr_blk = ports(power.timer, 4, AccessSize::DwordAccess);
+    fadt.century = platform.rtc_century;
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
     fadt.iapc_boot_arch = (LEGACY_DEVICES | VGA_NOT_PRESENT).into();

@@ -21,6 +21,7 @@ fn platform() -> Platform {
         },
         serial: vec![(0x3f8, 4), (0x2f8, 3)],
         rtc: (0x70, 8),
+        rtc_century: 0x32,
     }
 }
 

@@ -2,9 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use devices::backend::CharBackend;
 use devices::bus::{Bus, BusDevice, BusError};
+use devices::chipset::rtc_mc146818::MemorySize;
+use devices::chipset::{
+    AcpiPm, DebugExit, I8042, Pit8254, PostPort, ResetControl, RtcMc146818, SystemControlPortA, acpi_pm,
+    i8042, pit8254, post_port, reset_control, rtc_mc146818,
+};
 use devices::clock::Clock;
 use devices::device::Device;
 use devices::interrupt::{Gsi, InterruptSink, IrqLine, IrqPin};
@@ -14,6 +20,8 @@ use devices::system::SystemControl;
 
 use super::Board;
 use crate::acpi::{Platform, Power};
+use crate::boot::memory_map;
+use crate::options::devices::DeviceChoice;
 
 /// The 8259A pair and its edge/level registers.
 const PIC_MASTER: u64 = 0x20;
@@ -27,6 +35,9 @@ const LOCAL_APIC: u32 = 0xfee0_0000;
 const SERIAL: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 const SERIAL_PORTS: u64 = 8;
 
+/// The ACPI power management block.
+const PM_BASE: u16 = 0x600;
+
 /// Host's ends of COM1 to COM4; none where there is no port.
 pub type SerialEnds = Vec<Option<Arc<dyn CharBackend>>>;
 
@@ -36,6 +47,7 @@ struct Wiring<'a> {
     system: Arc<dyn SystemControl>,
     sink: &'a Arc<dyn InterruptSink>,
     pins: BTreeMap<u8, IrqPin>,
+    memory: MemorySize,
 }
 
 impl Wiring<'_> {
@@ -61,7 +73,71 @@ struct Row {
 }
 
 /// The devices that are always there.
-const ROWS: &[Row] = &[];
+const ROWS: &[Row] = &[
+    Row { of_irqchip: true, make: pit },
+    Row { of_irqchip: false, make: rtc },
+    Row { of_irqchip: false, make: keyboard_controller },
+    Row { of_irqchip: false, make: power_management },
+    Row { of_irqchip: false, make: reset_control },
+    Row { of_irqchip: false, make: system_control_port_a },
+    Row { of_irqchip: false, make: post_port },
+];
+
+fn pit(wiring: &mut Wiring) -> Placed {
+    use pit8254::spec;
+    let pit = Pit8254::new(wiring.line(spec::IRQ, "8254"), Arc::clone(wiring.clock));
+    let windows =
+        vec![(spec::PORT, spec::PORTS, pit.clone() as _), (spec::NMI_SC_PORT, 1, pit.nmi_status_port())];
+    Placed { device: pit, windows }
+}
+
+fn rtc(wiring: &mut Wiring) -> Placed {
+    use rtc_mc146818::spec;
+    // A host whose clock is before 1970 has other troubles.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let line = wiring.line(spec::IRQ, "MC146818");
+    let rtc = RtcMc146818::new(line, Arc::clone(wiring.clock), now, wiring.memory);
+    Placed { device: rtc.clone(), windows: vec![(spec::PORT, spec::PORTS, rtc)] }
+}
+
+fn keyboard_controller(wiring: &mut Wiring) -> Placed {
+    use i8042::spec;
+    let (keyboard, aux) = (wiring.line(spec::KEYBOARD_IRQ, "8042"), wiring.line(spec::AUX_IRQ, "8042 aux"));
+    let chip = I8042::new(keyboard, aux, Arc::clone(&wiring.system));
+    let windows = vec![(spec::DATA_PORT, 1, chip.data_port()), (spec::COMMAND_PORT, 1, chip.command_port())];
+    Placed { device: chip, windows }
+}
+
+fn power_management(wiring: &mut Wiring) -> Placed {
+    use acpi_pm::spec;
+    let sci = wiring.line(spec::SCI_IRQ, "SCI");
+    let pm = AcpiPm::new(sci, Arc::clone(wiring.clock), Arc::clone(&wiring.system));
+    Placed { device: pm.clone(), windows: vec![(PM_BASE, spec::PORTS, pm)] }
+}
+
+fn reset_control(wiring: &mut Wiring) -> Placed {
+    let chip = ResetControl::new(Arc::clone(&wiring.system));
+    Placed { device: chip.clone(), windows: vec![(reset_control::spec::RC_PORT, 1, chip)] }
+}
+
+fn system_control_port_a(wiring: &mut Wiring) -> Placed {
+    let chip = SystemControlPortA::new(Arc::clone(&wiring.system));
+    Placed { device: chip.clone(), windows: vec![(reset_control::spec::PORT_A, 1, chip)] }
+}
+
+fn post_port(_wiring: &mut Wiring) -> Placed {
+    let port = PostPort::new();
+    Placed { device: port.clone(), windows: vec![(post_port::spec::PORT, 1, port)] }
+}
+
+fn added(choice: DeviceChoice, wiring: &Wiring) -> Placed {
+    match choice {
+        DeviceChoice::IsaDebugExit { iobase, iosize } => {
+            let device = DebugExit::new(Arc::clone(&wiring.system));
+            Placed { device: device.clone(), windows: vec![(iobase, u64::from(iosize), device)] }
+        }
+    }
+}
 
 /// The devices of one machine.
 pub struct Equipment {
@@ -82,34 +158,42 @@ pub fn place_irqchip(irqchip: &UserspaceIrqchip, pio: &Bus, mmio: &Bus) -> Resul
 
 /// Makes the devices and puts them on the board's buses.
 pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, BusError> {
+    let below_4g_bytes = memory_map::low_bytes(board.ram.bytes());
     let mut wiring = Wiring {
         clock: &board.clock,
         system: Arc::clone(&board.run_state) as Arc<dyn SystemControl>,
         sink: &board.sink,
         pins: BTreeMap::new(),
+        memory: MemorySize { below_4g_bytes, above_4g_bytes: board.ram.bytes() - below_4g_bytes },
     };
     let mut devices = Vec::new();
-    for row in ROWS.iter().filter(|row| board.has_own_chips || !row.of_irqchip) {
-        let placed = (row.make)(&mut wiring);
+    let mut place = |placed: Placed| {
         for (port, length, window) in placed.windows {
             board.pio.insert(u64::from(port), length, window)?;
         }
         devices.push(placed.device);
+        Ok(())
+    };
+    for row in ROWS.iter().filter(|row| board.has_own_chips || !row.of_irqchip) {
+        place((row.make)(&mut wiring))?;
     }
     let mut serial = Vec::new();
     for ((port, irq), end) in SERIAL.into_iter().zip(serial_ends) {
         let uart = end.map(|end| Uart16550::new(wiring.line(irq, "serial"), end, wiring.clock));
         if let Some(uart) = &uart {
-            board.pio.insert(u64::from(port), SERIAL_PORTS, Arc::clone(uart) as Arc<dyn BusDevice>)?;
-            devices.push(Arc::clone(uart) as Arc<dyn Device>);
+            place(Placed { device: uart.clone(), windows: vec![(port, SERIAL_PORTS, uart.clone())] })?;
         }
         serial.push(uart);
+    }
+    for choice in &board.blueprint.devices {
+        place(added(*choice, &wiring))?;
     }
     Ok(Equipment { devices, serial })
 }
 
 /// The machine as ACPI describes it.
 pub fn platform(cpus: usize, equipment: &Equipment) -> Platform {
+    let offset = |offset: u64| u16::try_from(offset).expect("within a dozen ports");
     let present = SERIAL.into_iter().zip(&equipment.serial).filter(|(_, uart)| uart.is_some());
     Platform {
         apic_ids: (0u32..).take(cpus).collect(),
@@ -118,14 +202,15 @@ pub fn platform(cpus: usize, equipment: &Equipment) -> Platform {
         local_apic_address: LOCAL_APIC,
         timer_gsi: u32::try_from(TIMER_PIN).expect("one of 24 pins"),
         power: Power {
-            pm1a_event: 0x600,
-            pm1a_control: 0x604,
-            timer: 0x608,
-            sci: 9,
-            s5_sleep_type: 5,
-            reset: (0xcf9, 6),
+            pm1a_event: PM_BASE + offset(acpi_pm::spec::PM1A_EVT_BLK),
+            pm1a_control: PM_BASE + offset(acpi_pm::spec::PM1A_CNT_BLK),
+            timer: PM_BASE + offset(acpi_pm::spec::PM_TMR_BLK),
+            sci: acpi_pm::spec::SCI_IRQ,
+            s5_sleep_type: acpi_pm::spec::SLP_TYP_S5 as u8,
+            reset: (reset_control::spec::RC_PORT, reset_control::spec::rc::HARD_RESET),
         },
         serial: present.map(|(place, _)| place).collect(),
-        rtc: (0x70, 8),
+        rtc: (rtc_mc146818::spec::PORT, rtc_mc146818::spec::IRQ),
+        rtc_century: rtc_mc146818::spec::register::CENTURY,
     }
 }
