@@ -2,19 +2,30 @@
 //!
 //! Generated code stores the registers, sets `env.rip` to the instruction and calls [`execute`].
 
+pub mod control;
 pub mod data;
+pub mod debug_registers;
+pub mod far;
+pub mod flags;
 pub mod fpu_env;
 pub mod gather;
 pub mod legacy;
 pub mod masked;
+pub mod moves;
+pub mod near;
 pub mod port;
 pub mod port_string;
+pub mod returns;
 pub mod string;
-#[cfg(test)]
-pub(crate) mod testing;
+pub mod syscall;
+pub mod system;
+pub mod tables;
 pub mod xstate;
 
-pub mod near;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use iced_x86::Instruction;
 
@@ -41,6 +52,9 @@ pub enum Next {
 
 /// Executes `insn`, which is at `env.rip`. On an exception nothing of it has taken effect.
 pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Exec<Next> {
+    if let Some(result) = system::execute_system(cpu, insn) {
+        return result;
+    }
     if let Some(result) = data::execute_data(cpu, insn) {
         return result;
     }

@@ -10,6 +10,7 @@ use crate::mmu::access::MODE_USER;
 use crate::operand::is_canonical;
 use crate::segment::{Descriptor, is_null, null_stack, selector_code, system_type};
 use crate::stack::Stack;
+use crate::task::{self, Outgoing, Via};
 
 /// What is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,10 @@ pub fn raise(cpu: &mut Cpu, exception: Exception) -> Next {
         let Err(second) = deliver(cpu, current.vector, Kind::Exception { code }) else {
             return Next::Jumped;
         };
+        if second.vector == vector::PF {
+            // Even if it becomes a double fault: handlers of stack overflow look there.
+            cpu.env.cr2 = second.payload;
+        }
         match escalate(current.vector, second) {
             Some(next) => current = next,
             None => return Next::Shutdown,
@@ -242,7 +247,9 @@ fn deliver_protected(cpu: &mut Cpu, number: u8, kind: Kind) -> Exec<()> {
     let address = cpu.wrap_system(cpu.env.idt.base.wrapping_add(offset));
     let gate = Descriptor(cpu.read(address, 8, Access::System)?);
     use system_type::{INTERRUPT_GATE16, INTERRUPT_GATE32, TRAP_GATE16, TRAP_GATE32};
-    let known = matches!(gate.kind(), INTERRUPT_GATE16 | INTERRUPT_GATE32 | TRAP_GATE16 | TRAP_GATE32);
+    let is_task = gate.kind() == system_type::TASK_GATE;
+    let known =
+        is_task || matches!(gate.kind(), INTERRUPT_GATE16 | INTERRUPT_GATE32 | TRAP_GATE16 | TRAP_GATE32);
     if gate.is_user() || !known {
         return Err(Exception::gp(idt_code));
     }
@@ -252,6 +259,15 @@ fn deliver_protected(cpu: &mut Cpu, number: u8, kind: Kind) -> Exec<()> {
     }
     if !gate.is_present() {
         return Err(Exception::np(idt_code));
+    }
+    if is_task {
+        let (ip, flags) = saved(cpu, number, kind);
+        let error = match kind {
+            Kind::Exception { code } => code,
+            _ => None,
+        };
+        task::switch_by_gate(cpu, gate, Via::Interrupt(error), Outgoing { ip, flags })?;
+        return Ok(());
     }
     let selector = (gate.0 >> 16) as u16;
     let (code, code_address, new_cpl) = handler_segment(cpu, selector)?;
@@ -269,7 +285,7 @@ fn deliver_protected(cpu: &mut Cpu, number: u8, kind: Kind) -> Exec<()> {
         Stack::current(cpu)
     } else {
         let (ss, sp) = cpu.tss_stack(new_cpl)?;
-        let segment = cpu.stack_segment(ss, new_cpl, Exception::ts)?;
+        let segment = cpu.stack_segment(ss, new_cpl, false, Exception::ts)?;
         new_stack = Some(segment);
         let mut stack = Stack::other(cpu, segment, sp, new_cpl);
         if vm86 {

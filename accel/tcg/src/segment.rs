@@ -185,13 +185,18 @@ impl Cpu {
     }
 
     /// Checks `selector` for SS at privilege `cpl` and returns what SS would hold. `fault` makes the exceptions other
-    /// than "not present": #GP for an instruction, #TS for a stack that the TSS names.
-    pub fn stack_segment(&mut self, selector: u16, cpl: u8, fault: fn(u32) -> Exception) -> Exec<Segment> {
+    /// than "not present": #GP for an instruction, #TS for a stack that the TSS names. `long`: the code that will use
+    /// the stack is 64-bit code, which may have a null SS below privilege 3.
+    pub fn stack_segment(
+        &mut self,
+        selector: u16,
+        cpl: u8,
+        long: bool,
+        fault: fn(u32) -> Exception,
+    ) -> Exec<Segment> {
         if is_null(selector) {
-            if self.env.is_64bit() && cpl != 3 && rpl(selector) == cpl && fault(0) == Exception::gp(0) {
-                return Ok(null_stack(selector, cpl));
-            }
-            return Err(fault(0));
+            let allowed = long && cpl != 3 && rpl(selector) == cpl;
+            return if allowed { Ok(null_stack(selector, cpl)) } else { Err(fault(0)) };
         }
         let (descriptor, address) = self.descriptor(selector, fault)?;
         if rpl(selector) != cpl || !descriptor.is_writable_data() || descriptor.dpl() != cpl {
@@ -242,8 +247,8 @@ impl Cpu {
         let segment = if self.env.is_real_or_vm86() {
             self.paragraph_segment(index, selector)
         } else if index == 2 {
-            let cpl = self.env.cpl();
-            self.stack_segment(selector, cpl, Exception::gp)?
+            let (cpl, long) = (self.env.cpl(), self.env.is_64bit());
+            self.stack_segment(selector, cpl, long, Exception::gp)?
         } else {
             self.data_segment(selector, Exception::gp)?
         };

@@ -5,6 +5,10 @@ use crate::exception::{Exception, Exec};
 use crate::mmu::Access;
 use crate::segment::selector_code;
 
+mod switch;
+
+pub use switch::{Outgoing, Via, return_to_previous, switch, switch_by_gate};
+
 /// Bit 3 of a TSS descriptor's type: 32-bit or 64-bit, as opposed to 16-bit.
 const WIDE: u16 = 8;
 
