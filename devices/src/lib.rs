@@ -14,6 +14,7 @@ pub mod device;
 pub mod interrupt;
 pub mod irqchip;
 pub mod serial;
+mod sync;
 pub mod system;
 #[cfg(test)]
 mod testing;

@@ -9,7 +9,7 @@
 //! and raises the CPU if so. With sequentially consistent accesses, of two that race at least one sees both stores.
 //! Who withdraws lowers the request first and then looks the same way.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, OnceLock, Weak};
 
 use super::apic_set::{DeliveryMode, Destination, LocalApicSet, Trigger};
@@ -17,11 +17,16 @@ use super::ioapic::IoApic;
 use super::pic8259::Pic8259;
 use crate::clock::{Clock, GuestTsc};
 use crate::cpu_interrupts::{InterruptKind, InterruptTarget, LocalInterrupts, NoSuchRegister};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64};
 
 mod bits;
+#[cfg(test)]
+#[cfg(loom)]
+mod loom_tests;
 mod registers;
 pub mod spec;
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
 mod timer;
 

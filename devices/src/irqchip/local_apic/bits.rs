@@ -1,6 +1,8 @@
 //! A bit for each of the 256 vectors, as in the IRR, ISR and TMR.
 
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
+
+use crate::sync::AtomicU32;
 
 #[derive(Debug, Default)]
 pub(super) struct VectorBits([AtomicU32; 8]);
