@@ -3,10 +3,11 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use accel::Accelerator;
+use accel::{Accelerator, Threading};
 use accel_kvm::{Kvm, KvmOptions};
+use accel_tcg::{Tcg, TcgOptions};
 
-use crate::options::accel::{AccelChoice, KernelIrqchip, KvmChoice, TcgChoice};
+use crate::options::accel::{AccelChoice, KernelIrqchip, KvmChoice, TcgChoice, TcgThread};
 
 /// Why there is no engine.
 #[derive(Debug, thiserror::Error)]
@@ -18,8 +19,8 @@ pub enum AccelError {
     #[error("-accel kvm: {0}")]
     Unfit(accel_kvm::ProbeFailure),
     /// The translator cannot be had.
-    #[error("-accel tcg: {0}")]
-    Tcg(&'static str),
+    #[error("-accel tcg: {}", chain(.0))]
+    Tcg(accel_tcg::TcgError),
 }
 
 /// An error with its causes on one line.
@@ -99,8 +100,13 @@ fn kvm(choice: &KvmChoice, fitness: Fitness) -> Result<Opened, AccelError> {
     }
 }
 
-fn tcg(_choice: &TcgChoice) -> Result<Arc<dyn Accelerator>, AccelError> {
-    Err(AccelError::Tcg("the translator is not built yet"))
+fn tcg(choice: &TcgChoice) -> Result<Arc<dyn Accelerator>, AccelError> {
+    let threading = match choice.thread {
+        TcgThread::Single => Threading::RoundRobin,
+        TcgThread::Multi => Threading::PerCpu,
+    };
+    let tcg = Tcg::new(TcgOptions { threading }).map_err(AccelError::Tcg)?;
+    Ok(Arc::new(tcg))
 }
 
 #[cfg(test)]
