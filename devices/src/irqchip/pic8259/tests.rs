@@ -186,3 +186,24 @@ fn special_mask_mode_lets_lower_priorities_through() {
     assert!(board.intr());
     assert_eq!(board.pic.acknowledge(), 0x36);
 }
+
+#[test]
+fn random_accesses_do_no_harm() {
+    let board = Board::new();
+    let elcr = board.pic.elcr_ports();
+    let mut random = crate::testing::Random::new(8);
+    for _ in 0..200_000 {
+        let port = [&board.master, &board.slave, &elcr][random.below(3) as usize];
+        let (offset, width) = (random.below(2), 1 << random.below(3));
+        match random.below(4) {
+            0 => port.write(offset, &random.next().to_le_bytes()[..width]),
+            1 => port.read(offset, &mut [0; 4][..width]),
+            2 => board.pic.set_irq(random.below(20) as u8, random.below(2) == 0),
+            _ => {
+                board.pic.acknowledge();
+            }
+        }
+        let pair = board.pic.lock();
+        assert_eq!(board.intr(), pair.master.requested().is_some(), "{:?} {:?}", pair.master, pair.slave);
+    }
+}
