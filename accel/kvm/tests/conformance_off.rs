@@ -11,7 +11,4 @@ fn make() -> Result<Box<dyn Accelerator>, String> {
     }
 }
 
-accel::conformance_tests!(make, not_applicable: {
-    "triple_fault_is_reported":
-        "a KVM that emulates ignores the limit of a real-mode IDT; the crate's own tests do it in protected mode",
-});
+accel::conformance_tests!(make);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::rig::{CODE, IN_PORT, OUT_PORT, Rig, real_mode, wait_for};
 use super::storms::COUNT;
-use crate::arch_state::{CpuArchState, RunMode, reg, seg};
+use crate::arch_state::{CpuArchState, RunMode, SegmentState, reg, seg};
 use crate::contract::{DebugControl, Shutdown, VcpuExit};
 use crate::cpu_state::CpuState;
 use crate::observer::CpuEvent;
@@ -167,13 +167,23 @@ pub(super) fn state_survives_running(rig: Rig) {
     assert_eq!(rig.ports[0].output(), 0x3c);
 }
 
+/// `state` becomes that of 32-bit code with flat segments, about to execute at `ip`.
+fn flat_protected_mode(state: &mut CpuArchState, ip: u16) {
+    real_mode(state, ip, 0);
+    let data = SegmentState { selector: 0x10, base: 0, limit: u32::MAX, access: 0xc093 };
+    state.segments = [data; 6];
+    state.segments[seg::CS] = SegmentState { selector: 8, access: 0xc09b, ..data };
+    state.cr0 |= 1;
+}
+
 /// A triple fault is told, with the state, and stops the CPU; a reset starts it anew.
 pub(super) fn triple_fault_is_reported(rig: Rig) {
-    // int3, with no interrupt table.
-    rig.load(CODE, &[0xcc]);
-    rig.start_at(0, CODE, 0);
+    // ud2, in protected mode without an interrupt table: #UD, #DF, shutdown. (In real mode a KVM that emulates does
+    // not look at the table's limit.)
+    rig.load(CODE, &[0x0f, 0x0b]);
     let no_table = rig.cpus[0].run_on(|cpu| {
         let mut state = cpu.backend.state()?;
+        flat_protected_mode(&mut state, CODE);
         state.idt.limit = 0;
         cpu.backend.set_state(&state)
     });

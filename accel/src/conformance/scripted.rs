@@ -159,11 +159,17 @@ impl Cpu {
         code.base = u64::from(selector) << 4;
     }
 
-    /// Real-mode delivery; with a vector beyond the table, and none to report that by, the CPU shuts down.
+    /// Real-mode delivery; with a vector beyond the table, and none to report that by, the CPU shuts down. Protected
+    /// mode has the same limit check, and no delivery here.
     fn interrupt(&mut self, vector: u8) -> Option<Shutdown> {
-        let entry = u64::from(vector) * 4;
-        if entry + 3 > u64::from(self.state.idt.limit) {
+        let protected = self.state.cr0 & 1 != 0;
+        let size = if protected { 8 } else { 4 };
+        let entry = u64::from(vector) * size;
+        if entry + size - 1 > u64::from(self.state.idt.limit) {
             return Some(Shutdown::TripleFault);
+        }
+        if protected {
+            return Some(Shutdown::EngineFailure("an interrupt in protected mode".to_owned()));
         }
         let code = self.state.segments[seg::CS].selector;
         for value in [self.state.rflags as u16, code, self.state.rip as u16] {
@@ -239,7 +245,10 @@ impl Cpu {
                 let offset = i64::from(self.fetch().cast_signed());
                 self.state.rip = self.state.rip.wrapping_add_signed(offset) & 0xffff;
             }
-            0xcc => return self.interrupt(3).map(VcpuExit::Shutdown),
+            0x0f if self.fetch() == 0x0b => {
+                self.state.rip -= 2;
+                return self.interrupt(6).map(VcpuExit::Shutdown);
+            }
             0xcf => {
                 self.state.rip = u64::from(self.pop());
                 let cs = self.pop();
