@@ -216,7 +216,14 @@ pub fn arpl(cpu: &mut Cpu, insn: &Instruction) -> Exec<Next> {
     let wanted = rpl(cpu.reg(insn.op1_register()) as u16);
     let raise = rpl(target) < wanted;
     if raise {
-        cpu.write_operand(insn, 0, 2, u64::from(target & !3 | u16::from(wanted)))?;
+        let value = u64::from(target & !3 | u16::from(wanted));
+        if insn.op0_kind() == OpKind::Register {
+            // The decoder names the 32-bit register; 16 bits of it change.
+            let slot = &mut cpu.env.gpr[insn.op0_register().full_register().number()];
+            *slot = *slot & !0xffff | value;
+        } else {
+            cpu.write_operand(insn, 0, 2, value)?;
+        }
     }
     set_zf(cpu, raise);
     Ok(Next::Fallthrough)

@@ -1,7 +1,9 @@
 //! Tests of the system instructions and of interrupt delivery, on a machine with tables made by hand.
 
+mod legacy;
 mod long;
 mod privileged;
+mod tasks;
 
 use super::testing::Machine;
 use crate::cpu::Cpu;

@@ -199,7 +199,7 @@ fn a_stack_that_faults() {
     machine.map(KERNEL_STACK - 0x1000, 0);
     let fault = deliver(&mut machine.cpu, 0x40, Kind::External);
     assert_eq!(fault, Err(Exception::page_fault(KERNEL_STACK - 40, 2)), "the CPU's own access: no user bit");
-    machine.map(KERNEL_STACK - 0x1000, KERNEL_STACK - 0x1000 | 5);
+    machine.map(KERNEL_STACK - 0x1000, (KERNEL_STACK - 0x1000) | 5);
     machine.cpu.env.cr0 |= 1 << 16;
     let fault = deliver(&mut machine.cpu, 0x40, Kind::External);
     assert_eq!(fault, Err(Exception::page_fault(KERNEL_STACK - 40, 3)));
