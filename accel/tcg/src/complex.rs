@@ -9,6 +9,7 @@ pub mod far;
 pub mod flags;
 pub mod fpu_env;
 pub mod gather;
+pub mod inert;
 pub mod legacy;
 pub mod masked;
 pub mod moves;

@@ -1,6 +1,9 @@
 //! Near branches and stack instructions where generated code does not do them: 16-bit and segmented stacks, operand
 //! sizes that a prefix has changed, POP to memory (SDM vol. 1, *Procedure Calls*).
 
+#[cfg(test)]
+mod tests;
+
 use iced_x86::{ConditionCode, FlowControl, Instruction, Mnemonic, OpKind};
 
 use crate::complex::Next;

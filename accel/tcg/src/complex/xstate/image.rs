@@ -180,8 +180,9 @@ impl XsaveArea {
     pub fn load_x87(&mut self, from: &[u8]) {
         let word = |at: usize| u16::from_le_bytes([from[at], from[at + 1]]);
         self.set_x87_environment(word(0), word(2), from[4]);
-        for index in 0..8 {
-            self.set_st(index, &from[ST + 16 * index..][..10]);
+        self.0[ST..ST + 128].copy_from_slice(&from[ST..ST + 128]);
+        for register in self.0[ST..ST + 128].chunks_exact_mut(16) {
+            register[10..].fill(0);
         }
     }
 

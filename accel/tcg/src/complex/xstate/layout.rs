@@ -70,16 +70,25 @@ pub static MXCSR_MASK: LazyLock<u32> = LazyLock::new(|| {
 pub fn compacted(xcomp_bv: u64) -> ([usize; COMPONENTS], usize) {
     let mut offsets = [0; COMPONENTS];
     let mut end = EXTENDED_REGION;
-    for (index, component) in LAYOUT.iter().enumerate().skip(2) {
-        if xcomp_bv >> index & 1 != 0 {
-            if component.aligned {
-                end = end.next_multiple_of(64);
-            }
-            offsets[index] = end;
-            end += component.size;
+    let layout = &*LAYOUT;
+    for index in extended(xcomp_bv) {
+        if layout[index].aligned {
+            end = end.next_multiple_of(64);
         }
+        offsets[index] = end;
+        end += layout[index].size;
     }
     (offsets, end)
+}
+
+/// The components of `bits` beyond the legacy region, ascending.
+pub fn extended(bits: u64) -> impl Iterator<Item = usize> {
+    let mut rest = bits & ((1 << COMPONENTS) - 1) & !3;
+    std::iter::from_fn(move || {
+        let index = rest.trailing_zeros() as usize;
+        rest &= rest.wrapping_sub(1);
+        (index < COMPONENTS).then_some(index)
+    })
 }
 
 /// Bytes of `component` that instructions outside 64-bit mode see: eight registers of each kind.

@@ -3,7 +3,7 @@
 use iced_x86::Instruction;
 
 use crate::complex::xstate::image::MXCSR_INIT;
-use crate::complex::xstate::layout::{COMPONENTS, SSE, X87, compacted, visible};
+use crate::complex::xstate::layout::{SSE, X87, compacted, extended, visible};
 use crate::complex::xstate::save::area;
 use crate::complex::xstate::{check_mxcsr, requested, require_x87, require_xsave};
 use crate::cpu::Cpu;
@@ -56,7 +56,7 @@ pub fn xrstor(cpu: &mut Cpu, insn: &Instruction, supervisor: bool) -> Exec<()> {
     let compact = xcomp_bv & COMPACT != 0;
     let load = rfbm & xstate_bv;
     let offsets = if compact { Some(compacted(xcomp_bv).0) } else { None };
-    for index in (2..COMPONENTS).filter(|index| load >> index & 1 != 0) {
+    for index in extended(load) {
         let (at, size) = XsaveArea::place(index);
         let len = visible(index, size, wide);
         if len != 0 {
@@ -88,7 +88,7 @@ pub fn xrstor(cpu: &mut Cpu, insn: &Instruction, supervisor: bool) -> Exec<()> {
     } else if rfbm & 1 != 0 {
         image.initialise(X87, 0);
     }
-    for index in (1..COMPONENTS).filter(|index| rfbm >> index & 1 != 0) {
+    for index in (rfbm & 2 != 0).then_some(SSE).into_iter().chain(extended(rfbm)) {
         let (at, size) = XsaveArea::place(index);
         let len = if index == SSE && !wide { size / 2 } else { visible(index, size, wide) };
         if load >> index & 1 != 0 {

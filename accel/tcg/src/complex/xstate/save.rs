@@ -3,7 +3,7 @@
 use iced_x86::Instruction;
 
 use crate::complex::xstate::image::{MXCSR_INIT, X87_PIECES};
-use crate::complex::xstate::layout::{COMPONENTS, SSE, X87, compacted, visible};
+use crate::complex::xstate::layout::{COMPONENTS, SSE, X87, compacted, extended, visible};
 use crate::complex::xstate::{requested, require_x87, require_xsave};
 use crate::cpu::Cpu;
 use crate::env::XsaveArea;
@@ -96,7 +96,7 @@ pub fn xsave(cpu: &mut Cpu, insn: &Instruction, form: Form) -> Exec<()> {
     push_legacy(cpu, &mut pieces, saved, mxcsr);
     let offsets = if compact { Some(compacted(rfbm).0) } else { None };
     let wide = cpu.env.is_64bit();
-    for index in (2..COMPONENTS).filter(|index| saved >> index & 1 != 0) {
+    for index in extended(saved) {
         cpu.env.xsave.settle(index);
         let (from, size) = XsaveArea::place(index);
         let to = offsets.map_or(from, |offsets| offsets[index]);

@@ -4,6 +4,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::_xgetbv;
+use std::ops::{Deref, DerefMut};
 
 use super::layout::{COMPONENTS, LAYOUT, MXCSR_MASK, compacted};
 use crate::complex::Next;
@@ -24,8 +25,25 @@ const FXRSTOR64: [u8; 4] = [0x48, 0x0f, 0xae, 0x0b];
 
 const AREA: usize = 4096;
 
-fn area() -> Box<XsaveArea> {
-    Box::new(XsaveArea([0; AREA]))
+/// An area where the host's instructions want it.
+#[repr(C, align(64))]
+struct Area(XsaveArea);
+
+impl Deref for Area {
+    type Target = XsaveArea;
+    fn deref(&self) -> &XsaveArea {
+        &self.0
+    }
+}
+
+impl DerefMut for Area {
+    fn deref_mut(&mut self) -> &mut XsaveArea {
+        &mut self.0
+    }
+}
+
+fn area() -> Box<Area> {
+    Box::new(Area(XsaveArea([0; AREA])))
 }
 
 fn host_xcr0() -> u64 {
@@ -61,18 +79,18 @@ macro_rules! native {
 }
 
 /// A state to start from: components of `bits` in use, random; nothing unmasked.
-fn random_image(random: &mut Random, bits: u64) -> Box<XsaveArea> {
+fn random_image(random: &mut Random, bits: u64) -> Box<Area> {
     let mut image = area();
-    random.fill(&mut image.0);
-    image.0[512..576].fill(0);
+    random.fill(&mut image.0.0);
+    image.0.0[512..576].fill(0);
     image.set_in_use(bits);
-    image.0[0..2].copy_from_slice(&0x37fu16.to_le_bytes());
+    image.0.0[0..2].copy_from_slice(&0x37fu16.to_le_bytes());
     let fsw = (random.next() as u16) & 0x7f7f;
-    image.0[2..4].copy_from_slice(&fsw.to_le_bytes());
-    image.0[5] = 0;
+    image.0.0[2..4].copy_from_slice(&fsw.to_le_bytes());
+    image.0.0[5] = 0;
     image.forget_x87_pointers();
     for index in 0..8 {
-        image.0[32 + 16 * index + 10..][..6].fill(0);
+        image.0.0[32 + 16 * index + 10..][..6].fill(0);
     }
     let mxcsr = if random.below(3) == 0 { 0x1f80 } else { 0x1f80 | random.next() as u32 & 0xe03f };
     image.set_mxcsr(mxcsr);
@@ -92,7 +110,7 @@ fn machine(image: &XsaveArea, rfbm: u64) -> Machine {
 }
 
 /// The host's state after loading `image`, in standard format.
-fn as_host(image: &XsaveArea, load: u64) -> Box<XsaveArea> {
+fn as_host(image: &XsaveArea, load: u64) -> Box<Area> {
     let mut saved = area();
     native!("xsave64", image, load, &mut saved, u64::MAX);
     saved
@@ -116,7 +134,7 @@ fn saving_is_as_on_the_host() {
         let state = as_host(&image, xcr0);
         let rfbm = if round % 3 == 0 { u64::MAX } else { random.next() & 0xff };
         let mut before = area();
-        random.fill(&mut before.0);
+        random.fill(&mut before.0.0);
         for (name, insn) in [
             ("xsave", XSAVE64),
             ("xsaveopt", XSAVEOPT64),
@@ -125,7 +143,7 @@ fn saving_is_as_on_the_host() {
             ("xsaves", XSAVES64),
         ] {
             let mut host = area();
-            host.0.copy_from_slice(&before.0);
+            host.0.0.copy_from_slice(&before.0.0);
             match name {
                 "xsave" => native!("xsave64", &image, xcr0, &mut host, rfbm),
                 "xsaveopt" => native!("xsaveopt64", &image, xcr0, &mut host, rfbm),
@@ -136,13 +154,13 @@ fn saving_is_as_on_the_host() {
             // At a page's end too, so that the area lies in two pages.
             let at = if round % 2 == 0 { DATA } else { DATA + 0xe40 };
             machine.cpu.env.gpr[RBX] = at;
-            machine.poke(at, &before.0);
+            machine.poke(at, &before.0.0);
             assert_eq!(machine.execute(&insn), Ok(Next::Fallthrough));
             let ours = machine.peek(at, AREA);
             compare(
                 &format!("round {round} {name} rfbm {rfbm:x} in use {:x}", state.in_use()),
                 &ours,
-                &host.0,
+                &host.0.0,
             );
         }
     }
@@ -153,9 +171,9 @@ fn random_bits(random: &mut Random, xcr0: u64) -> u64 {
 }
 
 /// The bytes that count, components that are not in use at their initial values.
-fn settled(image: &XsaveArea) -> Box<XsaveArea> {
+fn settled(image: &XsaveArea) -> Box<Area> {
     let mut copy = area();
-    copy.0.copy_from_slice(&image.0);
+    copy.0.0.copy_from_slice(&image.0);
     for component in 0..COMPONENTS {
         copy.settle(component);
     }
@@ -164,7 +182,7 @@ fn settled(image: &XsaveArea) -> Box<XsaveArea> {
 }
 
 /// A guest's area of either format, and the components that it has.
-fn random_area(random: &mut Random, compact: bool) -> Box<XsaveArea> {
+fn random_area(random: &mut Random, compact: bool) -> Box<Area> {
     let xcr0 = host_xcr0();
     let mut image = {
         let bits = random_bits(random, xcr0);
@@ -172,7 +190,7 @@ fn random_area(random: &mut Random, compact: bool) -> Box<XsaveArea> {
     };
     if compact {
         let xcomp_bv = xcr0 & (random.next() | image.in_use());
-        image.0[520..528].copy_from_slice(&(xcomp_bv | 1 << 63).to_le_bytes());
+        image.0.0[520..528].copy_from_slice(&(xcomp_bv | 1 << 63).to_le_bytes());
         assert!(compacted(xcomp_bv).1 <= AREA);
     }
     image
@@ -206,13 +224,13 @@ fn restoring_is_as_on_the_host() {
         let mut machine = machine(&state, rfbm);
         let at = if round % 5 == 0 { DATA + 0xe40 } else { DATA };
         machine.cpu.env.gpr[RBX] = at;
-        machine.poke(at, &from.0);
+        machine.poke(at, &from.0.0);
         let insn = if round % 4 == 0 { XRSTORS64 } else { XRSTOR64 };
         assert_eq!(machine.execute(&insn), Ok(Next::Fallthrough));
         let ours = settled(&machine.cpu.env.xsave);
         let what = format!("round {round} rfbm {rfbm:x} area {:x}", from.in_use());
-        compare(&what, &ours.0[..512], &settled(&host).0[..512]);
-        compare(&what, &ours.0[576..], &settled(&host).0[576..]);
+        compare(&what, &ours.0.0[..512], &settled(&host).0.0[..512]);
+        compare(&what, &ours.0.0[576..], &settled(&host).0.0[576..]);
         assert_eq!(ours.in_use(), machine.cpu.env.xsave.in_use());
     }
 }
@@ -225,16 +243,16 @@ fn fxrstor_is_as_on_the_host() {
         let before = as_host(&random_image(&mut random, xcr0), xcr0);
         let from = random_image(&mut random, 0);
         let mut machine = machine(&before, 0);
-        machine.poke(DATA, &from.0);
+        machine.poke(DATA, &from.0.0);
         assert_eq!(machine.execute(&FXRSTOR64), Ok(Next::Fallthrough));
         let mut host = area();
-        host.0.copy_from_slice(&before.0);
-        host.0[..416].copy_from_slice(&from.0[..416]);
+        host.0.0.copy_from_slice(&before.0.0);
+        host.0.0[..416].copy_from_slice(&from.0.0[..416]);
         host.forget_x87_pointers();
         let host = as_host(&host, xcr0);
         let ours = settled(&machine.cpu.env.xsave);
-        compare("fxrstor", &ours.0[..512], &host.0[..512]);
-        compare("fxrstor", &ours.0[576..], &host.0[576..]);
+        compare("fxrstor", &ours.0.0[..512], &host.0.0[..512]);
+        compare("fxrstor", &ours.0.0[576..], &host.0.0[576..]);
     }
 }
 
@@ -254,11 +272,11 @@ fn bad_area(change: impl Fn(&mut Machine), insn: &[u8]) -> Exception {
     let mut random = Random(4);
     let image = random_image(&mut random, 3);
     let mut machine = machine(&image, u64::MAX);
-    machine.poke(DATA, &image.0);
+    machine.poke(DATA, &image.0.0);
     change(&mut machine);
     let before = settled(&machine.cpu.env.xsave);
     let fault = machine.execute(insn).unwrap_err();
-    assert!(settled(&machine.cpu.env.xsave).0 == before.0, "nothing was loaded");
+    assert!(settled(&machine.cpu.env.xsave).0.0 == before.0.0, "nothing was loaded");
     fault
 }
 
@@ -349,9 +367,9 @@ fn x87_environment_is_as_on_the_host() {
         for index in 0..8 {
             // Zeros, infinities, denormals and unnormals among the values.
             match random.below(5) {
-                0 => image.0[32 + 16 * index..][..10].fill(0),
-                1 => image.0[32 + 16 * index + 8..][..2].copy_from_slice(&0x7fffu16.to_le_bytes()),
-                2 => image.0[32 + 16 * index + 8..][..2].fill(0),
+                0 => image.0.0[32 + 16 * index..][..10].fill(0),
+                1 => image.0.0[32 + 16 * index + 8..][..2].copy_from_slice(&0x7fffu16.to_le_bytes()),
+                2 => image.0.0[32 + 16 * index + 8..][..2].fill(0),
                 _ => {}
             }
         }
@@ -390,7 +408,7 @@ fn x87_environment_is_as_on_the_host() {
             compare(&what, &ours, &host_memory);
             after.forget_x87_pointers();
             after.set_in_use(3);
-            compare(&what, &settled(&machine.cpu.env.xsave).0[..160], &settled(&after).0[..160]);
+            compare(&what, &settled(&machine.cpu.env.xsave).0.0[..160], &settled(&after).0.0[..160]);
         }
     }
 }
