@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use accel::{Accelerator, Irqchip, MemoryListener, Threading, VcpuConfig, VcpuError, VcpuSeed};
-use devices::clock::{Clock, HostClock};
+use devices::clock::Clock;
 use devices::device::Device;
 use devices::interrupt::InterruptSink;
 use kvm_bindings::{
@@ -13,6 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm as KvmFd, VcpuFd, VmFd};
 
+use crate::clock::KvmClock;
 use crate::device::{self, KernelIrqchip, OpenError};
 use crate::irqchip::KernelChips;
 use crate::memory::MemorySlots;
@@ -57,6 +58,7 @@ pub(crate) struct Shared {
     pub(crate) memory: MemorySlots,
     pub(crate) chips: Option<Arc<KernelChips>>,
     pub(crate) features: Features,
+    pub(crate) clock: Arc<KvmClock>,
     cpuid: OnceLock<Vec<kvm_cpuid_entry2>>,
     msrs: OnceLock<Vec<u32>>,
 }
@@ -86,7 +88,6 @@ impl Shared {
 /// The KVM accelerator.
 pub struct Kvm {
     pub(crate) shared: Arc<Shared>,
-    clock: Arc<HostClock>,
 }
 
 impl Kvm {
@@ -113,12 +114,20 @@ impl Kvm {
             xsave_size: usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0),
             step_blocks_interrupts: debug > 0 && debug.cast_unsigned() & KVM_GUESTDBG_BLOCKIRQ != 0,
         };
-        let clock =
-            HostClock::new().map_err(|source| OpenError::Refused { what: "no timerfd to be had", source })?;
+        let clock = KvmClock::new(Arc::clone(&vm))
+            .map_err(|source| OpenError::Refused { what: "no timerfd to be had", source })?;
         let memory = MemorySlots::new(Arc::clone(&vm), kvm.get_nr_memslots());
-        let shared =
-            Shared { kvm, vm, memory, chips, features, cpuid: OnceLock::new(), msrs: OnceLock::new() };
-        Ok(Self { shared: Arc::new(shared), clock })
+        let shared = Shared {
+            kvm,
+            vm,
+            memory,
+            chips,
+            features,
+            clock: Arc::new(clock),
+            cpuid: OnceLock::new(),
+            msrs: OnceLock::new(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Whether this KVM can run Linux: that it opens does not tell. Takes a few milliseconds, and no more than some
@@ -157,7 +166,7 @@ impl Accelerator for Kvm {
     }
 
     fn clock(&self) -> Arc<dyn Clock> {
-        Arc::clone(&self.clock) as Arc<dyn Clock>
+        Arc::clone(&self.shared.clock) as Arc<dyn Clock>
     }
 
     fn threading(&self) -> Threading {

@@ -41,6 +41,11 @@ pub(crate) fn entries(
         set(&mut entries, 1, 0, CpuidRegister::Ecx, spec::LEAF_1_ECX_X2APIC, false);
     }
     apply_model(&mut entries, model)?;
+    // With it Linux prefers the TSC to the kernel's clock; but that one stands still while the machine is paused.
+    let invariant_tsc = model.added.iter().any(|feature| feature.name == "invtsc");
+    if !invariant_tsc {
+        set(&mut entries, 0x8000_0007, 0, CpuidRegister::Edx, spec::LEAF_8000_0007_EDX_INVARIANT_TSC, false);
+    }
     drop_lost_state(&mut entries);
     set(&mut entries, 1, 0, CpuidRegister::Ecx, spec::LEAF_1_ECX_HYPERVISOR, true);
     hypervisor_leaves(&mut entries, platform);

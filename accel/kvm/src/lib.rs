@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 mod accelerator;
+mod clock;
 mod cpuid;
 mod device;
 mod irqchip;

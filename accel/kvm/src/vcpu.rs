@@ -69,6 +69,8 @@ pub(crate) struct Vcpu {
     debug: DebugControl,
     /// The breakpoint just reported, by linear address: going on does not report it again.
     at_breakpoint: Option<u64>,
+    /// How often time had gone on after a pause when the CPU ran last.
+    resumptions: u64,
     power_on: PowerOn,
 }
 
@@ -118,6 +120,7 @@ impl Vcpu {
             deferred: None,
             debug: DebugControl::default(),
             at_breakpoint: None,
+            resumptions: 0,
             power_on,
         };
         if vcpu.user_apic.is_some() {

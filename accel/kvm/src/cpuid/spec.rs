@@ -9,6 +9,8 @@ pub(super) const LEAF_1_EDX_HTT: u32 = 1 << 28;
 
 pub(super) const LEAF_8000_0001_ECX_CMP_LEGACY: u32 = 1 << 1;
 
+pub(super) const LEAF_8000_0007_EDX_INVARIANT_TSC: u32 = 1 << 8;
+
 /// `KVMKVMKVM`, with the greatest leaf in EAX.
 pub(super) const KVM_SIGNATURE: u32 = 0x4000_0000;
 /// KVM's paravirtual features.

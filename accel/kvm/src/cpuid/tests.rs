@@ -24,6 +24,7 @@ fn host() -> Vec<kvm_cpuid_entry2> {
         leaf(0x4000_0000, None, [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]),
         leaf(0x4000_0001, None, [0x0100_ffff, 0, 0, 0]),
         leaf(0x8000_0001, None, [0, 0, 2, 0]),
+        leaf(0x8000_0007, None, [0, 0, 0, 1 << 8]),
         leaf(0x8000_0008, None, [0x3030, 0, 0x400f, 0]),
         leaf(0x8000_001d, Some(3), [0x0001_c163, 0, 0, 0]),
         leaf(0x8000_001e, None, [7, 0x103, 1, 0]),
@@ -101,4 +102,12 @@ fn an_added_feature_that_the_host_lacks_is_an_error() {
     let model = CpuModel { added: vec![feature("avx512f")], ..CpuModel::default() };
     let error = entries(&host(), &model, FOUR, KERNEL).expect_err("the host lacks it");
     assert!(matches!(error, VcpuError::MissingFeature("avx512f")));
+}
+
+#[test]
+fn the_invariant_tsc_is_shown_on_request() {
+    let plain = CpuModel::default();
+    assert_eq!(word(&mut shown(&plain, KERNEL), 0x8000_0007, 0, CpuidRegister::Edx), 0);
+    let asked = CpuModel { added: vec![feature("invtsc")], ..CpuModel::default() };
+    assert_eq!(word(&mut shown(&asked, KERNEL), 0x8000_0007, 0, CpuidRegister::Edx), 1 << 8);
 }

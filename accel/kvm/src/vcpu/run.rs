@@ -13,6 +13,7 @@ impl Vcpu {
         if let Some(exit) = self.deferred.take() {
             return Ok(exit);
         }
+        self.tell_pause();
         if let Some(exit) = self.leave_breakpoint(io)? {
             return Ok(exit);
         }
@@ -43,6 +44,16 @@ impl Vcpu {
             if self.debug.single_step && self.incomplete {
                 return self.end_of_access(io);
             }
+        }
+    }
+
+    /// After a pause: tells the guest that it was stopped, if it has a clock to be told by.
+    fn tell_pause(&mut self) {
+        let resumptions = self.shared.clock.resumptions();
+        if self.resumptions != resumptions {
+            self.resumptions = resumptions;
+            // EINVAL: the guest uses no paravirtual clock.
+            let _ = self.fd.kvmclock_ctrl();
         }
     }
 

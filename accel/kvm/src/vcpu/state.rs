@@ -110,9 +110,16 @@ impl Vcpu {
         let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else {
             return "KVM does not tell the registers".to_owned();
         };
+        // AMD's hardware puts a CPU that shuts down back to its start.
+        let gone = (sregs.cs.base, regs.rip) == (0xffff_0000, 0xfff0);
+        let note = if gone {
+            "\nThe CPU is at its reset vector: after a triple fault this host does not keep where."
+        } else {
+            ""
+        };
         format!(
             "RIP={:016x} RSP={:016x} RFLAGS={:08x} CS={:04x} base={:x} SS={:04x}\n\
-             CR0={:08x} CR2={:016x} CR3={:x} CR4={:x} EFER={:x}",
+             CR0={:08x} CR2={:016x} CR3={:x} CR4={:x} EFER={:x}{note}",
             regs.rip,
             regs.rsp,
             regs.rflags,
