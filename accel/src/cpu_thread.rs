@@ -18,6 +18,8 @@
 
 use std::sync::Arc;
 
+use devices::lock_rank;
+
 use crate::contract::{CpuIo, VcpuBackend, VcpuError, VcpuExit};
 use crate::cpu_handle::CpuHandle;
 use crate::cpu_state::CpuState;
@@ -172,6 +174,7 @@ impl Hosted {
         CpuHandle::set_current(Some(self.cpu.clone()));
         let exclusive = Arc::clone(&self.shared.exclusive);
         self.in_flight = true;
+        lock_rank::assert_none_held();
         let mut result = {
             let _in_guest = exclusive.exec_start(&self.cpu);
             self.backend.run(&*self.io)

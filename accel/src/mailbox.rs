@@ -20,6 +20,9 @@
 //! sleeper sees the bit. A ring that comes too late costs one spurious wake.
 
 use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+
+use devices::lock_rank::{self, Held, Rank};
 
 use crate::cpu_state::CpuState;
 use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering, fence};
@@ -73,6 +76,32 @@ struct Inner {
     rung: bool,
 }
 
+/// The lock, with its rank.
+struct Locked<'a> {
+    inner: MutexGuard<'a, Inner>,
+    held: Held,
+}
+
+impl Locked<'_> {
+    /// Waits on `cond`. The rank stays with the thread: it takes no other lock meanwhile.
+    fn wait(self, cond: &Condvar) -> Self {
+        Self { inner: cond.wait(self.inner).expect(LOCK), held: self.held }
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = Inner;
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        &mut self.inner
+    }
+}
+
 /// The mailbox of one CPU thread.
 pub(crate) struct Mailbox {
     inner: Mutex<Inner>,
@@ -93,8 +122,9 @@ impl Mailbox {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect(LOCK)
+    fn lock(&self) -> Locked<'_> {
+        let held = lock_rank::hold(Rank::Mailbox);
+        Locked { inner: self.inner.lock().expect(LOCK), held }
     }
 
     // Any thread.
@@ -142,7 +172,7 @@ impl Mailbox {
     pub(crate) fn wait_ack(&self, slot: usize, done: impl Fn(&Slot) -> bool) {
         let mut inner = self.lock();
         while !done(&inner.slots[slot]) {
-            inner = self.ack_cond.wait(inner).expect(LOCK);
+            inner = inner.wait(&self.ack_cond);
         }
     }
 
@@ -206,7 +236,7 @@ impl Mailbox {
     fn sleep_until(&self, mail: impl Fn(&Slot) -> bool) {
         let mut inner = self.lock();
         while !inner.rung && !inner.slots.iter().any(&mail) {
-            inner = self.halt_cond.wait(inner).expect(LOCK);
+            inner = inner.wait(&self.halt_cond);
         }
         inner.rung = false;
         self.asleep.store(false, Ordering::Relaxed);

@@ -4,9 +4,11 @@
 //! interrupt goes through a [`MsiRoute`]. Both end in the [`InterruptSink`] of whoever models the interrupt
 //! controllers: the kernel's (KVM) or our own (`irqchip`).
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::lock_rank::{line, pin};
 
 /// Global system interrupt: the number of an interrupt controller input pin (ACPI, *Global System Interrupts*).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,7 +58,7 @@ pub trait MsiRoute: Send + Sync {
 struct Pin {
     gsi: Gsi,
     sink: Arc<dyn InterruptSink>,
-    asserted: Mutex<usize>,
+    asserted: pin::Mutex<usize>,
 }
 
 /// Hands out lines to one pin.
@@ -66,12 +68,12 @@ pub struct IrqPin(Arc<Pin>);
 impl IrqPin {
     /// The pin `gsi` of `sink`. Make one per GSI: lines of two `IrqPin`s of one GSI are not OR-ed.
     pub fn new(gsi: Gsi, sink: Arc<dyn InterruptSink>) -> Self {
-        Self(Arc::new(Pin { gsi, sink, asserted: Mutex::new(0) }))
+        Self(Arc::new(Pin { gsi, sink, asserted: pin::Mutex::new(0) }))
     }
 
     /// A new line to this pin, low. `label` names its device in diagnostics.
     pub fn line(&self, label: &'static str) -> IrqLine {
-        IrqLine { label, pin: Some(Arc::clone(&self.0)), level: Mutex::new(false) }
+        IrqLine { label, pin: Some(Arc::clone(&self.0)), level: line::Mutex::new(false) }
     }
 }
 
@@ -79,13 +81,13 @@ impl IrqPin {
 pub struct IrqLine {
     label: &'static str,
     pin: Option<Arc<Pin>>,
-    level: Mutex<bool>,
+    level: line::Mutex<bool>,
 }
 
 impl IrqLine {
     /// A wire that ends nowhere: for tests, and for devices whose interrupt the machine does not connect.
     pub fn detached(label: &'static str) -> Self {
-        Self { label, pin: None, level: Mutex::new(false) }
+        Self { label, pin: None, level: line::Mutex::new(false) }
     }
 
     /// The device's name.
@@ -135,6 +137,8 @@ impl std::fmt::Debug for IrqLine {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     #[derive(Default)]

@@ -13,6 +13,7 @@ pub mod cpu_interrupts;
 pub mod device;
 pub mod interrupt;
 pub mod irqchip;
+pub mod lock_rank;
 pub mod serial;
 mod sync;
 pub mod system;

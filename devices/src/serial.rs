@@ -5,13 +5,14 @@
 //! causes, and each byte is a write of its own.)
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use crate::backend::{CharBackend, CharDevice};
 use crate::bus::BusDevice;
 use crate::clock::Clock;
 use crate::device::Device;
 use crate::interrupt::IrqLine;
+use crate::lock_rank::device::{Mutex, MutexGuard};
 
 pub mod spec;
 #[cfg(test)]

@@ -3,12 +3,13 @@
 //!
 //! The machine is always in ACPI mode (there is no SMI to enter it by), so SCI_EN reads as one.
 
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::bus::BusDevice;
 use crate::clock::{Clock, Timer};
 use crate::device::Device;
 use crate::interrupt::IrqLine;
+use crate::lock_rank::device::{Mutex, MutexGuard};
 use crate::system::{SystemControl, SystemRequest};
 
 pub mod spec;

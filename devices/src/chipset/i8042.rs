@@ -4,11 +4,12 @@
 //! No keyboard and no mouse are connected, and every question has an answer at once: drivers wait half a second for
 //! those that have none.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use crate::bus::BusDevice;
 use crate::device::Device;
 use crate::interrupt::IrqLine;
+use crate::lock_rank::device::{Mutex, MutexGuard};
 use crate::system::{SystemControl, SystemRequest};
 
 pub mod spec;

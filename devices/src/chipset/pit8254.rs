@@ -1,11 +1,12 @@
 //! 8254 interval timer, with port 0x61. Intel 8254, order 231164-005.
 
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::bus::BusDevice;
 use crate::clock::{Clock, Timer};
 use crate::device::Device;
 use crate::interrupt::IrqLine;
+use crate::lock_rank::device::{Mutex, MutexGuard};
 
 mod counter;
 pub mod spec;

@@ -1,12 +1,13 @@
 //! Real-time clock and CMOS RAM. Motorola MC146818A, order ADI856R2.
 
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::bus::BusDevice;
 use crate::clock::{Clock, Timer};
 use crate::device::Device;
 use crate::interrupt::IrqLine;
+use crate::lock_rank::device::{Mutex, MutexGuard};
 
 mod calendar;
 mod clockwork;

@@ -1,9 +1,10 @@
 //! I/O APIC. Intel 82093AA, order 290566-001.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use super::apic_set::{ApicMessage, DeliveryMode, Destination, LocalApicSet, Trigger};
 use crate::bus::BusDevice;
+use crate::lock_rank::irqchip::{Mutex, MutexGuard};
 
 pub mod spec;
 #[cfg(test)]

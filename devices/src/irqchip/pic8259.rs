@@ -1,8 +1,9 @@
 //! 8259A interrupt controller pair, cascaded as in a PC. Intel 8259A, order 231468-003.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use crate::bus::BusDevice;
+use crate::lock_rank::irqchip::{Mutex, MutexGuard};
 
 pub mod spec;
 #[cfg(test)]

@@ -1,3 +1,5 @@
+use std::sync::Mutex;
+
 use super::*;
 use crate::clock::ManualClock;
 use crate::interrupt::{Gsi, InterruptSink, IrqPin, MsiMessage, MsiRoute, RouteError};

@@ -1,9 +1,10 @@
 //! The local APIC's timer: one-shot, periodic and TSC-deadline. SDM vol. 3A, *APIC Timer*.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use super::spec;
 use crate::clock::{Clock, GuestTsc, Timer, TimerCallback};
+use crate::lock_rank::irqchip::{Mutex, MutexGuard};
 
 /// LVT Timer bits 18:17.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
