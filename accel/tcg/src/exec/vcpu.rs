@@ -235,7 +235,11 @@ impl Vcpu {
                     self.cpu.code_changed = false;
                     match self.leave {
                         Leave::InstructionDone => self.finish_instruction(stepped)?,
-                        Leave::Repeat => return Ok(false),
+                        Leave::Repeat => {
+                            // An element of a string instruction is an instruction to traps.
+                            self.finish_instruction(stepped)?;
+                            return Ok(false);
+                        }
                         Leave::Exception(exception) => self.raise(exception)?,
                         Leave::Shutdown => return Err(Shutdown::TripleFault),
                     }
