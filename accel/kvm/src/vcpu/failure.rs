@@ -67,17 +67,16 @@ impl Vcpu {
         }
     }
 
-    /// "at CS:RIP ...", as far as the kernel tells.
+    /// "at CS:RIP", as far as the kernel tells.
     fn place(&self) -> String {
         match (self.fd.get_regs(), self.fd.get_sregs()) {
             (Ok(regs), Ok(sregs)) => {
                 let linear = sregs.cs.base.wrapping_add(regs.rip);
-                format!(
-                    "at {:04x}:{:016x} (linear {linear:#x}, CPU {})",
-                    sregs.cs.selector, regs.rip, self.index
-                )
+                let linear =
+                    if linear == regs.rip { String::new() } else { format!(" (linear {linear:#x})") };
+                format!("at {:04x}:{:016x}{linear}", sregs.cs.selector, regs.rip)
             }
-            _ => format!("on CPU {}", self.index),
+            _ => "at an unknown place".to_owned(),
         }
     }
 
