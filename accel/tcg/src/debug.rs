@@ -50,6 +50,24 @@ impl Cpu {
         }
     }
 
+    /// Notes the I/O breakpoints (CR4.DE set, R/W field 2) that an access to `len` ports from `port` meets.
+    pub fn note_port(&mut self, port: u16, len: usize) {
+        const CR4_DE: u64 = 1 << 3;
+        let dr7 = self.env.dr7;
+        if dr7 & 0xff == 0 || self.env.cr4 & CR4_DE == 0 {
+            return;
+        }
+        let first = u64::from(port);
+        for index in 0..4 {
+            let size = length(dr7, index);
+            let start = self.env.dr[index] & !(size - 1);
+            let met = first < start.wrapping_add(size) && start < first + len as u64;
+            if met && enabled(dr7, index) && kind(dr7, index) == 2 {
+                self.pending_debug |= 1 << index;
+            }
+        }
+    }
+
     /// Breakpoints of kind "execute" at `linear`, as DR6 bits.
     pub fn instruction_breakpoints(&self, linear: u64) -> u64 {
         let dr7 = self.env.dr7;

@@ -84,6 +84,10 @@ pub fn raise(cpu: &mut Cpu, exception: Exception) -> Next {
             vector::DB => {
                 cpu.env.dr6 = cpu.env.dr6 & !0xf | current.payload;
                 cpu.env.dr7 &= !DR7_GD;
+                if current.payload & DR6_BD != 0 {
+                    // The one #DB that is a fault and saves RF.
+                    cpu.env.sysflags |= flag::RF;
+                }
             }
             _ => {}
         }

@@ -6,6 +6,7 @@ use crate::exception::{Exception, Exec};
 use crate::mmu::Access;
 use crate::mmu::access::MODE_USER;
 use crate::operand::is_canonical;
+use crate::ram::{PAGE, load_int, store_int};
 
 /// RSP's place among the general registers.
 const RSP: usize = 4;
@@ -63,7 +64,13 @@ impl Stack {
     pub fn push(&mut self, cpu: &mut Cpu, size: usize, value: u64) -> Exec<()> {
         let sp = self.sp.wrapping_sub(size as u64) & mask(self.bits);
         let linear = self.linear(cpu, sp, size)?;
-        cpu.write_bytes_mode(linear, &value.to_le_bytes()[..size], self.mode)?;
+        if linear & (PAGE - 1) <= PAGE - size as u64
+            && let Some(host) = cpu.mmu.lookup(self.mode, true, linear)
+        {
+            store_int(host | linear & (PAGE - 1), size, value);
+        } else {
+            cpu.write_bytes_mode(linear, &value.to_le_bytes()[..size], self.mode)?;
+        }
         self.sp = sp;
         Ok(())
     }
@@ -71,6 +78,12 @@ impl Stack {
     /// Pops `size` bytes (2, 4, 8), zero-extended.
     pub fn pop(&mut self, cpu: &mut Cpu, size: usize) -> Exec<u64> {
         let linear = self.linear(cpu, self.sp, size)?;
+        if linear & (PAGE - 1) <= PAGE - size as u64
+            && let Some(host) = cpu.mmu.lookup(self.mode, false, linear)
+        {
+            self.skip(size as u64);
+            return Ok(load_int(host | linear & (PAGE - 1), size));
+        }
         let mut bytes = [0; 8];
         cpu.read_bytes_mode(linear, &mut bytes[..size], self.mode)?;
         self.skip(size as u64);
@@ -101,7 +114,17 @@ impl Cpu {
 
     /// Writes `words` upwards from linear address `address` in soft-TLB mode `mode`: all or nothing.
     pub fn write_words(&mut self, address: u64, words: &[u64], mode: usize) -> Exec<()> {
-        debug_assert!(words.len() <= 8, "at most two pages");
+        assert!(words.len() <= 8, "at most two pages");
+        if address & (PAGE - 1) <= PAGE - words.len() as u64 * 8
+            && let Some(host) = self.mmu.lookup(mode, true, address)
+        {
+            let mut at = host | address & (PAGE - 1);
+            for &word in words {
+                store_int(at, 8, word);
+                at += 8;
+            }
+            return Ok(());
+        }
         let mut bytes = [0; 64];
         for (slot, word) in bytes.chunks_exact_mut(8).zip(words) {
             slot.copy_from_slice(&word.to_le_bytes());

@@ -8,8 +8,15 @@ use crate::mmu::Access;
 /// Offset of the bitmap's offset in a 32-bit or 64-bit TSS.
 const IO_MAP_BASE: u64 = 0x66;
 
-/// Raises #GP(0) unless the running program may use the `size` (1, 2, 4) ports from `port`.
+/// Raises #GP(0) unless the running program may use the `size` (1, 2, 4) ports from `port`; notes breakpoints on them.
 pub fn check_io(cpu: &mut Cpu, port: u16, size: usize) -> Exec<()> {
+    permitted(cpu, port, size)?;
+    cpu.note_port(port, size);
+    Ok(())
+}
+
+/// Raises #GP(0) unless the running program may use the `size` (1, 2, 4) ports from `port`.
+fn permitted(cpu: &mut Cpu, port: u16, size: usize) -> Exec<()> {
     let protected = cpu.env.cr0 & 1 != 0;
     let virtual_8086 = cpu.env.sysflags & flag::VM != 0;
     let iopl = (cpu.env.sysflags & flag::IOPL) >> 12;

@@ -1,7 +1,12 @@
 //! Control, debug and model-specific registers; what needs privilege.
 
+use std::sync::Mutex;
+
+use accel::CpuIo;
+use devices::cpu_interrupts::{LocalInterrupts, NoSuchRegister};
+
 use super::*;
-use crate::complex::Next;
+use crate::complex::{Next, execute};
 use crate::env::flag;
 use crate::exception::{Exception, Exec};
 use crate::msr::spec;
@@ -330,6 +335,29 @@ fn debug_registers() {
 }
 
 #[test]
+fn general_detect_and_port_breakpoints() {
+    let mut machine = long_kernel();
+    set_gate64(&machine, 1, HANDLER, 0x8e, 0);
+    machine.cpu.env.dr7 = 0x2400;
+    let exception = machine.execute(&[0x0f, 0x21, 0xf0]).unwrap_err();
+    assert_eq!(crate::interrupt::raise(&mut machine.cpu, exception), Next::Jumped);
+    assert_eq!((machine.cpu.env.dr6, machine.cpu.env.dr7), (0xffff_2ff0, 0x400));
+    assert_eq!(get(&machine, KERNEL_STACK - 24, 8), u64::from(2 | flag::RF), "a fault");
+
+    let mut machine = long_kernel();
+    machine.cpu.env.cr4 |= 8;
+    machine.cpu.env.dr[1] = 0x3f8;
+    // Breakpoint 1: I/O, two ports.
+    machine.cpu.env.dr7 = 0x400 | 4 | 6 << 20;
+    machine.cpu.env.gpr[2] = 0x3f9;
+    assert_eq!(machine.execute(&[0xee]), Ok(Next::Fallthrough));
+    assert_eq!(std::mem::take(&mut machine.cpu.pending_debug), 2);
+    machine.cpu.env.gpr[2] = 0x3fa;
+    assert_eq!(machine.execute(&[0xee]), Ok(Next::Fallthrough));
+    assert_eq!(machine.cpu.pending_debug, 0);
+}
+
+#[test]
 fn interrupt_flag_and_its_shadow() {
     let mut machine = long_kernel();
     machine.cpu.env.set_rflags(2);
@@ -456,4 +484,94 @@ fn ports_reach_the_bus() {
     assert_eq!(machine.cpu.env.gpr[0], 0xffff_ffff_ffff_0100);
     assert_eq!(machine.execute(&[0xed]), Ok(Next::Fallthrough));
     assert_eq!(machine.cpu.env.gpr[0], 0x0504_0302, "a 32-bit IN clears the upper half");
+}
+
+/// A local APIC that remembers what the CPU wrote.
+#[derive(Default)]
+struct Apic {
+    written: Mutex<Vec<(u32, u64)>>,
+    tsc_changes: Mutex<u32>,
+}
+
+impl LocalInterrupts for Apic {
+    fn has_interrupt(&self) -> bool {
+        false
+    }
+    fn acknowledge(&self) -> Option<u8> {
+        None
+    }
+    fn take_sipi(&self) -> Option<u8> {
+        None
+    }
+    fn tsc_changed(&self) {
+        *self.tsc_changes.lock().unwrap() += 1;
+    }
+    fn init(&self) {}
+    fn cr8(&self) -> u8 {
+        9
+    }
+    fn set_cr8(&self, value: u8) {
+        self.written.lock().unwrap().push((8, u64::from(value)));
+    }
+    fn read_msr(&self, index: u32) -> Result<u64, NoSuchRegister> {
+        match index {
+            spec::IA32_APIC_BASE => Ok(0xfee0_0500),
+            0x802 => Ok(5),
+            _ => Err(NoSuchRegister),
+        }
+    }
+    fn write_msr(&self, index: u32, value: u64) -> Result<(), NoSuchRegister> {
+        if index == 0x802 {
+            return Err(NoSuchRegister);
+        }
+        self.written.lock().unwrap().push((index, value));
+        Ok(())
+    }
+    fn mmio_base(&self) -> Option<u64> {
+        None
+    }
+    fn mmio_read(&self, _offset: u64, _data: &mut [u8]) {}
+    fn mmio_write(&self, _offset: u64, _data: &[u8]) {}
+}
+
+impl CpuIo for Apic {
+    fn pio_read(&self, _port: u16, _data: &mut [u8]) {}
+    fn pio_write(&self, _port: u16, _data: &[u8]) {}
+    fn mmio_read(&self, _gpa: u64, _data: &mut [u8]) {}
+    fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
+    fn interrupts(&self) -> Option<&dyn LocalInterrupts> {
+        Some(self)
+    }
+}
+
+#[test]
+fn registers_of_the_local_apic() {
+    let mut machine = long_kernel();
+    let apic = Apic::default();
+    let mut run = |bytes: &[u8], rax: u64, rcx: u64| {
+        machine.cpu.env.gpr[0] = rax;
+        machine.cpu.env.gpr[1] = rcx;
+        machine.cpu.env.gpr[2] = 0;
+        let insn = machine.decode(bytes);
+        let next = machine.cpu.with_io(&apic, |cpu| execute(cpu, &insn));
+        (next, machine.cpu.env.gpr[0])
+    };
+    const RDMSR: &[u8] = &[0x0f, 0x32];
+    const WRMSR: &[u8] = &[0x0f, 0x30];
+    let fallthrough = Ok(Next::Fallthrough);
+    assert_eq!(run(RDMSR, 0, 0x802), (fallthrough, 5));
+    assert_eq!(run(WRMSR, 1, 0x802).0, Err(Exception::gp(0)));
+    assert_eq!(run(RDMSR, 0, 0x8ff).0, Err(Exception::gp(0)));
+    assert_eq!(run(WRMSR, 0, 0x80b).0, fallthrough);
+    assert_eq!(run(WRMSR, 77, u64::from(spec::IA32_TSC_DEADLINE)).0, fallthrough);
+    assert_eq!(run(WRMSR, 1, u64::from(spec::IA32_TIME_STAMP_COUNTER)).0, fallthrough);
+    // mov rax, cr8; mov cr8, rax
+    assert_eq!(run(&[0x44, 0x0f, 0x20, 0xc0], 0, 0), (fallthrough, 9));
+    assert_eq!(run(&[0x44, 0x0f, 0x22, 0xc0], 15, 0).0, fallthrough);
+    assert_eq!(run(&[0x44, 0x0f, 0x22, 0xc0], 16, 0).0, Err(Exception::gp(0)));
+    // The APIC is disabled in IA32_APIC_BASE, and CPUID says so.
+    assert_eq!(run(&[0x0f, 0xa2], 1, 0).0, fallthrough);
+    assert_eq!(machine.cpu.env.gpr[2] & 1 << 9, 0);
+    assert_eq!(*apic.written.lock().unwrap(), [(0x80b, 0), (spec::IA32_TSC_DEADLINE, 77), (8, 15)]);
+    assert_eq!(*apic.tsc_changes.lock().unwrap(), 1);
 }
