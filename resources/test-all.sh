@@ -24,6 +24,9 @@ step "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
 step "guests" resources/guests/fetch.sh cloud generic shell boot-test programs
 # Unit tests keep debug assertions; whole machines run the build that users run.
 step "unit and contract tests" cargo test --workspace --exclude bivisor --quiet
+# A folder of its own: the flag rebuilds everything.
+step "model checks" env RUSTFLAGS="--cfg loom" cargo test --package accel --package devices --release --lib \
+    --target-dir target/loom --quiet loom_
 step "command line and layering" cargo test --package bivisor --lib --bins --test layering --test cli --quiet
 step "whole machines" cargo test --release --package bivisor --test linux_boot --test nested_kvm -- --nocapture
 printf '\nall tests passed, %d s\n' "$((SECONDS - started))"

@@ -9,7 +9,7 @@
 //!                        Exited
 //! ```
 //!
-//! Only the CPU's own thread moves it; everybody else leaves a request in its [mailbox](crate::mailbox) and kicks.
+//! Only the CPU's own thread moves it; everybody else leaves a request in its mailbox and kicks.
 //! A CPU is never `Stopped` from `Halted` directly: it wakes, and stops like any other.
 
 /// Where a CPU is in its life.

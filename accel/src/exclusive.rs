@@ -1,6 +1,6 @@
 //! Exclusive sections: stretches during which no CPU executes guest code (DESIGN.md, *The lifecycle*).
 //!
-//! A CPU brackets its time in the guest with [`Exclusive::exec_start`] and [`Exclusive::exec_end`]; whoever wants to be
+//! A CPU brackets its time in the guest with `exec_start` and `exec_end`; whoever wants to be
 //! alone calls [`Exclusive::start`]. The bracket costs a CPU that meets no section a store, a fence and a load.
 //!
 //! The words: `running` per CPU, written by its own thread; `pending`, 0 when there is no section, otherwise one more
