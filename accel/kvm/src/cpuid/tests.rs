@@ -1,3 +1,5 @@
+//! What a small AMD host's CPUID becomes for the guest.
+
 use accel::cpu_model::ModelBase;
 
 use super::*;
