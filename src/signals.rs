@@ -32,17 +32,17 @@ pub fn install() -> io::Result<()> {
     for signal in ENDING {
         // nohup(1) and shells in the background ignore some; that stays so.
         if disposition(signal)?.sa_sigaction != libc::SIG_IGN {
-            handle(signal, on_ending)?;
+            handle(signal, Handler::Simple(on_ending))?;
         }
     }
     for signal in FATAL {
-        let earlier = handle(signal, on_fatal)?;
+        let earlier = handle(signal, Handler::WithInfo(on_fatal))?;
         let index = usize::try_from(signal).expect("signal numbers are positive");
         assert!(EARLIER[index].set(earlier).is_ok(), "signal handlers are installed once");
     }
-    handle(libc::SIGCONT, on_continue)?;
+    handle(libc::SIGCONT, Handler::Simple(on_continue))?;
     // A reader that went away is an error of write(2), not a reason to die with a raw terminal.
-    handle(libc::SIGPIPE, on_nothing)?;
+    handle(libc::SIGPIPE, Handler::Simple(on_nothing))?;
     Ok(())
 }
 
@@ -85,15 +85,18 @@ extern "C" fn on_ending(signal: libc::c_int) {
     }
 }
 
-extern "C" fn on_fatal(signal: libc::c_int) {
+extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     terminal::restore();
+    // SAFETY: the kernel passes a valid siginfo to a handler installed with SA_SIGINFO. SI_USER, SI_TKILL and their like
+    // are zero or negative: somebody sent the signal, no instruction caused it.
+    let is_sent = unsafe { info.as_ref() }.is_none_or(|info| info.si_code <= 0);
     let earlier = usize::try_from(signal).ok().and_then(|index| EARLIER.get(index)).and_then(OnceLock::get);
     match earlier {
         // SAFETY: the action is what sigaction reported for this signal. A fault happens again on return, then in
-        // the earlier handler; other signals are sent again here, and stay pending until this handler returns.
+        // the earlier handler; one that was sent is sent again here, and stays pending until this handler returns.
         Some(earlier) => unsafe {
             libc::sigaction(signal, earlier, std::ptr::null_mut());
-            if matches!(signal, libc::SIGQUIT | libc::SIGTRAP) {
+            if is_sent {
                 libc::raise(signal);
             }
         },
@@ -117,15 +120,25 @@ fn disposition(signal: libc::c_int) -> io::Result<libc::sigaction> {
     Ok(unsafe { action.assume_init() })
 }
 
-fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) -> io::Result<libc::sigaction> {
+/// A handler in one of the two shapes that sigaction knows.
+enum Handler {
+    Simple(extern "C" fn(libc::c_int)),
+    WithInfo(extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void)),
+}
+
+fn handle(signal: libc::c_int, handler: Handler) -> io::Result<libc::sigaction> {
+    let (address, flags) = match handler {
+        Handler::Simple(handler) => (handler as libc::sighandler_t, 0),
+        Handler::WithInfo(handler) => (handler as libc::sighandler_t, libc::SA_SIGINFO),
+    };
     let mut earlier = MaybeUninit::uninit();
-    // SAFETY: all-zero is a valid sigaction (no flags, empty mask); its handler is one that takes a signal number and
-    // calls async-signal-safe functions only. SA_ONSTACK: the handler may run on the alternate stack that Rust's
+    // SAFETY: all-zero is a valid sigaction (no flags, empty mask); its handler has the
+    // shape that the flags say and calls async-signal-safe functions only. SA_ONSTACK: the handler may run on the alternate stack that Rust's
     // run-time gives each thread.
     let result = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler as libc::sighandler_t;
-        action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+        action.sa_sigaction = address;
+        action.sa_flags = flags | libc::SA_RESTART | libc::SA_ONSTACK;
         libc::sigaction(signal, &action, earlier.as_mut_ptr())
     };
     if result != 0 {

@@ -2,6 +2,9 @@
 
 #[path = "cli/support.rs"]
 mod support;
+#[path = "cli/tiny_guest.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
+mod tiny_guest;
 
 use support::{Refusal, Scratch, refuse};
 
@@ -42,6 +45,63 @@ fn unknown_cpu_feature() {
 fn impossible_memory() {
     refused(&["-m", "1k"], "-m 1k");
     refused(&["-m", "99T"], "-m 99T");
+}
+
+#[test]
+fn kernels_that_are_none() {
+    let scratch = Scratch::new("cli_kernels");
+    let absent = scratch.path("absent");
+    let text = scratch.write("text", b"#!/bin/sh\necho no kernel\n");
+    // A bzImage's header, and nothing after it.
+    let mut header = vec![0; 0x300];
+    header[..2].copy_from_slice(b"MZ");
+    header[0x1f1] = 4;
+    header[0x1f5] = 0xff;
+    header[0x202..0x208].copy_from_slice(b"HdrS\x0f\x02");
+    header[0x211] = 1;
+    header[0x236] = 1;
+    let truncated = scratch.write("truncated", &header);
+    for (kernel, complaint) in [(absent, "no such file"), (text, "a text file"), (truncated, "truncated")] {
+        let kernel = kernel.to_str().unwrap();
+        let Refusal { stderr, .. } = refuse(&["-kernel", kernel]);
+        assert!(stderr.contains(&format!("-kernel {kernel}: ")) && stderr.contains(complaint), "{stderr}");
+    }
+}
+
+#[test]
+fn an_initrd_larger_than_memory() {
+    let scratch = Scratch::new("cli_initrd");
+    let kernel = tiny_guest::write(&scratch, "kernel", &[&tiny_guest::halt()]);
+    let initrd = scratch.write("initrd", b"");
+    std::fs::File::options().write(true).open(&initrd).unwrap().set_len(1 << 30).unwrap();
+    let words = ["-kernel", kernel.to_str().unwrap(), "-initrd", initrd.to_str().unwrap(), "-m", "64"];
+    refused(&words, &format!("-initrd {}: 1073741824 bytes do not fit", initrd.display()));
+}
+
+#[test]
+fn a_kvm_that_cannot_be_had() {
+    let scratch = Scratch::new("cli_kvm");
+    let kernel = tiny_guest::write(&scratch, "kernel", &[&tiny_guest::halt()]);
+    for (device, complaint) in [("/no/such/kvm", "absent"), ("/dev/null", "not a KVM device"), ("/", "/")] {
+        let accel = format!("kvm,device={device}");
+        let Refusal { stderr, .. } = refuse(&["-accel", &accel, "-kernel", kernel.to_str().unwrap()]);
+        assert!(stderr.starts_with("bivisor: -accel kvm: ") && stderr.contains(complaint), "{stderr}");
+    }
+}
+
+#[test]
+fn a_refusal_takes_no_time() {
+    let lines: [&[&str]; 4] =
+        [&["-frobnicate"], &["-kernel", "/no/such/kernel"], &["-m", "99T"], &["-cpu", "max,+frob"]];
+    for words in lines {
+        // The best of a few: a busy host is not the program's fault.
+        let best = (0..20).map(|_| {
+            let begun = std::time::Instant::now();
+            refuse(words);
+            begun.elapsed()
+        });
+        assert!(best.min().unwrap() < std::time::Duration::from_millis(100), "{words:?}");
+    }
 }
 
 #[test]
