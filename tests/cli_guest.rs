@@ -1,6 +1,7 @@
 //! The program from start to end with guests of a few instructions: exit codes, resets, reports, the terminal.
 
 #[path = "harness/session.rs"]
+#[allow(dead_code, reason = "each test program uses a part")]
 mod session;
 #[path = "cli/support.rs"]
 mod support;

@@ -11,6 +11,8 @@ pub fn bivisor() -> String {
     std::env::var("BIVISOR_TEST_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_bivisor").to_owned())
 }
 
+const LOCK: &str = "no thread panics while it adds bytes";
+
 /// Bytes that one thread collects and others wait for.
 #[derive(Default)]
 struct Captured {
@@ -26,11 +28,11 @@ struct State {
 
 impl Captured {
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.state.lock().unwrap().bytes).into_owned()
+        String::from_utf8_lossy(&self.state.lock().expect(LOCK).bytes).into_owned()
     }
 
     fn append(&self, bytes: &[u8], ended: bool) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock().expect(LOCK);
         state.bytes.extend_from_slice(bytes);
         state.ended |= ended;
         self.changed.notify_all();
@@ -105,7 +107,7 @@ impl Session {
     /// Waits until the console has said this, after what was waited for before.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) {
-        let mut state = self.serial.state.lock().unwrap();
+        let mut state = self.serial.state.lock().expect(LOCK);
         loop {
             let new = &state.bytes[self.heard..];
             if let Some(at) = new.windows(text.len()).position(|window| window == text.as_bytes()) {
@@ -118,7 +120,7 @@ impl Session {
                 drop(state);
                 self.fail(&format!("{why} before its console said {text:?}"));
             }
-            state = self.serial.changed.wait_timeout(state, left).unwrap().0;
+            state = self.serial.changed.wait_timeout(state, left).expect(LOCK).0;
         }
     }
 
