@@ -3,6 +3,8 @@
 //! Generated code stores the registers, sets `env.rip` to the instruction and calls [`execute`].
 
 pub mod control;
+#[cfg(test)]
+mod coverage;
 pub mod data;
 pub mod debug_registers;
 pub mod far;

@@ -268,7 +268,7 @@ fn is_vector_feature(feature: CpuidFeature) -> bool {
     matches!(
         feature,
         F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2 | F::SSE4A | F::AES | F::PCLMULQDQ | F::SHA | F::GFNI
-        | F::AVX | F::AVX2 | F::FMA | F::F16C | F::VAES | F::VPCLMULQDQ
+        | F::AVX | F::AVX2 | F::FMA | F::F16C | F::VAES | F::VPCLMULQDQ | F::AVX_VNNI
         | F::AVX512F | F::AVX512BW | F::AVX512DQ | F::AVX512VL | F::AVX512CD | F::AVX512_IFMA | F::AVX512_VBMI
         | F::AVX512_VBMI2 | F::AVX512_VNNI | F::AVX512_BITALG | F::AVX512_VPOPCNTDQ | F::AVX512_BF16
     )

@@ -55,6 +55,7 @@ fn place(feature: CpuidFeature) -> Option<(u32, u32, usize, u32)> {
         F::AVX512_VNNI => (7, 0, 2, 11),
         F::AVX512_BITALG => (7, 0, 2, 12),
         F::AVX512_VPOPCNTDQ => (7, 0, 2, 14),
+        F::AVX_VNNI => (7, 1, 0, 4),
         F::AVX512_BF16 => (7, 1, 0, 5),
         F::LZCNT => (0x8000_0001, 0, 2, 5),
         F::SSE4A => (0x8000_0001, 0, 2, 6),
