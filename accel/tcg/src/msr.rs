@@ -24,6 +24,8 @@ const PLATFORM_INFO: u64 = (TSC_HZ / 100_000_000) << 8;
 const MICROCODE_REVISION: u64 = 1 << 32;
 /// IA32_FEATURE_CONTROL: locked, nothing enabled.
 const FEATURE_CONTROL_LOCKED: u64 = 1;
+/// IA32_SPEC_CTRL: IBRS, STIBP, SSBD, BHI_DIS_S. Kept, without effect: predictors are the host's business.
+const SPEC_CTRL_BITS: u64 = 7 | 1 << 10;
 /// IA32_DEBUGCTL: LBR and BTF, which are accepted and have no effect, as in a KVM guest.
 const DEBUGCTL_IGNORED: u64 = 3;
 
@@ -77,7 +79,7 @@ pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Exec<()> {
             *slot(&mut cpu.env.msr, index).ok_or(GP)? = canonical(value)?;
         }
         IA32_FMASK | IA32_TSC_AUX if value >> 32 != 0 => return Err(GP),
-        IA32_SPEC_CTRL if !cpu.cpuid.spec_ctrl() || value & !7 != 0 => return Err(GP),
+        IA32_SPEC_CTRL if !cpu.cpuid.spec_ctrl() || value & !SPEC_CTRL_BITS != 0 => return Err(GP),
         // The barrier is for the host's predictors, which the host keeps apart.
         IA32_PRED_CMD if cpu.cpuid.spec_ctrl() && value & !1 == 0 => {}
         IA32_PAT if value.to_le_bytes().iter().any(|&kind| !is_memory_type(kind) && kind != 7) => {

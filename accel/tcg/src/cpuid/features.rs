@@ -72,6 +72,9 @@ pub const ALLOWED: &[Allow] = &[
         // BF16
         avx512: bits(&[5]),
         own: 0 },
+    Allow { leaf: 7, subleaf: 2, register: 3, host: 0, avx512: 0,
+        // BHI_CTRL MCDT_NO: kernels that do not know BHI_NO would clear the branch history by software at each entry.
+        own: bits(&[4, 5]) },
     Allow { leaf: 0xd, subleaf: 1, register: 0,
         // XSAVEOPT XSAVEC
         host: bits(&[0, 1]),

@@ -115,8 +115,8 @@ impl Offer {
         *self.register(4, 1) = cache(2, 1, 64, 8);
         *self.register(4, 2) = cache(3, 2, 1024, 16);
         *self.register(4, 3) = cache(3, 3, 16384, 16);
-        // One sub-leaf after 0.
-        *self.register(7, 0) = [1, 0, 0, 0];
+        // Sub-leaves 0 to 2.
+        *self.register(7, 0) = [2, 0, 0, 0];
         let xcr0 = self.xcr0;
         *self.register(0xd, 0) = [xcr0 as u32, 0, 0, (xcr0 >> 32) as u32];
         for component in self.components.clone() {
