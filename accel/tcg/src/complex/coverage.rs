@@ -89,8 +89,14 @@ fn unclaimed(bits: u32, mode_bits: u32) -> Vec<String> {
     for (bytes, insn) in samples(bits).values() {
         let shown = |feature: &CpuidFeature| features.has(*feature) || HELPED.contains(feature);
         // Extensions that are hidden do raise #UD, and so do these.
-        let undefined =
-            matches!(insn.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 | Mnemonic::Rsm);
+        let undefined = match insn.mnemonic() {
+            Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 | Mnemonic::Rsm => true,
+            // PREFETCHW's bit is not 3DNow's.
+            Mnemonic::Femms => true,
+            // Intel's processors have these in 64-bit mode only.
+            Mnemonic::Syscall | Mnemonic::Sysret => bits != 64,
+            _ => false,
+        };
         if undefined || !insn.cpuid_features().iter().all(shown) {
             continue;
         }
