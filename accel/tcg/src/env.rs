@@ -119,8 +119,8 @@ pub struct Env {
     pub lahf: u32,
     /// 1 while the host's vector and x87 registers hold the guest's; 0 while [`Env::xsave`] does.
     pub fp_loaded: u32,
-    /// 1 if an interrupt request was seen that waits for IF: STI and POPF look at it.
-    pub irq_pending: u32,
+    /// Number of the block whose indirect branch or return was the last, plus 1; 0: none since the loop last looked.
+    pub branch_from: u32,
     /// Interrupts are held off for one instruction (after STI, MOV SS).
     pub interrupt_shadow: u32,
     /// Mode bits of the running code at their place in the jump cache's tag.
@@ -155,8 +155,6 @@ pub struct Env {
     pub wait_for_sipi: bool,
     /// NMIs are blocked until IRET.
     pub nmi_blocked: bool,
-    /// Bounce buffer for operands that the soft TLB cannot map: MMIO, page-crossing, code pages.
-    pub bounce: [u8; 128],
     /// What the bounce buffer stands for; zero length: nothing.
     pub bounce_va: u64,
     pub bounce_len: u32,
@@ -172,6 +170,8 @@ pub struct Env {
     pub fault_signal: u32,
     pub fault_trap: u32,
     pub(crate) align: [u8; XSAVE_PAD],
+    /// Bounce buffer for operands that the soft TLB cannot map: MMIO, page-crossing, code pages.
+    pub bounce: [u8; 128],
     /// Guest vector and x87 state while `fp_loaded` is 0.
     pub xsave: XsaveArea,
 }
@@ -179,6 +179,8 @@ pub struct Env {
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
 const XSAVE_PAD: usize = 20;
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
+/// Operands in the bounce buffer must be as aligned as instructions may insist on.
+const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);
 
 /// What lies at the host's RSP while generated code runs.
 #[repr(C, align(64))]

@@ -31,8 +31,8 @@ pub mod mode {
     pub const CODE32: u32 = 1 << 3;
     /// SS.B.
     pub const STACK32: u32 = 1 << 4;
-    /// Supervisor accesses reach user pages (SMAP off or AC set).
-    pub const SMAP_OFF: u32 = 1 << 5;
+    /// Misaligned data accesses raise #AC: CR0.AM, EFLAGS.AC and CPL 3.
+    pub const ALIGN: u32 = 1 << 5;
     /// DS, ES and SS are flat, writable and usable (outside 64-bit mode).
     pub const FLAT: u32 = 1 << 6;
     /// CS has base 0.
@@ -115,6 +115,8 @@ pub struct Tb {
     pub insns: Vec<u16>,
     /// Instructions for helpers.
     pub sites: Vec<Box<Site>>,
+    /// Bytes that the return at its end takes off the stack; 0 for other ends.
+    pub popped: u32,
     /// Still to be found and linked to.
     pub valid: bool,
 }

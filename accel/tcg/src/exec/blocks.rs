@@ -4,7 +4,6 @@ use crate::code::tb::{TbId, TbKey, mode};
 use crate::env::{Env, flag};
 use crate::exception::{Exception, Exec};
 use crate::exec::vcpu::Vcpu;
-use crate::mmu::walk::cr;
 use crate::operand::is_canonical;
 use crate::ram::{PAGE, load};
 use crate::translate::block::MAX_INSN_BYTES;
@@ -12,6 +11,7 @@ use crate::translate::generator::MAX_BLOCK_BYTES;
 
 const CR0_EM: u64 = 1 << 2;
 const CR0_TS: u64 = 1 << 3;
+const CR0_AM: u64 = 1 << 18;
 const CR4_OSFXSR: u64 = 1 << 9;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const XCR0_AVX: u64 = 7;
@@ -26,7 +26,7 @@ pub fn mode_bits(env: &Env) -> u32 {
     set(long, mode::LONG);
     set(!long && env.seg[1].big(), mode::CODE32);
     set(!long && env.seg[2].big(), mode::STACK32);
-    set(cpl != 3 && (env.cr4 & cr::CR4_SMAP == 0 || env.ac != 0), mode::SMAP_OFF);
+    set(cpl == 3 && env.ac != 0 && env.cr0 & CR0_AM != 0, mode::ALIGN);
     if !long {
         let flat = |index: usize| {
             let segment = &env.seg[index];
@@ -53,19 +53,22 @@ impl Vcpu {
     /// the jump that led here, and how often the cache had been emptied then. Raises what fetching the instruction
     /// raises.
     pub(super) fn find_block(&mut self, single: bool, link: Option<(TbId, usize, u64)>) -> Exec<u64> {
-        let cpu = &mut self.cpu;
-        let rip = cpu.env.rip;
-        let linear = if cpu.env.is_64bit() {
+        let rip = self.cpu.env.rip;
+        let linear = if self.cpu.env.is_64bit() {
             if !is_canonical(rip) {
+                self.undo_branch();
                 return Err(Exception::gp(0));
             }
             rip
         } else {
-            if rip > u64::from(cpu.env.seg[1].limit) {
+            if rip > u64::from(self.cpu.env.seg[1].limit) {
+                self.undo_branch();
                 return Err(Exception::gp(0));
             }
-            cpu.env.seg[1].base.wrapping_add(rip) & 0xffff_ffff
+            self.cpu.env.seg[1].base.wrapping_add(rip) & 0xffff_ffff
         };
+        self.cpu.env.branch_from = 0;
+        let cpu = &mut self.cpu;
         if cpu.env.dr7 & 0xff != 0 {
             let hit = cpu.instruction_breakpoints(linear);
             if hit != 0 && cpu.env.sysflags & flag::RF == 0 {
@@ -125,6 +128,18 @@ impl Vcpu {
             self.cpu.mmu.insert_jump(rip, self.cpu.env.mode_key, entry);
         }
         Ok(entry)
+    }
+
+    /// The indirect branch or return that led to `env.rip` faults on its target: back to before it.
+    fn undo_branch(&mut self) {
+        let site = std::mem::take(&mut self.cpu.env.branch_from);
+        if site == 0 {
+            return;
+        }
+        let code = self.engine.code();
+        let block = code.cache.block(site as TbId - 1);
+        self.cpu.env.rip = block.rip_of(block.insns.len() - 2);
+        self.cpu.env.gpr[4] = self.cpu.env.gpr[4].wrapping_sub(u64::from(block.popped));
     }
 
     fn translate(&mut self, key: TbKey, page: crate::ram::RamPage, bytes: &[u8]) -> Option<TbId> {

@@ -9,8 +9,9 @@
 use crate::code::tb::Site;
 use crate::code::thunks::Helpers;
 use crate::complex::{self, Next};
+use crate::cpu::Cpu;
 use crate::env::EnvBlock;
-use crate::exception::Exec;
+use crate::exception::{Exception, Exec, vector};
 use crate::exec::vcpu::{Leave, Vcpu};
 use crate::mmu::access::Target;
 use crate::ram::PAGE;
@@ -23,9 +24,26 @@ pub const ALSO_LOADS: u32 = 1 << 31;
 /// Size argument of the miss helpers: an access through the stack segment.
 pub const STACK: u32 = 1 << 30;
 
-fn unpack(packed: u64) -> (u64, bool, bool) {
+/// Size argument of the miss helpers: the instruction insists on an operand aligned to its size.
+pub const ALIGNED: u32 = 1 << 29;
+/// Size argument of the miss helpers: misaligned accesses raise #AC.
+pub const CHECK_ALIGNMENT: u32 = 1 << 28;
+/// The size in the size argument.
+pub const SIZE: u32 = 0xff;
+
+/// Checks an address by itself, and unpacks the size argument: bytes, and whether a store also loads.
+fn check(cpu: &Cpu, linear: u64, packed: u64) -> Exec<(u64, bool)> {
     let packed = packed as u32;
-    (u64::from(packed & !(ALSO_LOADS | STACK)), packed & ALSO_LOADS != 0, packed & STACK != 0)
+    let size = u64::from(packed & SIZE);
+    let misaligned = linear & (size - 1) != 0 && size.is_power_of_two();
+    if packed & ALIGNED != 0 && misaligned {
+        return Err(Exception::gp(0));
+    }
+    cpu.check_linear(linear, size, packed & STACK != 0)?;
+    if packed & CHECK_ALIGNMENT != 0 && misaligned {
+        return Err(Exception::with_code(vector::AC, 0));
+    }
+    Ok((size, packed & ALSO_LOADS != 0))
 }
 
 /// The CPU whose generated code is calling.
@@ -93,11 +111,10 @@ fn checked(block: *mut EnvBlock, return_address: u64, access: impl FnOnce(&mut V
 }
 
 extern "C" fn read_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_address: u64) -> u64 {
-    let (size, _, stack) = unpack(packed);
     checked(block, return_address, |vcpu| {
         let cpu = &mut vcpu.cpu;
         let mode = cpu.tlb_mode(crate::mmu::Access::Current);
-        cpu.check_linear(linear, size, stack)?;
+        let (size, _) = check(cpu, linear, packed)?;
         if linear & (PAGE - 1) <= PAGE - size && !cpu.page_is_watched(linear) {
             match cpu.target(linear, mode, false)? {
                 Target::Ram(host) => return Ok(host),
@@ -114,12 +131,11 @@ extern "C" fn read_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_a
 }
 
 extern "C" fn write_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_address: u64) -> u64 {
-    let (size, also_loads, stack) = unpack(packed);
     checked(block, return_address, |vcpu| {
         let cpu = &mut vcpu.cpu;
         let mode = cpu.tlb_mode(crate::mmu::Access::Current);
         cpu.env.bounce_len = 0;
-        cpu.check_linear(linear, size, stack)?;
+        let (size, also_loads) = check(cpu, linear, packed)?;
         let first = cpu.target(linear, mode, true)?;
         if linear & (PAGE - 1) <= PAGE - size {
             if let Target::Ram(host) = first

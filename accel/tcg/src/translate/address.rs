@@ -53,6 +53,7 @@ pub enum Use {
 /// The way for accesses that miss, emitted behind the block.
 pub struct MissStub {
     patch: Patch,
+    misaligned: Option<Patch>,
     /// After the host page was loaded.
     back: u64,
     /// After the access.
@@ -167,7 +168,9 @@ impl Translator {
     /// must be free ([`Translator::flags_free`]). Returns the number of the stub, whose `after` the caller sets for
     /// stores.
     pub(super) fn check(&mut self, packed: u32, write: bool, used_for: Use) -> usize {
-        let size = packed & !(helpers::ALSO_LOADS | helpers::STACK);
+        let size = packed & helpers::SIZE;
+        let aligned = self.key.mode & mode::ALIGN != 0 && matches!(size, 2 | 4 | 8);
+        let packed = packed | if aligned { helpers::CHECK_ALIGNMENT } else { 0 };
         let table = env_offset!(tlb_now) + 8 * i32::from(write);
         let mask = (TLB_ENTRIES as i32 - 1) << 4;
         if self.bmi2 {
@@ -178,14 +181,19 @@ impl Translator {
         dynasm!(self.e ; .arch x64
             ; and r11d, mask
             ; add r11, [rsp + table]
-            ; xor r10, [r11]
-            ; cmp r10, 0x1000 - size as i32);
+            ; xor r10, [r11]);
+        let misaligned = aligned.then(|| {
+            dynasm!(self.e ; .arch x64 ; test r10d, size as i32 - 1);
+            self.e.jcc(cc::NE)
+        });
+        dynasm!(self.e ; .arch x64 ; cmp r10, 0x1000 - size as i32);
         let patch = self.e.jcc(cc::A);
         dynasm!(self.e ; .arch x64 ; mov r11, [r11 + 8]);
         let back = self.e.here();
         let (insn, flags, fp_loaded) = (self.now, self.flags, self.fp_loaded);
         self.miss_stubs.push(MissStub {
             patch,
+            misaligned,
             back,
             after: back,
             packed,
@@ -210,6 +218,9 @@ impl Translator {
         self.fp_loaded = stub.fp_loaded;
         self.mark();
         self.e.bind(stub.patch);
+        if let Some(patch) = stub.misaligned {
+            self.e.bind(patch);
+        }
         // XOR again: T0 is the linear address once more.
         dynasm!(self.e ; .arch x64 ; xor r10, [r11] ; mov r11d, stub.packed as i32);
         self.e.call(if stub.write { self.thunks.write_miss } else { self.thunks.read_miss });

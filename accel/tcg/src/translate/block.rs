@@ -48,7 +48,7 @@ pub fn decode(
     items: &mut Vec<Item>,
 ) -> Cut {
     items.clear();
-    let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP);
     let limit = if mode & mode::SINGLE != 0 { 1 } else { MAX_INSNS };
     while items.len() < limit && decoder.can_decode() {
         let offset = decoder.position() as u16;

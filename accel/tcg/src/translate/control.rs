@@ -67,9 +67,10 @@ impl Translator {
         }
     }
 
-    /// Goes on at the address in T0.
+    /// Goes on at the address in T0. Where that is no address, the fault is the branch's own: the loop must know it.
     pub(super) fn go_to_t0(&mut self) {
         self.flags_saved();
+        dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(branch_from)], self.id as i32 + 1);
         if self.single() || self.key.mode & mode::FLAT_CODE == 0 {
             dynasm!(self.e ; .arch x64
                 ; mov [rsp + env_offset!(rip)], r10

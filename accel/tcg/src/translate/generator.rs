@@ -46,6 +46,7 @@ pub struct Translator {
     pub(super) miss_stubs: Vec<MissStub>,
     pub(super) exit_stubs: Vec<ExitStub>,
     pub(super) slots: [Option<Slot>; 2],
+    pub(super) popped: u32,
     marks: Vec<Mark>,
     sites: Vec<Box<Site>>,
 }
@@ -71,6 +72,7 @@ impl Translator {
             miss_stubs: Vec::new(),
             exit_stubs: Vec::new(),
             slots: [None; 2],
+            popped: 0,
             marks: Vec::new(),
             sites: Vec::new(),
         }
@@ -107,6 +109,7 @@ impl Translator {
         self.id = id;
         self.e.reset(base);
         self.slots = [None; 2];
+        self.popped = 0;
         self.fp_loaded = false;
         let (entry_saved, entry) = self.prologue(&items[0]);
         for (index, item) in items.iter().enumerate() {
@@ -137,6 +140,7 @@ impl Translator {
             marks: mem::take(&mut self.marks),
             insns,
             sites: mem::take(&mut self.sites),
+            popped: self.popped,
             valid: true,
         })
     }

@@ -1,7 +1,7 @@
 //! Instructions that the host executes: operands rewritten, bits untouched.
 
 use dynasmrt::{DynasmApi, dynasm};
-use iced_x86::{Code, Instruction, OpAccess, OpKind, Register};
+use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::code::thunks::{gpr_offset, scratch_offset};
 use crate::cpu::is_high_byte;
@@ -52,7 +52,10 @@ impl Translator {
         let insn = &item.insn;
         let size = insn.memory_size().size() as u32;
         let (reads, write) = self.memory_access(insn);
-        let packed = size.max(1) | stack_bit(insn) | if reads { helpers::ALSO_LOADS } else { 0 };
+        let packed = size.max(1)
+            | stack_bit(insn)
+            | if reads { helpers::ALSO_LOADS } else { 0 }
+            | if needs_alignment(insn, fp) { helpers::ALIGNED } else { 0 };
         self.flags_free(item.live_in);
         self.linear_to_t0(insn, size.max(1), write);
         if fp {
@@ -266,6 +269,32 @@ impl Translator {
 /// Whether `insn` has an explicit memory operand.
 pub fn has_memory(insn: &Instruction) -> bool {
     (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory)
+}
+
+/// Whether a memory operand that is not aligned to its size raises #GP(0) (SDM vol. 1, *Memory Alignment*).
+fn needs_alignment(insn: &Instruction, fp: bool) -> bool {
+    use Mnemonic as M;
+    match insn.mnemonic() {
+        M::Cmpxchg16b
+        | M::Vmovaps
+        | M::Vmovapd
+        | M::Vmovdqa
+        | M::Vmovdqa32
+        | M::Vmovdqa64
+        | M::Vmovntps
+        | M::Vmovntpd
+        | M::Vmovntdq
+        | M::Vmovntdqa => true,
+        M::Movups
+        | M::Movupd
+        | M::Movdqu
+        | M::Lddqu
+        | M::Pcmpestri
+        | M::Pcmpestrm
+        | M::Pcmpistri
+        | M::Pcmpistrm => false,
+        _ => fp && insn.encoding() == EncodingKind::Legacy && insn.memory_size().size() == 16,
+    }
 }
 
 /// Replaces encodings that 64-bit mode does not have by their equals.

@@ -3,7 +3,9 @@
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, Instruction, OpKind};
 
+use crate::code::emitter::cc;
 use crate::code::thunks::{gpr_offset, scratch_offset};
+use crate::exception::Exception;
 use crate::exec::helpers::STACK;
 use crate::translate::address::{Use, stack_bit};
 use crate::translate::block::Item;
@@ -174,9 +176,23 @@ impl Translator {
     pub(super) fn call_indirect(&mut self, item: &Item) {
         self.load_target(item);
         dynasm!(self.e ; .arch x64 ; mov [rsp + scratch_offset(1)], r10);
+        if self.bits == 64 {
+            self.fault_unless_canonical(item);
+        }
         self.push_return(item);
         dynasm!(self.e ; .arch x64 ; mov r10, [rsp + scratch_offset(1)]);
         self.go_to_t0();
+    }
+
+    /// Raises #GP(0) if T0 is not canonical: a call faults before it pushes.
+    fn fault_unless_canonical(&mut self, item: &Item) {
+        self.flags_free(item.live_in);
+        dynasm!(self.e ; .arch x64 ; mov r11, r10 ; shl r11, 16 ; sar r11, 16 ; cmp r11, r10);
+        let canonical = self.e.jcc_short(cc::E);
+        let (flags, fp_loaded) = (self.flags, self.fp_loaded);
+        self.complex(&item.insn, Some(Exception::gp(0)));
+        (self.flags, self.fp_loaded) = (flags, fp_loaded);
+        self.e.bind_short(canonical);
     }
 
     fn push_return(&mut self, item: &Item) {
@@ -216,7 +232,8 @@ impl Translator {
         } else {
             dynasm!(self.e ; .arch x64 ; mov r10d, [r11 + r10]);
         }
-        self.move_stack(size as i32 + i32::from(drop));
+        self.popped = size + u32::from(drop);
+        self.move_stack(self.popped as i32);
         self.go_to_t0();
     }
 }
