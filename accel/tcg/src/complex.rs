@@ -23,6 +23,7 @@ pub mod string;
 pub mod syscall;
 pub mod system;
 pub mod tables;
+pub mod vzero;
 pub mod xstate;
 
 #[cfg(test)]

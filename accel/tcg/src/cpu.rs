@@ -111,12 +111,20 @@ impl Cpu {
         });
     }
 
-    /// Raises the exception that an access of `len` bytes at `linear` raises for its address alone: not canonical.
-    pub fn check_linear(&self, linear: u64, len: u64, stack: bool) -> Exec<()> {
-        if !self.env.is_64bit() || is_canonical(linear) && is_canonical(linear.wrapping_add(len - 1)) {
-            return Ok(());
+    /// Raises the exception that an access of `len` bytes at `linear` in segment `seg` raises for its address alone: not
+    /// canonical; running over the end of a flat segment.
+    pub fn check_linear(&self, linear: u64, len: u64, seg: usize) -> Exec<()> {
+        let last = linear.wrapping_add(len - 1);
+        let good = if self.env.is_64bit() {
+            is_canonical(linear) && is_canonical(last)
+        } else {
+            last <= 0xffff_ffff || self.env.seg[seg].base != 0
+        };
+        match (good, seg) {
+            (true, _) => Ok(()),
+            (false, 2) => Err(Exception::ss(0)),
+            _ => Err(Exception::gp(0)),
         }
-        Err(if stack { Exception::ss(0) } else { Exception::gp(0) })
     }
 
     /// Reads a general register of any width, zero-extended; RIP and EIP too.

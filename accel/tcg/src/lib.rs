@@ -1,5 +1,7 @@
 //! The translator: x86-64 guests on x86-64 hosts without hardware virtualisation.
 
+#![allow(clippy::useless_conversion, reason = "`dynasm!` converts register numbers that are bytes already")]
+
 pub mod arch;
 pub mod backend;
 pub mod code;

@@ -91,7 +91,7 @@ impl CodeBuffer {
     /// `target`. Atomic: a CPU that runs the jump takes the old or the new way.
     pub fn patch_jump(&mut self, at: u64, target: u64) {
         assert!(
-            at % 4 == 0 && self.range().contains(&at),
+            at.is_multiple_of(4) && self.range().contains(&at),
             "jump displacements are aligned and in the buffer"
         );
         let displacement = target.wrapping_sub(at + 4) as i32;

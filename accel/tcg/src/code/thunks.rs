@@ -182,8 +182,7 @@ fn save_flags(e: &mut Emitter, depth: i32) {
 
 /// Emits the thunks. `e` starts where they will be executed.
 pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
-    let mut thunks = Thunks::default();
-    thunks.enter = e.here();
+    let mut thunks = Thunks { enter: e.here(), ..Thunks::default() };
     dynasm!(e ; .arch x64
         ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15
         ; mov [rdi + env_offset!(host_rsp)], rsp

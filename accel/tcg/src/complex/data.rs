@@ -7,7 +7,7 @@ use crate::complex::Next;
 use crate::cpu::Cpu;
 use crate::exception::Exec;
 
-use super::{fpu_env, gather, inert, legacy, masked, port_string, string, xstate};
+use super::{fpu_env, gather, inert, legacy, masked, port_string, string, vzero, xstate};
 
 /// Executes `insn` if it is one of these; `None`: it is not.
 pub fn execute_data(cpu: &mut Cpu, insn: &Instruction) -> Option<Exec<Next>> {
@@ -17,6 +17,7 @@ pub fn execute_data(cpu: &mut Cpu, insn: &Instruction) -> Option<Exec<Next>> {
         .or_else(|| legacy::execute(cpu, insn))
         .or_else(|| gather::execute(cpu, insn))
         .or_else(|| masked::execute(cpu, insn))
+        .or_else(|| vzero::execute(cpu, insn))
         .or_else(|| inert::execute(cpu, insn))
         .or_else(|| port_string::execute(cpu, insn))
 }

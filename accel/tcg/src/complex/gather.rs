@@ -108,8 +108,10 @@ fn gather_vex(cpu: &mut Cpu, insn: &Instruction) -> Exec<()> {
         chosen.fill(0);
         value[count * size..].fill(0);
     }
-    cpu.env.xsave.set_vector(dest.number(), &value, dest.size());
-    cpu.env.xsave.set_vector(mask.number(), &chosen, mask.size());
+    // The rest of both registers is cleared when all is done, not by a fault half-way.
+    let (dest_len, mask_len) = if result.is_ok() { (dest.size(), mask.size()) } else { (64, 64) };
+    cpu.env.xsave.set_vector(dest.number(), &value, dest_len);
+    cpu.env.xsave.set_vector(mask.number(), &chosen, mask_len);
     result
 }
 

@@ -16,6 +16,9 @@ use crate::exec::vcpu::{Leave, Vcpu};
 use crate::mmu::access::Target;
 use crate::ram::PAGE;
 
+/// FSW: an unmasked exception is pending.
+const FSW_ES: u16 = 1 << 7;
+
 /// The table for the thunks.
 pub const HELPERS: Helpers = Helpers { complex: complex_helper, read_miss, write_miss, commit, linear };
 
@@ -28,6 +31,8 @@ pub const STACK: u32 = 1 << 30;
 pub const ALIGNED: u32 = 1 << 29;
 /// Size argument of the miss helpers: misaligned accesses raise #AC.
 pub const CHECK_ALIGNMENT: u32 = 1 << 28;
+/// Size argument of the miss helpers: an x87 instruction that a pending exception comes before.
+pub const X87: u32 = 1 << 27;
 /// The size in the size argument.
 pub const SIZE: u32 = 0xff;
 
@@ -39,7 +44,8 @@ fn check(cpu: &Cpu, linear: u64, packed: u64) -> Exec<(u64, bool)> {
     if packed & ALIGNED != 0 && misaligned {
         return Err(Exception::gp(0));
     }
-    cpu.check_linear(linear, size, packed & STACK != 0)?;
+    let segment = if packed & STACK != 0 { 2 } else { 3 };
+    cpu.check_linear(linear, size, segment)?;
     if packed & CHECK_ALIGNMENT != 0 && misaligned {
         return Err(Exception::with_code(vector::AC, 0));
     }
@@ -94,7 +100,12 @@ extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) ->
 
 /// Runs `access` for the instruction whose code called from before `return_address`. An exception becomes the reason
 /// to leave.
-fn checked(block: *mut EnvBlock, return_address: u64, access: impl FnOnce(&mut Vcpu) -> Exec<u64>) -> u64 {
+fn checked(
+    block: *mut EnvBlock,
+    return_address: u64,
+    packed: u64,
+    access: impl FnOnce(&mut Vcpu) -> Exec<u64>,
+) -> u64 {
     let vcpu = owner(block);
     match access(vcpu) {
         Ok(result) => {
@@ -102,6 +113,8 @@ fn checked(block: *mut EnvBlock, return_address: u64, access: impl FnOnce(&mut V
             0
         }
         Err(exception) => {
+            let pending = packed as u32 & X87 != 0 && vcpu.cpu.env.xsave.fsw() & FSW_ES != 0;
+            let exception = if pending { Exception::plain(vector::MF) } else { exception };
             vcpu.cpu.env.rip = vcpu.rip_at(return_address - 1).0;
             vcpu.cpu.env.flags_from_code();
             vcpu.leave = Leave::Exception(exception);
@@ -111,7 +124,7 @@ fn checked(block: *mut EnvBlock, return_address: u64, access: impl FnOnce(&mut V
 }
 
 extern "C" fn read_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_address: u64) -> u64 {
-    checked(block, return_address, |vcpu| {
+    checked(block, return_address, packed, |vcpu| {
         let cpu = &mut vcpu.cpu;
         let mode = cpu.tlb_mode(crate::mmu::Access::Current);
         let (size, _) = check(cpu, linear, packed)?;
@@ -131,7 +144,7 @@ extern "C" fn read_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_a
 }
 
 extern "C" fn write_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_address: u64) -> u64 {
-    checked(block, return_address, |vcpu| {
+    checked(block, return_address, packed, |vcpu| {
         let cpu = &mut vcpu.cpu;
         let mode = cpu.tlb_mode(crate::mmu::Access::Current);
         cpu.env.bounce_len = 0;
@@ -187,5 +200,5 @@ extern "C" fn commit(block: *mut EnvBlock, _: u64, _: u64, return_address: u64) 
 
 extern "C" fn linear(block: *mut EnvBlock, offset: u64, packed: u64, return_address: u64) -> u64 {
     let (segment, size, write) = ((packed & 0xff) as usize, packed >> 8 & 0xffff, packed & 1 << 31 != 0);
-    checked(block, return_address, |vcpu| vcpu.cpu.linear(segment, offset, size, write))
+    checked(block, return_address, 0, |vcpu| vcpu.cpu.linear(segment, offset, size, write))
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use accel::contract::Shutdown;
 use accel::cpu_handle::request;
 use accel::{CpuIo, VcpuExit};
+use iced_x86::{Decoder, DecoderOptions};
 
 use crate::code::tb::TbId;
 use crate::code::thunks::{Exit, exit};
@@ -17,6 +18,10 @@ use crate::engine::Engine;
 use crate::env::{ARITH_FLAGS, EnvBlock, flag};
 use crate::exception::{Exception, vector};
 use crate::interrupt::{self, Kind};
+use crate::ram::PAGE;
+use crate::translate::address::stack_bit;
+use crate::translate::block::MAX_INSN_BYTES;
+use crate::translate::native::has_memory;
 
 /// Why a helper left generated code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -287,6 +292,20 @@ impl Vcpu {
         (block.rip_of(usize::from(mark.insn)), block.rip_of(usize::from(mark.insn) + 1))
     }
 
+    /// The exception of the instruction at `env.rip` for its non-canonical operand: #SS(0) if that is on the stack.
+    fn not_canonical(&mut self) -> Exception {
+        let pc = self.linear_pc();
+        let mut bytes = [0; MAX_INSN_BYTES];
+        let len = bytes.len().min((PAGE - (pc & (PAGE - 1))) as usize);
+        if self.cpu.read_bytes(pc, &mut bytes[..len], crate::mmu::Access::System).is_err() {
+            return Exception::gp(0);
+        }
+        let bits = self.cpu.env.code_bits();
+        let insn = Decoder::new(bits, &bytes[..len], DecoderOptions::NONE).decode();
+        let on_stack = !has_memory(&insn) || stack_bit(&insn, bits) != 0;
+        if on_stack { Exception::ss(0) } else { Exception::gp(0) }
+    }
+
     /// Turns a host fault in generated code into the guest's exception, with `env.rip` at its instruction.
     fn host_fault(&mut self) -> Exception {
         let (pc, trap) = (self.cpu.env.fault_pc, self.cpu.env.fault_trap);
@@ -309,7 +328,7 @@ impl Vcpu {
             // #GP: a misaligned operand, reserved bits of MXCSR. #PF on page 0: an empty TLB entry matched a
             // non-canonical address.
             vector::GP => Exception::gp(0),
-            vector::PF if self.cpu.env.fault_address < 0x1000 => Exception::gp(0),
+            vector::PF if self.cpu.env.fault_address < 0x1000 => self.not_canonical(),
             _ => panic!(
                 "host trap {trap} at {pc:#x} for guest rip {rip:#x}, address {:#x}",
                 self.cpu.env.fault_address

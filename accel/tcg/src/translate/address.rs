@@ -253,7 +253,7 @@ impl Translator {
     pub(super) fn memory_to_t0(&mut self, item: &Item, size: u32) {
         self.flags_free(item.live_in);
         self.linear_to_t0(&item.insn, size, false);
-        self.check(size | stack_bit(&item.insn), false, Use::Load);
+        self.check(size | stack_bit(&item.insn, self.bits), false, Use::Load);
         if size == 8 {
             dynasm!(self.e ; .arch x64 ; mov r10, [r11 + r10]);
         } else {
@@ -262,9 +262,15 @@ impl Translator {
     }
 }
 
-/// [`helpers::STACK`] if the memory operand of `insn` is in the stack segment.
-pub(super) fn stack_bit(insn: &Instruction) -> u32 {
-    if insn.memory_segment() == Register::SS { helpers::STACK } else { 0 }
+/// [`helpers::STACK`] if the memory operand of `insn` is in the stack segment. In 64-bit mode its base says so: overrides
+/// other than FS and GS are ignored.
+pub fn stack_bit(insn: &Instruction, bits: u32) -> u32 {
+    let stack = match insn.memory_segment() {
+        Register::FS | Register::GS => false,
+        segment if bits != 64 => segment == Register::SS,
+        _ => matches!(insn.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP),
+    };
+    if stack { helpers::STACK } else { 0 }
 }
 
 /// Address size of the memory operand of `insn` in bits.

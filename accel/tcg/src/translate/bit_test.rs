@@ -31,7 +31,7 @@ impl Translator {
             _ => {}
         }
         self.segment_t0(insn.memory_segment(), size, write);
-        let stub = self.check(size | stack_bit(insn) | helpers::ALSO_LOADS, write, Use::BitTest);
+        let stub = self.check(size | stack_bit(insn, self.bits) | helpers::ALSO_LOADS, write, Use::BitTest);
         self.bit_test_on_host(item);
         self.checked_access_ends(stub);
     }
@@ -39,7 +39,7 @@ impl Translator {
     fn bit_offset_to_t1(&mut self, insn: &Instruction) {
         let number = gpr_number(insn.op1_register()).expect("the bit offset is in a general register");
         match host_number(number) {
-            Some(host) => dynasm!(self.e ; .arch x64 ; mov r11, Rq(host as u8)),
+            Some(host) => dynasm!(self.e ; .arch x64 ; mov r11, Rq(host as u8 as u8)),
             None => dynasm!(self.e ; .arch x64 ; mov r11, [rsp + gpr_offset(number)]),
         }
     }

@@ -82,11 +82,15 @@ pub fn classify(insn: &Instruction, bits: u32, mode: u32, features: &Features) -
             // PREFETCHW's place without a memory operand is not reserved for no-operations.
             let prefetch_of_register = matches!(
                 insn.code(),
-                Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
+                Code::Reservednop_rm16_r16_0F0D
+                    | Code::Reservednop_rm32_r32_0F0D
+                    | Code::Reservednop_rm64_r64_0F0D
             ) && insn.op0_kind() == OpKind::Register;
             return if prefetch_of_register { Class::Raise(Exception::UD) } else { Class::Nothing };
         }
         Mnemonic::Lea if insn.op1_kind() == OpKind::Memory => return Class::Lea,
+        // 32-bit code must not clear the registers that it cannot name.
+        Mnemonic::Vzeroall | Mnemonic::Vzeroupper if bits != 64 => return Class::Complex(false),
         Mnemonic::Cld => return Class::Direction(0),
         Mnemonic::Std => return Class::Direction(crate::env::flag::DF),
         _ => {}

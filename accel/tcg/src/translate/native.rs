@@ -1,7 +1,7 @@
 //! Instructions that the host executes: operands rewritten, bits untouched.
 
 use dynasmrt::{DynasmApi, dynasm};
-use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::code::thunks::{gpr_offset, scratch_offset};
 use crate::cpu::is_high_byte;
@@ -52,9 +52,12 @@ impl Translator {
         let insn = &item.insn;
         let size = insn.memory_size().size() as u32;
         let (reads, write) = self.memory_access(insn);
+        // A store with an unmasked exception of its own stores nothing: the bounce buffer must hold what is there.
+        let x87 = fp && is_x87(insn);
         let packed = size.max(1)
-            | stack_bit(insn)
-            | if reads { helpers::ALSO_LOADS } else { 0 }
+            | stack_bit(insn, self.bits)
+            | if reads || x87 { helpers::ALSO_LOADS } else { 0 }
+            | if x87 { helpers::X87 } else { 0 }
             | if needs_alignment(insn, fp) { helpers::ALIGNED } else { 0 };
         self.flags_free(item.live_in);
         self.linear_to_t0(insn, size.max(1), write);
@@ -94,9 +97,9 @@ impl Translator {
         // The offset is of the address size; the destination takes what fits, a narrower one zero-extended.
         debug_assert!(address_width(insn, self.bits) >= 16);
         match (host_number(number), destination.size()) {
-            (Some(host), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), r10),
-            (Some(host), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8), r10d),
-            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8), r10w),
+            (Some(host), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8 as u8), r10),
+            (Some(host), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8 as u8), r10d),
+            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8 as u8), r10w),
             (None, 8) => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10),
             (None, 4) => dynasm!(self.e ; .arch x64 ; mov r10d, r10d ; mov [rsp + gpr_offset(number)], r10),
             (None, _) => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10w),
@@ -196,13 +199,13 @@ impl Translator {
                 .find(|&host| !busy[host])
                 .expect("no instruction names them all");
             busy[host] = true;
-            dynasm!(translator.e ; .arch x64 ; mov [rsp + scratch_offset(4 + parked.len())], Rq(host as u8));
+            dynasm!(translator.e ; .arch x64 ; mov [rsp + scratch_offset(4 + parked.len())], Rq(host as u8 as u8));
             parked.push(host);
             host
         };
         if memory && high_byte {
             let host = stand_in(self, &mut parked, &mut busy);
-            dynasm!(self.e ; .arch x64 ; lea Rq(host as u8), [r11 + r10]);
+            dynasm!(self.e ; .arch x64 ; lea Rq(host as u8 as u8), [r11 + r10]);
             new.set_memory_base(sized(host, 8));
             new.set_memory_index(Register::None);
         } else if memory && !needs.is_empty() {
@@ -216,7 +219,7 @@ impl Translator {
             if need.read {
                 match host_number(need.guest) {
                     None => dynasm!(self.e ; .arch x64 ; mov Rq(host), [rsp + gpr_offset(need.guest)]),
-                    Some(home) => dynasm!(self.e ; .arch x64 ; mov Rq(host), Rq(home as u8)),
+                    Some(home) => dynasm!(self.e ; .arch x64 ; mov Rq(host), Rq(home as u8 as u8)),
                 }
             }
         }
@@ -237,11 +240,11 @@ impl Translator {
             let host = need.host as u8;
             match host_number(need.guest) {
                 None => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(need.guest)], Rq(host)),
-                Some(home) => dynasm!(self.e ; .arch x64 ; mov Rq(home as u8), Rq(host)),
+                Some(home) => dynasm!(self.e ; .arch x64 ; mov Rq(home as u8 as u8), Rq(host)),
             }
         }
         for (slot, &host) in parked.iter().enumerate() {
-            dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), [rsp + scratch_offset(4 + slot)]);
+            dynasm!(self.e ; .arch x64 ; mov Rq(host as u8 as u8), [rsp + scratch_offset(4 + slot)]);
         }
     }
 
@@ -269,6 +272,13 @@ impl Translator {
 /// Whether `insn` has an explicit memory operand.
 pub fn has_memory(insn: &Instruction) -> bool {
     (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory)
+}
+
+fn is_x87(insn: &Instruction) -> bool {
+    use CpuidFeature as F;
+    // FISTTP came with SSE3; it alone of that extension has no vector register.
+    insn.mnemonic() == Mnemonic::Fisttp
+        || insn.cpuid_features().iter().any(|feature| matches!(feature, F::FPU | F::FPU287 | F::FPU387))
 }
 
 /// Whether a memory operand that is not aligned to its size raises #GP(0) (SDM vol. 1, *Memory Alignment*).
