@@ -4,6 +4,7 @@ use crate::complex::Next;
 use crate::cpu::Cpu;
 use crate::env::flag;
 use crate::exception::{Exception, Exec};
+use crate::mmu::Access;
 use crate::stack::Stack;
 
 /// I/O privilege level.
@@ -36,7 +37,12 @@ pub fn sti(cpu: &mut Cpu) -> Exec<Next> {
     }
     cpu.env.iflag = flag::IF;
     cpu.env.interrupt_shadow = 1;
-    Ok(Next::EndBlock)
+    Ok(after_enabling(cpu))
+}
+
+/// What follows once IF is set: if nothing waited for it, there is no need to look; what comes from now on kicks.
+fn after_enabling(cpu: &Cpu) -> Next {
+    if cpu.handle.interrupt_request() == 0 { Next::Fallthrough } else { Next::EndBlock }
 }
 
 /// CLAC and STAC.
@@ -44,8 +50,11 @@ pub fn set_ac(cpu: &mut Cpu, set: bool) -> Exec<Next> {
     if cpu.env.cpl() != 0 || cpu.cpuid.cr4_bits() & crate::mmu::walk::cr::CR4_SMAP == 0 {
         return Err(Exception::UD);
     }
-    let ac = if set { flag::AC } else { 0 };
-    if std::mem::replace(&mut cpu.env.ac, ac) == ac { Ok(Next::Fallthrough) } else { Ok(Next::EndBlock) }
+    cpu.env.ac = if set { flag::AC } else { 0 };
+    // The code that follows is the same; only its view of memory changes.
+    let mode = cpu.tlb_mode(Access::Current);
+    cpu.env.tlb_now = cpu.env.tlb[mode];
+    Ok(Next::Fallthrough)
 }
 
 /// PUSHF of `size` bytes.
@@ -80,9 +89,11 @@ pub fn popf(cpu: &mut Cpu, size: usize) -> Exec<Next> {
     let before = cpu.env.rflags();
     let after = before & !mask | image & mask;
     cpu.env.set_rflags(after);
-    if (before ^ after) & (flag::IF | flag::TF | flag::AC) != 0 {
-        Ok(Next::EndBlock)
+    Ok(if (before ^ after) & (flag::TF | flag::AC) != 0 {
+        Next::EndBlock
+    } else if !before & after & flag::IF != 0 {
+        after_enabling(cpu)
     } else {
-        Ok(Next::Fallthrough)
-    }
+        Next::Fallthrough
+    })
 }

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use accel::CpuIo;
-use devices::cpu_interrupts::{LocalInterrupts, NoSuchRegister};
+use devices::cpu_interrupts::{InterruptKind, InterruptTarget, LocalInterrupts, NoSuchRegister};
 
 use super::*;
 use crate::complex::{Next, execute};
@@ -361,6 +361,9 @@ fn general_detect_and_port_breakpoints() {
 fn interrupt_flag_and_its_shadow() {
     let mut machine = long_kernel();
     machine.cpu.env.set_rflags(2);
+    assert_eq!(machine.execute(&[0xfb]), Ok(Next::Fallthrough), "nothing waits");
+    machine.cpu.env.set_rflags(2);
+    machine.cpu.handle.raise(InterruptKind::Hard);
     assert_eq!(machine.execute(&[0xfb]), Ok(Next::EndBlock));
     assert_eq!((machine.cpu.env.iflag, machine.cpu.env.interrupt_shadow), (flag::IF, 1));
     machine.cpu.env.interrupt_shadow = 0;
@@ -401,6 +404,37 @@ fn pushf_and_popf_by_privilege() {
     put(&machine, sp, 0);
     assert_eq!(machine.execute(&[0x66, 0x9d]), Ok(Next::EndBlock));
     assert_eq!(machine.cpu.env.rflags(), 2 | flag::AC | flag::ID | flag::RF);
+}
+
+#[test]
+fn popf_looks_for_interrupts_that_waited() {
+    let mut machine = long_kernel();
+    let popf = |machine: &mut Machine| {
+        machine.cpu.env.set_rflags(2);
+        put(machine, KERNEL_STACK, 0x202);
+        machine.cpu.env.gpr[4] = KERNEL_STACK;
+        machine.execute(&[0x9d])
+    };
+    assert_eq!(popf(&mut machine), Ok(Next::Fallthrough));
+    machine.cpu.handle.raise(InterruptKind::Hard);
+    assert_eq!(popf(&mut machine), Ok(Next::EndBlock));
+}
+
+#[test]
+fn stac_opens_user_pages_to_the_kernel() {
+    let mut machine = long_kernel();
+    machine.cpu.env.cr4 |= 1 << 21;
+    let view = |machine: &mut Machine, bytes: &[u8]| {
+        assert_eq!(machine.execute(bytes), Ok(Next::Fallthrough));
+        let env = &machine.cpu.env;
+        assert!(env.tlb.contains(&env.tlb_now));
+        let read = machine.cpu.read(0x7000, 8, crate::mmu::Access::Current);
+        (machine.cpu.env.tlb_now, read.is_ok())
+    };
+    let (closed, readable) = view(&mut machine, &[0x0f, 0x01, 0xca]);
+    assert!(!readable);
+    let (open, readable) = view(&mut machine, &[0x0f, 0x01, 0xcb]);
+    assert!(readable && open != closed);
 }
 
 #[test]
