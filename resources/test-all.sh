@@ -24,14 +24,11 @@ step "tools" resources/prepare.sh --tests
 step "format" cargo fmt --all --check
 step "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
 step "guests" resources/guests/fetch.sh cloud generic shell boot-test programs
-# Unit tests keep debug assertions; whole machines run the build that users run.
-step "unit and contract tests" cargo test --workspace --exclude bivisor --quiet
-# A folder of its own: the flag rebuilds everything.
+# With debug assertions (lock ranks among them), all but the two longest.
+step "tests" cargo test --workspace --quiet -- --skip programs_print_the_same --skip linux_boots_under_kvm
+# A folder of its own: the flag rebuilds everything. The filter keeps to the models.
 step "model checks" env RUSTFLAGS="--cfg loom" cargo test --package accel --package devices --release --lib \
     --target-dir target/loom --quiet loom_
-step "command line and layering" cargo test --package bivisor --lib --bins --test layering --test cli --quiet
-# A build of its own: with cfg(loom) every crate is another one. The filter keeps to the models.
-step "model checks" env RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" \
-    cargo test --release --package devices --package accel --lib --quiet loom_
+# Whole machines, in the build that users run.
 step "whole machines" cargo test --release --package bivisor --test linux_boot --test nested_kvm -- --nocapture
 printf '\nall tests passed, %d s\n' "$((SECONDS - started))"
