@@ -2,8 +2,9 @@
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, RflagsBits};
 
+use crate::known;
 use crate::layout::{DATA, PAGE, STACK};
-use crate::shared::{Input, Outcome, ending};
+use crate::shared::{Input, Outcome, Shared, ending};
 use crate::xsave;
 
 const NAMES: [&str; 16] = [
@@ -28,11 +29,7 @@ fn differ(field: impl Into<String>, native: u64, engine: u64) -> Difference {
 
 /// Arithmetic flags that nothing reads any more at the instruction that faults: engines need not have them (the
 /// translator drops flags that the stream overwrites unread). Behind a branch nothing is known, and all count as dead.
-fn dead_flags(bits: u32, base: u64, code: &[u8], fault: u64) -> u64 {
-    let Some(code) = usize::try_from(fault.wrapping_sub(base)).ok().and_then(|offset| code.get(offset..))
-    else {
-        return 0;
-    };
+fn dead_flags(bits: u32, code: &[u8], fault: u64) -> u64 {
     let mut decoder = Decoder::with_ip(bits, code, fault, DecoderOptions::NONE);
     let (mut dead, mut live) = (0, 0);
     while decoder.can_decode() {
@@ -61,11 +58,24 @@ fn arithmetic(bits: u32) -> u64 {
     .sum()
 }
 
-/// Everything that differs, the most telling first. `code` lies at `base`.
+/// Everything that differs and is not [`known`], the most telling first. `single`: the stream is one instruction.
 pub fn differences(
+    shared: &Shared,
     input: &Input,
-    base: u64,
-    code: &[u8],
+    single: bool,
+    native: &Outcome,
+    engine: &Outcome,
+) -> Vec<Difference> {
+    let found = all_differences(shared, input, single, native, engine);
+    if found.is_empty() || known::tolerated(shared, input, native, engine).is_some() {
+        return Vec::new();
+    }
+    found
+}
+
+fn all_differences(
+    shared: &Shared,
+    input: &Input,
     single: bool,
     native: &Outcome,
     engine: &Outcome,
@@ -89,6 +99,8 @@ pub fn differences(
     }
     // The native side always runs as a user.
     let user = if input.cpl == 3 || native.vector != PAGE_FAULT { 0 } else { 4 };
+    // Linux hides from its processes which of its own pages are there: P is always set.
+    let user = if native.vector == PAGE_FAULT && native.cr2 >> 63 != 0 { user | 1 } else { user };
     if fault && (native.error ^ engine.error) & !user != 0 {
         found.push(differ("error code", u64::from(native.error), u64::from(engine.error)));
     }
@@ -97,7 +109,16 @@ pub fn differences(
     }
     if native.rflags != engine.rflags {
         let trap = matches!(native.vector, 1 | 3 | 4);
-        let dead = if fault && !trap && !single { dead_flags(input.bits, base, code, native.rip) } else { 0 };
+        let dead = if fault && !trap && !single {
+            dead_flags(input.bits, &shared.code_at(native.rip, 256), native.rip)
+        } else if single && !fault {
+            Decoder::new(input.bits, &shared.code_at(input.rip, 15), DecoderOptions::NONE)
+                .iter()
+                .next()
+                .map_or(0, |instruction| known::undefined_flags(instruction.code()))
+        } else {
+            0
+        };
         if (native.rflags ^ engine.rflags) & !dead != 0 {
             let mut one = differ(
                 format!("RFLAGS {:#x}", (native.rflags ^ engine.rflags) & !dead),

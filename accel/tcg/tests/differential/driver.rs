@@ -4,12 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+
+use accel::CpuHandle;
 
 use crate::compare::{Difference, differences};
 use crate::engine::{Engine, Single};
+use crate::known;
 use crate::layout::{CODE, CODE_BYTES};
 use crate::process::Native;
 use crate::program::{Assembler, Item, Program, disassemble};
@@ -49,9 +52,16 @@ pub struct Totals {
     pub instructions: u64,
     pub faults: u64,
     pub timeouts: u64,
+    pub different: u64,
     pub in_native_wait: Duration,
     pub in_engine: Duration,
 }
+
+/// What the engine runs at the moment.
+type Current = Arc<std::sync::Mutex<Option<(Input, Arc<Vec<u8>>)>>>;
+
+/// The CPU that runs cases.
+type Running = Arc<std::sync::Mutex<Option<CpuHandle>>>;
 
 /// Drives one engine.
 pub struct Driver<'a> {
@@ -62,21 +72,25 @@ pub struct Driver<'a> {
     assembler: Assembler,
     next: usize,
     cases: Vec<Case>,
+    alike: BTreeMap<String, u64>,
     scratch: [Box<Outcome>; 2],
     /// Different findings to report in full.
     pub limit: usize,
     pub findings: Findings,
     pub totals: Totals,
     seed: u64,
+    /// Odd while the engine runs.
     beat: Arc<AtomicU64>,
-    current: Arc<std::sync::Mutex<String>>,
+    current: Current,
+    cpu: Running,
 }
 
 impl<'a> Driver<'a> {
     pub fn new(shared: &'a Shared, engine: Engine<'a>, seed: u64) -> Self {
         let beat = Arc::new(AtomicU64::new(0));
-        let current = Arc::new(std::sync::Mutex::new(String::new()));
-        watch(Arc::clone(&beat), Arc::clone(&current));
+        let current = Current::default();
+        let cpu = Running::default();
+        watch(Arc::downgrade(&beat), Arc::clone(&current), Arc::clone(&cpu));
         Self {
             shared,
             native: Native::start(shared).expect("the native process starts"),
@@ -85,6 +99,7 @@ impl<'a> Driver<'a> {
             assembler: Assembler::default(),
             next: 0,
             cases: Vec::new(),
+            alike: BTreeMap::new(),
             scratch: [Outcome::new(), Outcome::new()],
             limit: 40,
             findings: Findings::default(),
@@ -92,6 +107,7 @@ impl<'a> Driver<'a> {
             seed,
             beat,
             current,
+            cpu,
         }
     }
 
@@ -112,6 +128,7 @@ impl<'a> Driver<'a> {
     /// since streams that lose their way read or run what lies around them.
     fn fill(&mut self, works: Vec<Work>) {
         self.engine.renew(self.shared);
+        *self.cpu.lock().expect("the watch does not panic") = self.engine.cpu();
         self.next = 0;
         self.cases.clear();
         for work in works {
@@ -186,12 +203,31 @@ impl<'a> Driver<'a> {
                 self.request(chunk + 1);
             }
             for (index, found) in self.compare(chunk) {
+                if self.is_more_of_the_same(chunk, index, &found) {
+                    continue;
+                }
                 self.investigate(chunk * BATCH + index, found);
             }
             if last {
                 return;
             }
         }
+    }
+
+    /// Making a stream small takes long: of what looks alike only the first few are.
+    fn is_more_of_the_same(&mut self, chunk: usize, index: usize, found: &[Difference]) -> bool {
+        // SAFETY: the native process has given the batch back, and gets it again only after this chunk.
+        let native = unsafe { &self.shared.batch(chunk % 2)[index].outcome };
+        let bits = self.cases[chunk * BATCH + index].input.bits;
+        let at = (native.vector != ending::DONE)
+            .then(|| known::instruction_at(self.shared, bits, native.rip))
+            .flatten()
+            .map(|instruction| instruction.mnemonic());
+        let field = found.first().map_or("", |difference| difference.field.as_str());
+        let times = self.alike.entry(format!("{at:?} {bits} {field}")).or_insert(0_u64);
+        *times += 1;
+        self.totals.different += 1;
+        *times > if at.is_some() { 2 } else { 30 }
     }
 
     fn compare(&mut self, chunk: usize) -> Vec<(usize, Vec<Difference>)> {
@@ -208,28 +244,34 @@ impl<'a> Driver<'a> {
             }
             self.totals.instructions += executed(case, native);
             self.totals.faults += u64::from(native.vector != ending::DONE);
-            if self.beat.load(Ordering::Relaxed).is_multiple_of(64) {
-                // Formatting each case would cost more than running it; the watch names the batch's last noted one.
-                *self.current.lock().expect("the watch does not panic") = format!(
-                    "{}{:x?}",
-                    disassemble(case.program.bits, case.input.rip, &case.code),
-                    case.input
-                );
-            }
-            self.beat.fetch_add(1, Ordering::Relaxed);
+            *self.current.lock().expect("the watch does not panic") =
+                Some((case.input, Arc::clone(&case.code)));
             let engine = &mut self.scratch[0];
+            self.beat.fetch_add(1, Ordering::Relaxed);
             self.engine.run(self.shared, &case.input, &case.code, engine);
+            self.beat.fetch_add(1, Ordering::Relaxed);
             if engine.vector == ending::TIMEOUT {
                 continue;
             }
             let single = case.program.length() == 1;
-            let found = differences(&case.input, case.input.rip, &case.code, single, native, engine);
+            let found = differences(self.shared, &case.input, single, native, engine);
             if !found.is_empty() {
                 different.push((index, found));
             }
         }
         self.totals.in_engine += begin.elapsed();
         different
+    }
+
+    /// Runs a case again where it lies.
+    fn again(&mut self, input: &Input, code: &Arc<Vec<u8>>, single: bool) -> Vec<Difference> {
+        let [native, engine] = &mut self.scratch;
+        self.single.run(self.shared, input, native);
+        *self.current.lock().expect("the watch does not panic") = Some((*input, Arc::clone(code)));
+        self.beat.fetch_add(1, Ordering::Relaxed);
+        self.engine.run(self.shared, input, code, engine);
+        self.beat.fetch_add(1, Ordering::Relaxed);
+        differences(self.shared, input, single, native, engine)
     }
 
     /// Runs one program on both sides. `None`: it cannot be placed or does not end.
@@ -241,12 +283,14 @@ impl<'a> Driver<'a> {
         if native.vector == ending::TIMEOUT {
             return None;
         }
+        *self.current.lock().expect("the watch does not panic") = Some((input, Arc::new(code.clone())));
         self.beat.fetch_add(1, Ordering::Relaxed);
         self.engine.run(self.shared, &input, &code, engine);
+        self.beat.fetch_add(1, Ordering::Relaxed);
         if engine.vector == ending::TIMEOUT {
             return None;
         }
-        Some((differences(&input, at, &code, program.length() == 1, native, engine), at, code))
+        Some((differences(self.shared, &input, program.length() == 1, native, engine), at, code))
     }
 
     fn investigate(&mut self, index: usize, found: Vec<Difference>) {
@@ -279,7 +323,9 @@ impl<'a> Driver<'a> {
             }
         }
         let (found, at, code) = best;
-        let key = likeness(&program, &found, stable);
+        // Streams that change their return address or read their own code do other things elsewhere.
+        let here = stable || !self.again(&input, &first_code, original.length() == 1).is_empty();
+        let key = likeness(&program, &found, stable, here);
         let entry = self.findings.seen.entry(key.clone()).or_default();
         entry.0 += 1;
         if entry.0 == 1 {
@@ -291,7 +337,11 @@ impl<'a> Driver<'a> {
                 self.seed,
                 input.bits,
                 input.cpl,
-                if stable { "" } else { " (not seen again when run once more: depends on what ran before)" }
+                match (stable, here) {
+                    (true, _) => "",
+                    (false, true) => " (at this place only)",
+                    (false, false) => " (not seen again: depends on what ran before)",
+                }
             );
             let _ = writeln!(text, "{}", disassemble(program.bits, at, &code));
             for difference in found.iter().take(8) {
@@ -316,7 +366,7 @@ fn executed(case: &Case, native: &Outcome) -> u64 {
 }
 
 /// The same for differences that probably have one cause.
-fn likeness(program: &Program, found: &[Difference], stable: bool) -> String {
+fn likeness(program: &Program, found: &[Difference], stable: bool, here: bool) -> String {
     let codes: Vec<String> = program
         .items
         .iter()
@@ -339,25 +389,31 @@ fn likeness(program: &Program, found: &[Difference], stable: bool) -> String {
             program.bits
         )
     } else {
-        format!("unstable [{}]: {field}", program.bits)
+        format!("{} [{}]: {field}", if here { "at its place" } else { "once" }, program.bits)
     }
 }
 
-/// Ends the process when the engine hangs in one case, and says in which: nobody else can.
-fn watch(beat: Arc<AtomicU64>, current: Arc<std::sync::Mutex<String>>) {
+/// Gets the engine out of a case that does not end. Where that does not work it ends the process, and says in which case.
+fn watch(beat: Weak<AtomicU64>, current: Current, cpu: Running) {
     std::thread::spawn(move || {
         let mut last = (0, Instant::now());
         loop {
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(Duration::from_millis(200));
+            let Some(beat) = beat.upgrade() else { return };
             let now = beat.load(Ordering::Relaxed);
-            if now != last.0 {
+            if now % 2 == 0 || now != last.0 {
                 last = (now, Instant::now());
-            } else if now != 0 && last.1.elapsed() > Duration::from_secs(60) {
-                eprintln!(
-                    "no case ended for a minute; at or after:\n{}",
-                    current.lock().map(|text| text.clone()).unwrap_or_default()
-                );
+            } else if last.1.elapsed() > Duration::from_secs(20) {
+                eprintln!("a case did not end for 20 seconds:");
+                if let Some((input, code)) = &*current.lock().expect("the driver does not panic") {
+                    eprint!("{}", disassemble(input.bits, input.rip, code));
+                    eprintln!("  regression: {}", crate::regressions::line(input, input.rip, code));
+                }
                 std::process::exit(3);
+            } else if last.1.elapsed() > Duration::from_secs(2)
+                && let Some(cpu) = &*cpu.lock().expect("the driver does not panic")
+            {
+                cpu.request_exit();
             }
         }
     });

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "door: a batch of the shared memory, owned between two messages")]
 
+use accel::CpuHandle;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
 use crate::guest::{Guest, MakeAccelerator};
@@ -41,6 +42,14 @@ pub enum Engine<'a> {
 impl<'a> Engine<'a> {
     pub fn accelerator(make: &'a MakeAccelerator, shared: &Shared) -> Self {
         Self::Accelerator(make, Box::new(Guest::new(make, shared)))
+    }
+
+    /// The CPU that runs cases, if it is an accelerator's.
+    pub fn cpu(&self) -> Option<CpuHandle> {
+        match self {
+            Self::Accelerator(_, guest) => Some(guest.cpu().clone()),
+            _ => None,
+        }
     }
 
     pub fn name(&self) -> &'static str {

@@ -65,6 +65,7 @@ fn by_code(code: Code) -> Option<&'static str> {
         return Some("loads a selector: the host's descriptor tables are Linux's");
     }
     match code {
+        Code::Movsxd_r16_rm16 => Some("reads 2 bytes on Intel's CPUs, 4 on AMD's"),
         Code::Popw_ES
         | Code::Popd_ES
         | Code::Popw_SS

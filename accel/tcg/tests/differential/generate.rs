@@ -4,6 +4,7 @@ use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 use crate::exclusions;
 use crate::features::Shown;
+use crate::known;
 use crate::operands::{Pools, build, gpr, is_string};
 use crate::program::{Item, Program};
 use crate::rng::Rng;
@@ -85,6 +86,9 @@ impl Codes {
             }
             codes.all.push(code);
             if text.is_privileged() || text.must_be_cpl0() || text.may_require_cpl0() || is_transfer(code) {
+                continue;
+            }
+            if known::undefined_flags(code) != 0 {
                 continue;
             }
             if is_string(code) {

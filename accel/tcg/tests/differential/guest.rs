@@ -14,9 +14,7 @@ use accel::{Accelerator, CpuHandle, CpuIo, VcpuBackend, VcpuConfig, VcpuExit};
 use devices::cpu_interrupts::LocalInterrupts;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
-use crate::layout::{
-    CODE, CODE_BYTES, DATA, EXIT_PAGE, EXIT32, EXIT64, PAGE, STACK, VECTOR_COMPONENTS, selector,
-};
+use crate::layout::{CODE, CODE_BYTES, DATA, EXIT_PAGE, EXIT32, EXIT64, PAGE, STACK, selector};
 use crate::shared::{Input, Outcome, Shared, ending};
 use crate::xsave;
 
@@ -59,6 +57,7 @@ impl CpuIo for NoDevices {
 pub struct Guest {
     memory: GuestMemoryMmap,
     backend: Box<dyn VcpuBackend>,
+    cpu: CpuHandle,
     base: [CpuArchState; 3],
     frame: [u8; 48],
     _accelerator: Arc<dyn Accelerator>,
@@ -200,7 +199,7 @@ fn base_state(bits: u32, cpl: u32) -> CpuArchState {
     state.cr4 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 16 | 1 << 18;
     // SCE LME LMA NXE
     state.efer = 0xd01;
-    state.xcr0 = xsave::enabled_components() & VECTOR_COMPONENTS;
+    state.xcr0 = xsave::compared();
     state.run_mode = RunMode::Running;
     state
 }
@@ -214,14 +213,19 @@ impl Guest {
         let seed = accelerator.new_vcpu(&config).expect("a vCPU");
         let cpu = CpuHandle::new(0);
         cpu.set_kicker(seed.kicker());
-        let backend = seed.bind(cpu).expect("a vCPU binds");
+        let backend = seed.bind(cpu.clone()).expect("a vCPU binds");
         let base = [base_state(64, 3), base_state(64, 0), base_state(32, 3)];
-        Self { memory, backend, base, frame: [0; 48], _accelerator: accelerator, in_run: Duration::ZERO }
+        Self { memory, backend, cpu, base, frame: [0; 48], _accelerator: accelerator, in_run: Duration::ZERO }
     }
 
     /// Name of the accelerator.
     pub fn name(&self) -> &'static str {
         self._accelerator.name()
+    }
+
+    /// Gets a run that does not end back, from any thread.
+    pub fn cpu(&self) -> &CpuHandle {
+        &self.cpu
     }
 
     fn load(&mut self, input: &Input, image: &[u8]) {
@@ -252,7 +256,9 @@ impl Guest {
         outcome.rflags = state.rflags;
         outcome.error = 0;
         let handler = state.rip.wrapping_sub(SYSTEM + HANDLERS);
-        if !matches!(exit, Ok(VcpuExit::Halted)) || handler >= 256 * HANDLER_BYTES {
+        if matches!(exit, Ok(VcpuExit::Kicked)) && self.cpu.take_exit_request() {
+            outcome.vector = ending::HANG;
+        } else if !matches!(exit, Ok(VcpuExit::Halted)) || handler >= 256 * HANDLER_BYTES {
             eprintln!("engine: {exit:?} at {:#x}; {}", state.rip, self.backend.describe());
             outcome.vector = ending::ENGINE;
         } else {
@@ -276,19 +282,22 @@ impl Guest {
     }
 }
 
-/// What the guest's CPUID shows, read by the guest.
-pub fn shows(make: &MakeAccelerator, shared: &Shared) -> crate::features::Shown {
+/// What the guest's CPUID shows, read by the guest: features, and components of XCR0.
+pub fn shows(make: &MakeAccelerator, shared: &Shared) -> (crate::features::Shown, u64) {
     let mut guest = Guest::new(make, shared);
     let mut outcome = Outcome::new();
     // cpuid; int 0x80
     let at = CODE_BYTES - PAGE;
     shared.write_code(at, &[0x0f, 0xa2, 0xcd, 0x80]);
-    crate::features::Shown::read(&mut |leaf, subleaf| {
+    let mut cpuid = |leaf, subleaf| {
         let mut input = Input { bits: 64, cpl: 3, rip: CODE + at as u64, rflags: 0x202, ..Input::default() };
         input.gpr[0] = u64::from(leaf);
         input.gpr[1] = u64::from(subleaf);
         guest.run(shared, &input, &mut outcome);
         assert_eq!(outcome.vector, ending::DONE, "CPUID runs in the guest");
         [0, 3, 1, 2].map(|register| outcome.gpr[register] as u32)
-    })
+    };
+    let shown = crate::features::Shown::read(&mut cpuid);
+    let state = cpuid(0xd, 0);
+    (shown, u64::from(state[0]) | u64::from(state[3]) << 32)
 }

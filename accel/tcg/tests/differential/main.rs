@@ -2,7 +2,7 @@
 //! (DESIGN.md, *Proof*: "The host CPU is the oracle").
 //!
 //! Environment: `BIVISOR_DIFF_SECONDS` (how long, default 20 per part), `BIVISOR_DIFF_INSTRUCTIONS` (run until so many were executed instead),
-//! `BIVISOR_DIFF_SEED`, `BIVISOR_DIFF_ENGINE` (`tcg`), `BIVISOR_DIFF_PARTS` (of `selftest regressions alone streams images`), `BIVISOR_DIFF_LIMIT` (different
+//! `BIVISOR_DIFF_SEED`, `BIVISOR_DIFF_ENGINE` (`tcg`), `BIVISOR_DIFF_PARTS` (of `selftest regressions alone streams images`; the first two by default), `BIVISOR_DIFF_LIMIT` (different
 //! findings to report), `BIVISOR_DIFF_FILTER` (only codes whose name contains it), `BIVISOR_DIFF_BITS` (`64` or `32`).
 
 #![allow(
@@ -18,6 +18,7 @@ mod features;
 mod generate;
 mod guest;
 mod inputs;
+mod known;
 mod layout;
 mod native;
 mod operands;
@@ -65,8 +66,7 @@ fn settings() -> Settings {
         seed,
         seconds: variable("BIVISOR_DIFF_SECONDS").unwrap_or(20),
         instructions: variable("BIVISOR_DIFF_INSTRUCTIONS"),
-        parts: variable("BIVISOR_DIFF_PARTS")
-            .unwrap_or_else(|| "selftest regressions alone streams images".into()),
+        parts: variable("BIVISOR_DIFF_PARTS").unwrap_or_else(|| "selftest regressions".into()),
         engine: variable("BIVISOR_DIFF_ENGINE").unwrap_or_default(),
         limit: variable("BIVISOR_DIFF_LIMIT").unwrap_or(40),
         filter: variable("BIVISOR_DIFF_FILTER").unwrap_or_default(),
@@ -78,7 +78,11 @@ type Make = fn() -> Arc<dyn Accelerator>;
 
 /// The accelerators that run here, by name.
 fn accelerators() -> Vec<(&'static str, Make)> {
-    Vec::new()
+    vec![("tcg", || {
+        Arc::new(
+            accel_tcg::Tcg::new(accel_tcg::TcgOptions::default()).expect("the translator runs on this host"),
+        )
+    })]
 }
 
 fn host_shows() -> Shown {
@@ -137,9 +141,10 @@ struct Part<'a> {
 }
 
 fn report(part: &Part<'_>, driver: &Driver<'_>, elapsed: Duration) {
-    let Totals { cases, instructions, faults, timeouts, in_native_wait, in_engine } = &driver.totals;
+    let Totals { cases, instructions, faults, timeouts, different, in_native_wait, in_engine } =
+        &driver.totals;
     eprintln!(
-        "{} [{}]: {instructions} instructions in {cases} cases ({faults} faults, {timeouts} without end), {} kinds of difference, {:.1} s, {:.2} million/s (engine {:.1} s, waiting for the host {:.1} s)",
+        "{} [{}]: {instructions} instructions in {cases} cases ({faults} faults, {timeouts} without end), {different} differ in {} ways, {:.1} s, {:.2} million/s (engine {:.1} s, waiting for the host {:.1} s)",
         part.name,
         part.bits,
         driver.findings.seen.len(),
@@ -279,7 +284,8 @@ fn main() -> ExitCode {
         if !settings.engine.is_empty() && settings.engine != engine {
             continue;
         }
-        let guest = guest::shows(&make, &shared);
+        let (guest, components) = guest::shows(&make, &shared);
+        xsave::compare_only(components);
         for name in ["regressions", "alone", "streams", "images"] {
             for &bits in &settings.bits {
                 if settings.parts.contains(name) {

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::layout::{CODE_BYTES, PAGE, WRITABLE_BYTES, XSAVE_BYTES};
+use crate::layout::{CODE, CODE_BYTES, PAGE, WRITABLE_BYTES, XSAVE_BYTES};
 
 /// Cases in a batch.
 pub const BATCH: usize = 128;
@@ -43,6 +43,8 @@ pub mod ending {
     pub const DONE: u32 = 0x80;
     /// It did not end within the time allowed.
     pub const TIMEOUT: u32 = 0x100;
+    /// The engine did not end it; the host did.
+    pub const HANG: u32 = 0x102;
     /// A vector no stream can cause; it says the engine failed.
     pub const ENGINE: u32 = 0x101;
 }
@@ -211,5 +213,13 @@ impl Shared {
         assert!(offset + bytes.len() <= CODE_BYTES, "a stream fits its place in the arena");
         // SAFETY: inside the mapping, which nobody holds a Rust reference to.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.code.add(offset), bytes.len()) }
+    }
+
+    /// Bytes of the code arena from `address` on, as many of `count` as there are.
+    pub fn code_at(&self, address: u64, count: usize) -> Vec<u8> {
+        let Some(offset) = address.checked_sub(CODE).map(|offset| offset as usize) else { return Vec::new() };
+        let count = count.min(CODE_BYTES.saturating_sub(offset));
+        // SAFETY: inside the mapping; the tester, which is the only one to write there, is here.
+        (0..count).map(|at| unsafe { self.code.add(offset + at).read() }).collect()
     }
 }

@@ -17,6 +17,18 @@ pub fn enabled_components() -> u64 {
     })
 }
 
+static COMPARED: OnceLock<u64> = OnceLock::new();
+
+/// Restricts what is compared to the components that the guest's CPUID shows. Once, before the first comparison.
+pub fn compare_only(shown: u64) {
+    let _ = COMPARED.set(shown & compared());
+}
+
+/// The components compared.
+pub fn compared() -> u64 {
+    COMPARED.get().copied().unwrap_or_else(|| enabled_components() & VECTOR_COMPONENTS)
+}
+
 /// Offset and size of component `index` in the standard format, on this host.
 pub fn component(index: u32) -> (usize, usize) {
     let leaf = __cpuid_count(0xd, index);
@@ -68,7 +80,7 @@ pub fn canonical(image: &[u8]) -> Box<[u8; XSAVE_BYTES]> {
         out[160..416].copy_from_slice(&image[160..416]);
     }
     for &(index, at, size) in extended() {
-        if present >> index & 1 != 0 && image.len() >= at + size {
+        if (present & compared()) >> index & 1 != 0 && image.len() >= at + size {
             out[at..at + size].copy_from_slice(&image[at..at + size]);
         }
     }
@@ -154,7 +166,8 @@ pub fn template(out: &mut [u8; XSAVE_BYTES], number: usize, rng: &mut Rng) {
         7 => 0x300 | rng.below(64) as u16,
         _ => 0x37f | rounding,
     };
-    out[0..2].copy_from_slice(&fcw.to_le_bytes());
+    // Bit 6 is always set.
+    out[0..2].copy_from_slice(&(fcw | 0x40).to_le_bytes());
     // Top of stack and condition codes; no pending exception, or the first waiting instruction would take it.
     let top = rng.below(8) as u16;
     let fsw = top << 11 | rng.pick(&[0_u16, 0x100, 0x4500, 0x4000]);

@@ -1,0 +1,65 @@
+//! Differences that are no bugs: where the manuals leave a choice, or different CPUs choose differently. Everything here has its reason.
+
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
+
+use crate::shared::{Input, Outcome, Shared, ending};
+
+/// Flags that the manuals call undefined after `code` and that the engine cannot get from the host: it executes these instructions by
+/// other means (no 64-bit encoding), or the host's value depends on how the operand is reached (RCL/RCR by more than one). Such instructions are tested alone only.
+pub fn undefined_flags(code: Code) -> u64 {
+    match code.mnemonic() {
+        Mnemonic::Aaa | Mnemonic::Aas => 0x8c4,
+        Mnemonic::Daa | Mnemonic::Das => 0x800,
+        Mnemonic::Aad | Mnemonic::Aam => 0x811,
+        Mnemonic::Rcl | Mnemonic::Rcr if by_count(code) => 0x800,
+        _ => 0,
+    }
+}
+
+fn by_count(code: Code) -> bool {
+    use iced_x86::OpCodeOperandKind as K;
+    matches!(code.op_code().op_kind(1), K::imm8 | K::cl)
+}
+
+/// The instruction at `rip`, if it is one.
+pub fn instruction_at(shared: &Shared, bits: u32, rip: u64) -> Option<Instruction> {
+    let code = shared.code_at(rip, 15);
+    let instruction = Decoder::with_ip(bits, &code, rip, DecoderOptions::NONE).decode();
+    (!instruction.is_invalid()).then_some(instruction)
+}
+
+/// Memory operands that fault when they are not aligned, even without EFLAGS.AC.
+fn may_need_alignment(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|index| instruction.op_kind(index) == OpKind::Memory)
+        && instruction.memory_size().size() >= 16
+}
+
+const GENERAL_PROTECTION: u32 = 13;
+
+/// Why two outcomes that differ may.
+pub fn tolerated(shared: &Shared, input: &Input, native: &Outcome, engine: &Outcome) -> Option<&'static str> {
+    if native.vector == ending::DONE {
+        return None;
+    }
+    let same_place = engine.vector < 32 && native.rip == engine.rip;
+    let instruction = instruction_at(shared, input.bits, native.rip)?;
+    match instruction.mnemonic() {
+        Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq if same_place => {
+            Some("which of CMPS's two operands is looked at first is the CPU's choice")
+        }
+        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => {
+            Some("whether bytes masked off fault, and the address reported, are the CPU's choice")
+        }
+        Mnemonic::Popa | Mnemonic::Popad if same_place => {
+            Some("how many registers are loaded before a fault is the CPU's choice")
+        }
+        _ if same_place
+            && native.vector == GENERAL_PROTECTION
+            && native.vector != engine.vector
+            && may_need_alignment(&instruction) =>
+        {
+            Some("an operand both misaligned and not accessible: which is reported is the CPU's choice")
+        }
+        _ => None,
+    }
+}
