@@ -13,6 +13,8 @@ missing=()
 for need in "${needs[@]}"; do
     command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
 done
+# Rust links with the C library's start files and stubs, which a compiler package only recommends.
+echo 'int main(void) { return 0; }' | cc -x c -o /dev/null - 2>/dev/null || missing+=(libc6-dev)
 if [ ${#missing[@]} -gt 0 ]; then
     command -v apt-get >/dev/null || {
         echo "prepare: this machine lacks ${missing[*]} and has no apt-get: install them by hand" >&2
