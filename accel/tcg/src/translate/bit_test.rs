@@ -39,7 +39,7 @@ impl Translator {
     fn bit_offset_to_t1(&mut self, insn: &Instruction) {
         let number = gpr_number(insn.op1_register()).expect("the bit offset is in a general register");
         match host_number(number) {
-            Some(host) => dynasm!(self.e ; .arch x64 ; mov r11, Rq(host as u8 as u8)),
+            Some(host) => dynasm!(self.e ; .arch x64 ; mov r11, Rq(host as u8)),
             None => dynasm!(self.e ; .arch x64 ; mov r11, [rsp + gpr_offset(number)]),
         }
     }

@@ -78,16 +78,7 @@ pub fn classify(insn: &Instruction, bits: u32, mode: u32, features: &Features) -
         | Mnemonic::Prefetcht0
         | Mnemonic::Prefetcht1
         | Mnemonic::Prefetcht2
-        | Mnemonic::Reservednop => {
-            // PREFETCHW's place without a memory operand is not reserved for no-operations.
-            let prefetch_of_register = matches!(
-                insn.code(),
-                Code::Reservednop_rm16_r16_0F0D
-                    | Code::Reservednop_rm32_r32_0F0D
-                    | Code::Reservednop_rm64_r64_0F0D
-            ) && insn.op0_kind() == OpKind::Register;
-            return if prefetch_of_register { Class::Raise(Exception::UD) } else { Class::Nothing };
-        }
+        | Mnemonic::Reservednop => return Class::Nothing,
         Mnemonic::Lea if insn.op1_kind() == OpKind::Memory => return Class::Lea,
         // 32-bit code must not clear the registers that it cannot name.
         Mnemonic::Vzeroall | Mnemonic::Vzeroupper if bits != 64 => return Class::Complex(false),

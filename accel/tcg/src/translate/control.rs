@@ -179,8 +179,8 @@ impl Translator {
         if insn.op0_kind() == OpKind::Register {
             let number = gpr_number(insn.op0_register()).expect("indirect branches name general registers");
             match (host_number(number), wide) {
-                (Some(host), true) => dynasm!(self.e ; .arch x64 ; mov r10, Rq(host as u8 as u8)),
-                (Some(host), false) => dynasm!(self.e ; .arch x64 ; mov r10d, Rd(host as u8 as u8)),
+                (Some(host), true) => dynasm!(self.e ; .arch x64 ; mov r10, Rq(host as u8)),
+                (Some(host), false) => dynasm!(self.e ; .arch x64 ; mov r10d, Rd(host as u8)),
                 (None, _) => dynasm!(self.e ; .arch x64 ; mov r10, [rsp + gpr_offset(number)]),
             }
             // Flags are saved with T1 alone, so T0 stays.

@@ -97,9 +97,9 @@ impl Translator {
         // The offset is of the address size; the destination takes what fits, a narrower one zero-extended.
         debug_assert!(address_width(insn, self.bits) >= 16);
         match (host_number(number), destination.size()) {
-            (Some(host), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8 as u8), r10),
-            (Some(host), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8 as u8), r10d),
-            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8 as u8), r10w),
+            (Some(host), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), r10),
+            (Some(host), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8), r10d),
+            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8), r10w),
             (None, 8) => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10),
             (None, 4) => dynasm!(self.e ; .arch x64 ; mov r10d, r10d ; mov [rsp + gpr_offset(number)], r10),
             (None, _) => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10w),
@@ -199,13 +199,13 @@ impl Translator {
                 .find(|&host| !busy[host])
                 .expect("no instruction names them all");
             busy[host] = true;
-            dynasm!(translator.e ; .arch x64 ; mov [rsp + scratch_offset(4 + parked.len())], Rq(host as u8 as u8));
+            dynasm!(translator.e ; .arch x64 ; mov [rsp + scratch_offset(4 + parked.len())], Rq(host as u8));
             parked.push(host);
             host
         };
         if memory && high_byte {
             let host = stand_in(self, &mut parked, &mut busy);
-            dynasm!(self.e ; .arch x64 ; lea Rq(host as u8 as u8), [r11 + r10]);
+            dynasm!(self.e ; .arch x64 ; lea Rq(host as u8), [r11 + r10]);
             new.set_memory_base(sized(host, 8));
             new.set_memory_index(Register::None);
         } else if memory && !needs.is_empty() {
@@ -219,7 +219,7 @@ impl Translator {
             if need.read {
                 match host_number(need.guest) {
                     None => dynasm!(self.e ; .arch x64 ; mov Rq(host), [rsp + gpr_offset(need.guest)]),
-                    Some(home) => dynasm!(self.e ; .arch x64 ; mov Rq(host), Rq(home as u8 as u8)),
+                    Some(home) => dynasm!(self.e ; .arch x64 ; mov Rq(host), Rq(home as u8)),
                 }
             }
         }
@@ -240,11 +240,11 @@ impl Translator {
             let host = need.host as u8;
             match host_number(need.guest) {
                 None => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(need.guest)], Rq(host)),
-                Some(home) => dynasm!(self.e ; .arch x64 ; mov Rq(home as u8 as u8), Rq(host)),
+                Some(home) => dynasm!(self.e ; .arch x64 ; mov Rq(home as u8), Rq(host)),
             }
         }
         for (slot, &host) in parked.iter().enumerate() {
-            dynasm!(self.e ; .arch x64 ; mov Rq(host as u8 as u8), [rsp + scratch_offset(4 + slot)]);
+            dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), [rsp + scratch_offset(4 + slot)]);
         }
     }
 

@@ -130,9 +130,9 @@ impl Translator {
                 self.move_stack(2);
                 return dynasm!(self.e ; .arch x64 ; mov r9w, r10w);
             }
-            (Some(host), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8 as u8), [r11 + r10]),
-            (Some(host), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8 as u8), [r11 + r10]),
-            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8 as u8), [r11 + r10]),
+            (Some(host), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), [r11 + r10]),
+            (Some(host), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8), [r11 + r10]),
+            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8), [r11 + r10]),
             (None, 2) => dynasm!(self.e ; .arch x64
                 ; mov r10w, [r11 + r10]
                 ; mov [rsp + gpr_offset(number)], r10w),
