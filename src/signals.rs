@@ -41,8 +41,6 @@ pub fn install() -> io::Result<()> {
         assert!(EARLIER[index].set(earlier).is_ok(), "signal handlers are installed once");
     }
     handle(libc::SIGCONT, Handler::Simple(on_continue))?;
-    // A reader that went away is an error of write(2), not a reason to die with a raw terminal.
-    handle(libc::SIGPIPE, Handler::Simple(on_nothing))?;
     Ok(())
 }
 
@@ -107,8 +105,6 @@ extern "C" fn on_fatal(signal: libc::c_int, info: *mut libc::siginfo_t, _context
 extern "C" fn on_continue(_signal: libc::c_int) {
     terminal::reapply();
 }
-
-extern "C" fn on_nothing(_signal: libc::c_int) {}
 
 fn disposition(signal: libc::c_int) -> io::Result<libc::sigaction> {
     let mut action = MaybeUninit::uninit();

@@ -30,6 +30,8 @@ pub struct Output {
     file: File,
     when_full: WhenFull,
     closing: AtomicBool,
+    /// The reader went away: told once, then the guest talks to nobody.
+    is_broken: AtomicBool,
     input_wanted: Arc<EventFd>,
 }
 
@@ -37,7 +39,13 @@ impl Output {
     /// Writes to `file`.
     pub fn new(file: File, when_full: WhenFull) -> io::Result<Arc<Self>> {
         let input_wanted = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        Ok(Arc::new(Self { file, when_full, closing: AtomicBool::new(false), input_wanted }))
+        Ok(Arc::new(Self {
+            file,
+            when_full,
+            closing: AtomicBool::new(false),
+            is_broken: AtomicBool::new(false),
+            input_wanted,
+        }))
     }
 
     /// Readable when the device has room for input again.
@@ -70,6 +78,9 @@ impl Output {
 
 impl CharBackend for Output {
     fn write(&self, mut bytes: &[u8]) {
+        if self.is_broken.load(Ordering::Relaxed) {
+            return;
+        }
         while !bytes.is_empty() {
             if self.when_full == WhenFull::Wait && !self.wait_writable() {
                 return;
@@ -81,7 +92,8 @@ impl CharBackend for Output {
                     (ErrorKind::Interrupted, _) | (ErrorKind::WouldBlock, WhenFull::Wait) => {}
                     (ErrorKind::WouldBlock, WhenFull::Drop) => return,
                     _ => {
-                        tracing::warn!(target: "serial", %error, lost = bytes.len(), "serial output lost");
+                        self.is_broken.store(true, Ordering::Relaxed);
+                        tracing::warn!(target: "serial", %error, "serial output goes nowhere from now on");
                         return;
                     }
                 },
