@@ -81,10 +81,11 @@ pub struct Board {
     clock: Arc<dyn Clock>,
     ram: Ram,
     pio: Arc<Bus>,
+    mmio: Arc<Bus>,
     sink: Arc<dyn InterruptSink>,
     irqchip: Vec<Arc<dyn Device>>,
-    /// The PIC, IOAPIC and PIT are ours.
-    has_own_chips: bool,
+    /// The interrupt controllers where they are ours; the PIT is then, too.
+    own_chips: Option<Arc<UserspaceIrqchip>>,
     cpus: Arc<CpuSet>,
     run_state: Arc<RunState>,
 }
@@ -115,7 +116,6 @@ impl Board {
             (Irqchip::Userspace, None) => unreachable!("made above"),
         };
         if let Some(own) = &own {
-            microvm::place_irqchip(own, &pio, &mmio)?;
             irqchip.push(Arc::clone(own) as Arc<dyn Device>);
         }
         let cpus = CpuSet::new(&*accelerator, Arc::clone(&run_state) as Arc<dyn accel::CpuObserver>);
@@ -129,9 +129,20 @@ impl Board {
             let io = Arc::new(MachineIo { pio: Arc::clone(&pio), mmio: Arc::clone(&mmio), local_apic });
             cpus.spawn(seed, cpu, io)?;
         }
-        let has_own_chips = own.is_some();
         let cpus = Arc::new(cpus);
-        Ok(Self { blueprint, accelerator, clock, ram, pio, sink, irqchip, has_own_chips, cpus, run_state })
+        Ok(Self {
+            blueprint,
+            accelerator,
+            clock,
+            ram,
+            pio,
+            mmio,
+            sink,
+            irqchip,
+            own_chips: own,
+            cpus,
+            run_state,
+        })
     }
 
     /// Guest time, which drives the devices.
@@ -201,9 +212,11 @@ impl Machine {
         Ok(())
     }
 
-    /// Power-on state, the kernel loaded again; the machine then goes on. For the main loop's thread.
-    pub fn reset(&self) -> Result<(), MachineError> {
+    /// Power-on state, the kernel loaded again; the machine then goes on. For the main loop's thread. `while_stopped` runs
+    /// when no CPU does any more and none does yet.
+    pub fn reset(&self, while_stopped: impl FnOnce()) -> Result<(), MachineError> {
         self.lifecycle.pause().map_err(MachineResetError::from)?;
+        while_stopped();
         self.lifecycle.reset()?;
         self.ram.clear().map_err(MachineError::Clear)?;
         // The same map, but not the same content: what the engine derived from that is void.
@@ -223,3 +236,6 @@ impl Machine {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

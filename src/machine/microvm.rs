@@ -148,7 +148,7 @@ pub struct Equipment {
 }
 
 /// Puts our own interrupt controllers on the buses.
-pub fn place_irqchip(irqchip: &UserspaceIrqchip, pio: &Bus, mmio: &Bus) -> Result<(), BusError> {
+fn place_irqchip(irqchip: &UserspaceIrqchip, pio: &Bus, mmio: &Bus) -> Result<(), BusError> {
     let pic = irqchip.pic();
     pio.insert(PIC_MASTER, PIC_PORTS, pic.master_ports())?;
     pio.insert(PIC_SLAVE, PIC_PORTS, pic.slave_ports())?;
@@ -158,6 +158,9 @@ pub fn place_irqchip(irqchip: &UserspaceIrqchip, pio: &Bus, mmio: &Bus) -> Resul
 
 /// Makes the devices and puts them on the board's buses.
 pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, BusError> {
+    if let Some(own) = &board.own_chips {
+        place_irqchip(own, &board.pio, &board.mmio)?;
+    }
     let below_4g_bytes = memory_map::low_bytes(board.ram.bytes());
     let mut wiring = Wiring {
         clock: &board.clock,
@@ -174,7 +177,7 @@ pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, BusErr
         devices.push(placed.device);
         Ok(())
     };
-    for row in ROWS.iter().filter(|row| board.has_own_chips || !row.of_irqchip) {
+    for row in ROWS.iter().filter(|row| board.own_chips.is_some() || !row.of_irqchip) {
         place((row.make)(&mut wiring))?;
     }
     let mut serial = Vec::new();

@@ -250,8 +250,8 @@ impl Reactor<'_> {
             Occurrence::System(SystemRequest::PowerOff) => self.end(Outcome::PowerOff),
             Occurrence::System(SystemRequest::Reset) if self.no_reboot => self.end(Outcome::Reset),
             Occurrence::System(SystemRequest::Reset) => {
-                self.run_state.forget_guest();
-                if let Err(error) = self.machine.reset() {
+                // What a CPU asked for on its way to the stop is no wish of the machine that starts anew.
+                if let Err(error) = self.machine.reset(|| self.run_state.forget_guest()) {
                     self.fail(error);
                 }
             }
@@ -267,7 +267,13 @@ impl Reactor<'_> {
                 self.end(Outcome::Stopped(Stop { reason, cpu, state: None, description }));
             }
             // There is no debugger yet to have set a condition.
-            Occurrence::Cpu(_, CpuEvent::Debug { .. }) => self.machine.lifecycle().cpus().resume_all(),
+            Occurrence::Cpu(_, CpuEvent::Debug { pc }) => {
+                tracing::warn!(target: "cpu", pc, "a debugger's stop without a debugger");
+                let lifecycle = self.machine.lifecycle();
+                if let Err(error) = lifecycle.pause().and_then(|()| lifecycle.resume()) {
+                    self.fail(MachineError::Reset(error.into()));
+                }
+            }
         }
     }
 

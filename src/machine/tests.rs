@@ -1,0 +1,195 @@
+//! The machine on the CPU-less accelerator: the test does the CPU's accesses.
+
+use super::*;
+use accel::CpuIo;
+use accel::arch_state::reg;
+use accel::qtest::QtestAccelerator;
+use devices::backend::{BufferBackend, CharBackend};
+use devices::system::{SystemControl, SystemRequest};
+
+use crate::run_state::Occurrence;
+
+const MIB: u64 = 1 << 20;
+const LAPIC: u64 = 0xfee0_0000;
+const IOAPIC: u64 = 0xfec0_0000;
+
+struct Bench {
+    machine: Machine,
+    accelerator: Arc<QtestAccelerator>,
+    io: MachineIo,
+    run_state: Arc<RunState>,
+    said: Arc<BufferBackend>,
+    _kernel: vmm_sys_util::tempfile::TempFile,
+}
+
+/// A PVH kernel of one page at 2 MiB.
+fn kernel() -> vmm_sys_util::tempfile::TempFile {
+    let mut note = [4u32, 4, 18].map(u32::to_le_bytes).concat();
+    note.extend(b"Xen\0");
+    note.extend(0x20_0000u32.to_le_bytes());
+    let mut image = b"\x7fELF\x01\x01\x01".to_vec();
+    image.resize(16, 0);
+    image.extend([2u16, 3].map(u16::to_le_bytes).concat());
+    image.extend([1, 0x20_0000, 52, 0, 0].map(u32::to_le_bytes).concat());
+    image.extend([52u16, 32, 2, 0, 0, 0].map(u16::to_le_bytes).concat());
+    let length = note.len() as u32;
+    image.extend([4, 116, 0, 0, length, length, 4, 4].map(u32::to_le_bytes).concat());
+    image.extend([1, 116 + length, 0x20_0000, 0x20_0000, 2, 4096, 7, 4].map(u32::to_le_bytes).concat());
+    image.extend(note);
+    image.extend([0xf4, 0x90]);
+    let file = vmm_sys_util::tempfile::TempFile::new().unwrap();
+    std::fs::write(file.as_path(), image).unwrap();
+    file
+}
+
+fn bench() -> Bench {
+    let kernel = kernel();
+    let blueprint = Blueprint {
+        memory_bytes: 16 * MIB,
+        cpus: 1,
+        cpu: CpuModel::default(),
+        boot: BootSource::open(kernel.as_path(), None, "hello", 16 * MIB).unwrap(),
+        devices: vec![DeviceChoice::IsaDebugExit { iobase: 0xf4, iosize: 4 }],
+    };
+    let accelerator = Arc::new(QtestAccelerator::new());
+    let run_state = RunState::new().unwrap();
+    let board = Board::new(blueprint, accelerator.clone(), run_state.clone()).unwrap();
+    let io = MachineIo {
+        pio: Arc::clone(&board.pio),
+        mmio: Arc::clone(&board.mmio),
+        local_apic: board.own_chips.as_ref().and_then(|own| own.local_apic(0)),
+    };
+    let said = BufferBackend::new(1000);
+    let machine = board.equip(vec![Some(said.clone() as Arc<dyn CharBackend>)]).unwrap();
+    machine.start().unwrap();
+    Bench { machine, accelerator, io, run_state, said, _kernel: kernel }
+}
+
+impl Bench {
+    fn out(&self, port: u16, value: u8) {
+        self.io.pio_write(port, &[value]);
+    }
+
+    fn inb(&self, port: u16) -> u8 {
+        let mut data = [0];
+        self.io.pio_read(port, &mut data);
+        data[0]
+    }
+
+    fn store(&self, address: u64, value: u32) {
+        self.io.mmio_write(address, &value.to_le_bytes());
+    }
+
+    fn asked(&self) -> Option<SystemRequest> {
+        match self.run_state.take()? {
+            Occurrence::System(request) => Some(request),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn rip(&self) -> u64 {
+        let cpu = self.machine.lifecycle().cpus().cpu(0).unwrap();
+        let state = cpu.run_on(|cpu| cpu.backend.state()).unwrap().unwrap();
+        assert_eq!(state.gpr[reg::RBX], crate::boot::layout::START_INFO);
+        state.rip
+    }
+}
+
+#[test]
+fn the_cpu_starts_at_the_kernel_and_finds_the_acpi_tables() {
+    let bench = bench();
+    assert_eq!(bench.rip(), 0x20_0000);
+    let mut signature = [0; 8];
+    bench.machine.memory().read_slice(&mut signature, GuestAddress(layout::ACPI)).unwrap();
+    assert_eq!(&signature, b"RSD PTR ");
+    assert_eq!(
+        bench.accelerator.memory().map(|memory| memory.read_obj::<u8>(GuestAddress(0x20_0000)).unwrap()),
+        Some(0xf4)
+    );
+}
+
+#[test]
+fn devices_are_where_the_tables_say() {
+    let bench = bench();
+    bench.out(0x3f8, b'!');
+    bench.accelerator.manual_clock().advance(10_000_000);
+    assert_eq!(bench.said.take(), b"!");
+    // Nobody is at COM2 to COM4.
+    assert_eq!(bench.inb(0x2fd), 0xff);
+    // The PM timer runs at 3.579545 MHz.
+    let timer = || {
+        let mut data = [0; 4];
+        bench.io.pio_read(0x608, &mut data);
+        u32::from_le_bytes(data)
+    };
+    let before = timer();
+    bench.accelerator.manual_clock().advance(1_000_000_000);
+    assert!(timer().wrapping_sub(before).abs_diff(3_579_545) <= 1);
+    // RTC register A, index and data.
+    bench.out(0x70, 0x0a);
+    assert_eq!(bench.inb(0x71) & 0x7f, 0x26);
+}
+
+#[test]
+fn what_guests_ask_of_the_machine() {
+    let bench = bench();
+    bench.io.pio_write(0x604, &(5u16 << 10 | 1 << 13).to_le_bytes());
+    assert_eq!(bench.asked(), Some(SystemRequest::PowerOff));
+    for (port, value) in [(0x64, 0xfe), (0xcf9, 6), (0x92, 1)] {
+        bench.out(port, value);
+        assert_eq!(bench.asked(), Some(SystemRequest::Reset), "{port:#x}");
+    }
+    bench.io.pio_write(0xf4, &0x11u32.to_le_bytes());
+    assert_eq!(bench.asked(), Some(SystemRequest::Exit(0x23)));
+}
+
+#[test]
+fn the_timer_reaches_the_cpu_through_pin_2() {
+    let bench = bench();
+    let apic = bench.io.interrupts().expect("ours");
+    // The PIC is masked; counter 0 counts 1000 ticks in mode 2, both bytes.
+    bench.out(0x21, 0xff);
+    bench.out(0xa1, 0xff);
+    bench.out(0x43, 0x34);
+    bench.out(0x40, 0xe8);
+    bench.out(0x40, 0x03);
+    // Software-enabled; pin 2 to vector 0x30 of APIC 0.
+    bench.store(LAPIC + 0xf0, 0x1ff);
+    bench.store(IOAPIC, 0x14);
+    bench.store(IOAPIC + 0x10, 0x30);
+    assert!(!apic.has_interrupt());
+    bench.accelerator.manual_clock().advance(2_000_000);
+    assert!(apic.has_interrupt());
+    assert_eq!(apic.acknowledge(), Some(0x30));
+}
+
+#[test]
+fn a_reset_is_a_fresh_start() {
+    let bench = bench();
+    let memory = bench.machine.memory();
+    memory.write_obj(0xccu8, GuestAddress(0x20_0000)).unwrap();
+    memory.write_obj(0xccu8, GuestAddress(0x80_0000)).unwrap();
+    bench.out(0x43, 0x34);
+    bench.out(0x70, 0x0a);
+    bench.run_state.request(SystemRequest::Reset);
+    bench.machine.reset(|| bench.run_state.forget_guest()).unwrap();
+    assert!(bench.run_state.take().is_none());
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(0x20_0000)).unwrap(), 0xf4);
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(0x80_0000)).unwrap(), 0);
+    assert_eq!(bench.rip(), 0x20_0000);
+    assert!(!bench.machine.lifecycle().is_paused());
+}
+
+#[test]
+fn two_devices_do_not_share_a_port() {
+    let kernel = kernel();
+    let blueprint = Blueprint {
+        memory_bytes: 16 * MIB,
+        cpus: 1,
+        cpu: CpuModel::default(),
+        boot: BootSource::open(kernel.as_path(), None, "", 16 * MIB).unwrap(),
+        devices: vec![DeviceChoice::IsaDebugExit { iobase: 0x60, iosize: 1 }],
+    };
+    let board = Board::new(blueprint, Arc::new(QtestAccelerator::new()), RunState::new().unwrap()).unwrap();
+    assert!(matches!(board.equip(Vec::new()), Err(MachineError::Bus(BusError::Overlap { .. }))));
+}
