@@ -8,12 +8,12 @@ pub mod elf;
 pub mod entry_state;
 pub mod error;
 pub mod layout;
+mod load;
 pub mod memory_map;
 pub mod pvh;
 pub mod zero_page;
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use accel::CpuArchState;
@@ -90,7 +90,7 @@ impl BootSource {
         memory.write_slice(&self.command_line, GuestAddress(COMMAND_LINE))?;
         let initrd = self.initrd.as_ref().map(|initrd| initrd.load(memory)).transpose()?;
         let map = memory_map::e820(self.memory_bytes);
-        let kernel_error = |error: std::io::Error| self.load_error(error);
+        let kernel_error = |source| self.load_error(source);
         let structure_error = |error: linux_loader::configurator::Error| {
             BootError::Write(GuestMemoryError::IOError(std::io::Error::other(error)))
         };
@@ -117,12 +117,8 @@ impl BootSource {
         }
     }
 
-    fn load_error(&self, error: std::io::Error) -> BootError {
-        BootError::Load {
-            option: "-kernel",
-            path: self.path.clone(),
-            source: GuestMemoryError::IOError(error),
-        }
+    fn load_error(&self, source: GuestMemoryError) -> BootError {
+        BootError::Load { option: "-kernel", path: self.path.clone(), source }
     }
 }
 
@@ -190,10 +186,7 @@ fn open_initrd(path: &Path, kernel_end: u64, top: u64) -> Result<Initrd, BootErr
 impl Initrd {
     fn load(&self, memory: &GuestMemoryMmap) -> Result<(u64, u64), BootError> {
         let error = |source| BootError::Load { option: "-initrd", path: self.path.clone(), source };
-        let mut file = self.file.try_clone().map_err(|e| error(GuestMemoryError::IOError(e)))?;
-        file.seek(SeekFrom::Start(0)).map_err(|e| error(GuestMemoryError::IOError(e)))?;
-        let length = usize::try_from(self.bytes).expect("fits below 4 GiB");
-        memory.read_exact_volatile_from(GuestAddress(self.address), &mut file, length).map_err(error)?;
+        load::read(memory, GuestAddress(self.address), &self.file, 0, self.bytes).map_err(error)?;
         Ok((self.address, self.bytes))
     }
 }

@@ -6,11 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use linux_loader::loader::bootparam::setup_header;
-use linux_loader::loader::{BzImage, KernelLoader};
-use vm_memory::{ByteValued, GuestAddress, GuestMemoryMmap};
+use vm_memory::{ByteValued, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::error::BootError;
 use super::layout::HIGH_RAM;
+use super::load;
 
 /// Where `setup_header` starts in the file and in the zero page.
 const HEADER_AT: u64 = 0x1f1;
@@ -64,8 +64,7 @@ impl Image {
             return Err(not_a_kernel("a 32-bit kernel; a 64-bit one is needed"));
         }
         let image = Self { header };
-        // `syssize` counts 16-byte paragraphs of what follows the setup sectors.
-        let needed = image.setup_bytes() + u64::from(header.syssize) * 16;
+        let needed = image.setup_bytes() + image.payload_bytes();
         if actual < needed {
             return Err(truncated(needed));
         }
@@ -80,6 +79,11 @@ impl Image {
         (sectors + 1) * SECTOR
     }
 
+    /// What follows the setup sectors, `syssize` paragraphs of 16 bytes. A signature may follow.
+    fn payload_bytes(&self) -> u64 {
+        u64::from(self.header.syssize) * 16
+    }
+
     /// Where it is loaded: where it would move itself to anyway, if it may be moved.
     fn load_address(&self) -> u64 {
         if self.header.relocatable_kernel != 0 && self.header.pref_address >= HIGH_RAM {
@@ -92,7 +96,7 @@ impl Image {
     /// What it needs before it looks at the memory map ends here.
     pub fn end(&self) -> u64 {
         let run = self.load_address().max(self.header.pref_address);
-        let file = self.load_address() + u64::from(self.header.syssize) * 16;
+        let file = self.load_address() + self.payload_bytes();
         (run + u64::from(self.header.init_size)).max(file)
     }
 
@@ -107,14 +111,16 @@ impl Image {
     }
 
     /// Reads the kernel to its place; the entry and the header for the zero page.
-    pub fn load(&self, file: &File, memory: &GuestMemoryMmap) -> io::Result<(u64, setup_header)> {
-        // A description of its own: its position must not move under another load.
-        let mut file = file.try_clone()?;
-        file.seek(SeekFrom::Start(0))?;
+    pub fn load(
+        &self,
+        file: &File,
+        memory: &GuestMemoryMmap,
+    ) -> Result<(u64, setup_header), GuestMemoryError> {
         let address = self.load_address();
-        let loaded =
-            BzImage::load(memory, Some(GuestAddress(address)), &mut file, None).map_err(io::Error::other)?;
-        let mut header = loaded.setup_header.unwrap_or(self.header);
+        load::read(memory, GuestAddress(address), file, self.setup_bytes(), self.payload_bytes())?;
+        let mut header = self.header;
+        // Below 4 GiB: it was found to fit there.
+        header.code32_start = address as u32;
         header.type_of_loader = UNDEFINED_LOADER;
         Ok((address + ENTRY_64, header))
     }

@@ -2,14 +2,14 @@
 //! direct boot ABI* for the PVH note).
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::error::BootError;
 use super::layout::HIGH_RAM;
+use super::load;
 
 const CLASS_AT: usize = 4;
 const CLASS_32: u8 = 1;
@@ -179,17 +179,12 @@ impl Image {
         self.segments.iter().map(|segment| segment.address + segment.memory_bytes).max().unwrap_or(0)
     }
 
-    /// Reads the segments to their places and clears what the file does not have of them.
-    pub fn load(&self, file: &File, memory: &GuestMemoryMmap) -> io::Result<()> {
-        let mut file = file.try_clone()?;
-        for segment in &self.segments {
-            file.seek(SeekFrom::Start(segment.file_offset))?;
-            let length = usize::try_from(segment.file_bytes).map_err(io::Error::other)?;
-            memory
-                .read_exact_volatile_from(GuestAddress(segment.address), &mut file, length)
-                .map_err(io::Error::other)?;
-        }
-        Ok(())
+    /// Reads the segments to their places. What the file does not have of them stays zero.
+    pub fn load(&self, file: &File, memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+        self.segments.iter().try_for_each(|segment| {
+            let address = GuestAddress(segment.address);
+            load::read(memory, address, file, segment.file_offset, segment.file_bytes)
+        })
     }
 }
 
