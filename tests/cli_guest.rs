@@ -9,7 +9,7 @@ mod support;
 mod tiny_guest;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -308,4 +308,33 @@ fn a_fall_back_is_one_line() {
         outcome.check(lines.len() == 1 && lines[0].starts_with("bivisor: falling back to tcg: "), device);
         outcome.check(lines[0].contains(device), device);
     }
+}
+
+#[test]
+fn a_pseudo_terminal_may_come_and_go() {
+    let scratch = Scratch::new("pty");
+    let guest = tiny_guest::write(&scratch, "guest", &[&echo_until_q(), &out8(EXIT, 3)]);
+    let mut child = Command::new(session::bivisor())
+        .args(["-accel", "tcg", "-m", "16", "-display", "none", "-serial", "pty", "-device", EXIT_DEVICE])
+        .args(["-kernel", guest.to_str().unwrap()])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    let name = line
+        .strip_prefix("char device redirected to ")
+        .and_then(|rest| rest.strip_suffix(" (label serial0)\n"));
+    let name = name.unwrap_or_else(|| panic!("{line:?}")).to_owned();
+    // The escape character is a byte like any other here.
+    for text in [&b"first\x01x\r\n"[..], b"second"] {
+        let mut user = File::options().read(true).write(true).open(&name).unwrap();
+        user.write_all(text).unwrap();
+        let mut echo = vec![0; text.len()];
+        user.read_exact(&mut echo).unwrap();
+        assert_eq!(echo, text);
+    }
+    File::options().write(true).open(&name).unwrap().write_all(b"q").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(7));
 }
