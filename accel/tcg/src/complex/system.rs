@@ -94,7 +94,7 @@ pub fn execute_system(cpu: &mut Cpu, insn: &Instruction) -> Option<Exec<Next>> {
         M::Xsetbv => control::xsetbv(cpu),
         // Guest RAM is the host's write-back memory.
         M::Wbinvd | M::Invd | M::Wbnoinvd => privileged(cpu).map(|()| Next::Fallthrough),
-        M::Hlt => privileged(cpu).map(|()| Next::Halt),
+        M::Hlt => hlt(cpu),
         M::Pause => Ok(Next::Fallthrough),
 
         M::Rdmsr => rdmsr(cpu),
@@ -113,6 +113,13 @@ pub fn execute_system(cpu: &mut Cpu, insn: &Instruction) -> Option<Exec<Next>> {
         M::Wrgsbase => write_base(cpu, insn, 5),
         _ => return None,
     })
+}
+
+/// HLT. The shadow of an STI before it ends here: what arrives from now on wakes the CPU.
+fn hlt(cpu: &mut Cpu) -> Exec<Next> {
+    privileged(cpu)?;
+    cpu.env.interrupt_shadow = 0;
+    Ok(Next::Halt)
 }
 
 fn retf(cpu: &mut Cpu, insn: &Instruction) -> Exec<Next> {

@@ -371,7 +371,9 @@ fn interrupt_flag_and_its_shadow() {
     assert_eq!(machine.cpu.env.interrupt_shadow, 0, "IF was set already");
     assert_eq!(machine.execute(&[0xfa]), Ok(Next::Fallthrough));
     assert_eq!(machine.cpu.env.iflag, 0);
+    machine.execute(&[0xfb]).unwrap();
     assert_eq!(machine.execute(&[0xf4]), Ok(Next::Halt));
+    assert_eq!(machine.cpu.env.interrupt_shadow, 0, "STI; HLT wakes at once");
     // With IOPL 3 a user may.
     let mut machine = long_user();
     machine.cpu.env.sysflags |= flag::IOPL;
