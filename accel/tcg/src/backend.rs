@@ -233,6 +233,7 @@ impl VcpuBackend for Backend {
 
     fn reset(&mut self) -> Result<(), VcpuError> {
         let cpu = &mut self.vcpu.cpu;
+        crate::exec::trace::before_reset(cpu);
         crate::arch::reset(cpu);
         cpu.env.wait_for_sipi = cpu.index != 0;
         self.state_replaced();

@@ -104,7 +104,10 @@ pub fn raise(cpu: &mut Cpu, exception: Exception) -> Next {
         }
         match escalate(current.vector, second) {
             Some(next) => current = next,
-            None => return Next::Shutdown,
+            None => {
+                tracing::trace!(target: "guest_errors", "triple fault at {:#x}", cpu.env.rip);
+                return Next::Shutdown;
+            }
         }
     }
 }

@@ -31,6 +31,11 @@ const DEBUGCTL_IGNORED: u64 = 3;
 
 const GP: Exception = Exception::gp(0);
 
+fn unknown(what: &str, index: u32) -> Exception {
+    tracing::trace!(target: "unimp", "{what} {index:#x}: no such register");
+    GP
+}
+
 /// RDMSR.
 pub fn read(cpu: &mut Cpu, index: u32) -> Exec<u64> {
     Ok(match index {
@@ -50,7 +55,7 @@ pub fn read(cpu: &mut Cpu, index: u32) -> Exec<u64> {
         IA32_BIOS_SIGN_ID => MICROCODE_REVISION,
         MSR_PLATFORM_INFO => PLATFORM_INFO,
         IA32_MTRRCAP => MTRR_CAP,
-        _ => *slot(&mut cpu.env.msr, index).ok_or(GP)?,
+        _ => *slot(&mut cpu.env.msr, index).ok_or_else(|| unknown("RDMSR", index))?,
     })
 }
 
@@ -76,7 +81,7 @@ pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Exec<()> {
         }
         IA32_EFER => write_efer(cpu, value)?,
         IA32_LSTAR | IA32_CSTAR | IA32_KERNEL_GS_BASE | IA32_SYSENTER_ESP | IA32_SYSENTER_EIP => {
-            *slot(&mut cpu.env.msr, index).ok_or(GP)? = canonical(value)?;
+            *slot(&mut cpu.env.msr, index).ok_or_else(|| unknown("WRMSR", index))? = canonical(value)?;
         }
         IA32_FMASK | IA32_TSC_AUX if value >> 32 != 0 => return Err(GP),
         IA32_SPEC_CTRL if !cpu.cpuid.spec_ctrl() || value & !SPEC_CTRL_BITS != 0 => return Err(GP),
@@ -93,7 +98,7 @@ pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Exec<()> {
         IA32_BIOS_SIGN_ID | IA32_PERF_CTL => {}
         IA32_P5_MC_ADDR | IA32_P5_MC_TYPE | IA32_MCG_STATUS | MSR_MISC_FEATURES_ENABLES if value == 0 => {}
         IA32_DEBUGCTL if value & !DEBUGCTL_IGNORED == 0 => {}
-        _ => *slot(&mut cpu.env.msr, index).ok_or(GP)? = value,
+        _ => *slot(&mut cpu.env.msr, index).ok_or_else(|| unknown("WRMSR", index))? = value,
     }
     Ok(())
 }

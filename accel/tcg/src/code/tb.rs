@@ -114,6 +114,7 @@ pub struct Tb {
     /// Guest offset of each instruction from `key.rip`, and of the end.
     pub insns: Vec<u16>,
     /// Instructions for helpers.
+    // Boxed: generated code has their addresses.
     pub sites: Vec<Box<Site>>,
     /// Bytes that the return at its end takes off the stack; 0 for other ends.
     pub popped: u32,

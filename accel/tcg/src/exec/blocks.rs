@@ -3,6 +3,7 @@
 use crate::code::tb::{TbId, TbKey, mode};
 use crate::env::{Env, flag};
 use crate::exception::{Exception, Exec};
+use crate::exec::trace;
 use crate::exec::vcpu::Vcpu;
 use crate::operand::is_canonical;
 use crate::ram::{PAGE, load};
@@ -120,11 +121,13 @@ impl Vcpu {
         let mut code = self.engine.code();
         if let Some((from, slot, emptied)) = link
             && emptied == code.cache.counters.emptied
+            && self.chaining
         {
             code.cache.link(from, slot, id);
         }
+        trace::entered(&self.cpu, &code.cache, id);
         let entry = code.cache.block(id).entry_saved;
-        if bits & (mode::SINGLE | mode::FLAT_CODE) == mode::FLAT_CODE {
+        if bits & (mode::SINGLE | mode::FLAT_CODE) == mode::FLAT_CODE && self.chaining {
             self.cpu.mmu.insert_jump(rip, self.cpu.env.mode_key, entry);
         }
         Ok(entry)
@@ -153,11 +156,7 @@ impl Vcpu {
         let base = code.cache.buffer.next_address();
         let block = code.translator.translate(key, page, bytes, code.cache.next_id(), base)?;
         code.cache.buffer.append(code.translator.code());
-        if tracing::enabled!(target: "in_asm", tracing::Level::TRACE) {
-            for insn in code.translator.instructions() {
-                tracing::trace!(target: "in_asm", "{:#018x}: {insn}", insn.ip());
-            }
-        }
+        trace::translated(&code.translator, base);
         Some(code.cache.insert(block))
     }
 }

@@ -17,6 +17,7 @@ use crate::cpu::Cpu;
 use crate::engine::Engine;
 use crate::env::{ARITH_FLAGS, EnvBlock, flag};
 use crate::exception::{Exception, vector};
+use crate::exec::trace;
 use crate::interrupt::{self, Kind};
 use crate::ram::PAGE;
 use crate::translate::address::stack_bit;
@@ -57,12 +58,21 @@ pub struct Vcpu {
     pub breakpoints: Vec<u64>,
     /// A debugger stops after each instruction.
     pub single_step: bool,
+    /// Jumps are linked and cached, so that the loop sees a block only once.
+    pub(super) chaining: bool,
 }
 
 impl Vcpu {
     /// A CPU over `engine`.
     pub fn new(cpu: Cpu, engine: Arc<Engine>) -> Self {
-        Self { cpu, engine, leave: Leave::InstructionDone, breakpoints: Vec::new(), single_step: false }
+        Self {
+            cpu,
+            engine,
+            leave: Leave::InstructionDone,
+            breakpoints: Vec::new(),
+            single_step: false,
+            chaining: trace::chaining(),
+        }
     }
 
     /// Runs until there is a reason of the lifecycle to stop.

@@ -297,6 +297,7 @@ impl Mmu {
     /// Forgets everything, global pages included, of every PCID.
     pub fn flush_all(&mut self) {
         self.flushes += 1;
+        tracing::trace!(target: "mmu", "all address spaces flushed");
         for context in &mut self.contexts {
             context.flush();
         }
@@ -318,6 +319,7 @@ impl Mmu {
 
     /// INVLPG: forgets the page at `linear` of the present PCID, and global ones of all.
     pub fn flush_page(&mut self, linear: u64) {
+        tracing::trace!(target: "mmu", "page {linear:#x} flushed");
         // Which entries are global is not recorded; supervisor pages of other PCIDs are taken to be.
         let current = self.current;
         for (index, context) in self.contexts.iter_mut().enumerate() {
@@ -337,6 +339,7 @@ impl Mmu {
     /// MOV CR3: makes the address space of `value` the present one. `env.cr3` is the caller's to set.
     pub fn switch_to(&mut self, env: &mut Env, value: u64) {
         self.clock += 1;
+        tracing::trace!(target: "mmu", "address space {value:#x}");
         if env.cr4 & cr::CR4_PCIDE == 0 {
             self.flush_current();
             return;

@@ -48,6 +48,7 @@ pub struct Translator {
     pub(super) slots: [Option<Slot>; 2],
     pub(super) popped: u32,
     marks: Vec<Mark>,
+    #[expect(clippy::vec_box, reason = "generated code has the sites' addresses")]
     sites: Vec<Box<Site>>,
 }
 
@@ -79,8 +80,8 @@ impl Translator {
     }
 
     /// The instructions of the block translated last.
-    pub fn instructions(&self) -> impl Iterator<Item = &Instruction> {
-        self.items.iter().map(|item| &item.insn)
+    pub fn items(&self) -> &[Item] {
+        &self.items
     }
 
     /// The code of the block translated last.
