@@ -61,6 +61,12 @@ pub mod flag {
     pub const ALL: u32 = 0x3f_7fd5;
 }
 
+/// [`Env::interrupt_shadow`] after STI.
+pub const SHADOW_STI: u32 = 1;
+/// [`Env::interrupt_shadow`] after a load of SS, which holds off debug traps as well (SDM vol. 3A, *Masking Exceptions and
+/// Interrupts When Switching Stacks*).
+pub const SHADOW_SS: u32 = 2;
+
 /// How many soft-TLB modes there are: user, supervisor with SMAP in force, supervisor without.
 pub const TLB_MODES: usize = 3;
 
@@ -121,7 +127,7 @@ pub struct Env {
     pub fp_loaded: u32,
     /// Number of the block whose indirect branch or return was the last, plus 1; 0: none since the loop last looked.
     pub branch_from: u32,
-    /// Interrupts are held off for one instruction (after STI, MOV SS).
+    /// Interrupts are held off for one instruction: [`SHADOW_STI`], [`SHADOW_SS`] or 0.
     pub interrupt_shadow: u32,
     /// Mode bits of the running code at their place in the jump cache's tag.
     pub mode_key: u64,

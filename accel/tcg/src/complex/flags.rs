@@ -2,7 +2,7 @@
 
 use crate::complex::Next;
 use crate::cpu::Cpu;
-use crate::env::flag;
+use crate::env::{SHADOW_STI, flag};
 use crate::exception::{Exception, Exec};
 use crate::mmu::Access;
 use crate::stack::Stack;
@@ -36,7 +36,7 @@ pub fn sti(cpu: &mut Cpu) -> Exec<Next> {
         return Ok(Next::Fallthrough);
     }
     cpu.env.iflag = flag::IF;
-    cpu.env.interrupt_shadow = 1;
+    cpu.env.interrupt_shadow = SHADOW_STI;
     Ok(after_enabling(cpu))
 }
 

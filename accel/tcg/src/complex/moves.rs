@@ -5,6 +5,7 @@ use iced_x86::{Instruction, OpKind, Register};
 use crate::complex::Next;
 use crate::complex::far::read_pointer;
 use crate::cpu::Cpu;
+use crate::env::SHADOW_SS;
 use crate::exception::{Exception, Exec};
 use crate::operand::segment_index;
 use crate::stack::Stack;
@@ -15,7 +16,7 @@ const SS: usize = 2;
 /// width are part of what code is translated for.
 fn after_load(cpu: &mut Cpu, index: usize, shadow: bool) -> Next {
     if index == SS && shadow {
-        cpu.env.interrupt_shadow = 1;
+        cpu.env.interrupt_shadow = SHADOW_SS;
     }
     if index == SS || !cpu.env.is_64bit() { Next::EndBlock } else { Next::Fallthrough }
 }

@@ -15,7 +15,7 @@ use crate::code::thunks::{Exit, exit};
 use crate::complex::Next;
 use crate::cpu::Cpu;
 use crate::engine::Engine;
-use crate::env::{ARITH_FLAGS, EnvBlock, flag};
+use crate::env::{ARITH_FLAGS, EnvBlock, SHADOW_SS, flag};
 use crate::exception::{Exception, vector};
 use crate::exec::trace;
 use crate::interrupt::{self, Kind};
@@ -23,6 +23,8 @@ use crate::ram::PAGE;
 use crate::translate::address::stack_bit;
 use crate::translate::block::MAX_INSN_BYTES;
 use crate::translate::native::has_memory;
+
+const CR4_OSXMMEXCPT: u64 = 1 << 10;
 
 /// Why a helper left generated code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +201,8 @@ impl Vcpu {
     /// Enters generated code at `env.rip` and comes back with the next reason for the loop. True: an instruction was
     /// finished, or its exception delivered.
     fn run_blocks(&mut self, one: bool) -> Result<bool, Shutdown> {
-        let shadow_at = (self.cpu.env.interrupt_shadow != 0).then_some(self.cpu.env.rip);
+        let shadow = self.cpu.env.interrupt_shadow;
+        let shadow_at = (shadow != 0).then_some(self.cpu.env.rip);
         // With nothing pending the shadow needs no care: what comes during it is seen at the first poll, before the
         // shadowed instruction.
         let shadowed = shadow_at.is_some() && self.cpu.handle.interrupt_request() != 0;
@@ -221,7 +224,7 @@ impl Vcpu {
                     self.cpu.env.flags_from_code();
                     // Still before the instruction in the shadow: it stays in force.
                     if shadow_at == Some(self.cpu.env.rip) {
-                        self.cpu.env.interrupt_shadow = 1;
+                        self.cpu.env.interrupt_shadow = shadow;
                     }
                     return Ok(false);
                 }
@@ -266,7 +269,8 @@ impl Vcpu {
 
     /// Traps of the instruction that was just finished. `stepped`: TF was set when it began.
     fn finish_instruction(&mut self, stepped: bool) -> Result<(), Shutdown> {
-        if !stepped && self.cpu.pending_debug == 0 {
+        // A load of SS holds debug traps off too, until the next instruction is done.
+        if !stepped && self.cpu.pending_debug == 0 || self.cpu.env.interrupt_shadow == SHADOW_SS {
             return Ok(());
         }
         match interrupt::deliver_debug_traps(&mut self.cpu, stepped) {
@@ -333,6 +337,7 @@ impl Vcpu {
         self.cpu.env.rip = rip;
         let trap = trap as u8;
         match trap {
+            vector::XM if self.cpu.env.cr4 & CR4_OSXMMEXCPT == 0 => Exception::UD,
             vector::DE | vector::MF | vector::XM | vector::UD => Exception::plain(trap),
             vector::AC => Exception::with_code(vector::AC, 0),
             // #GP: a misaligned operand, reserved bits of MXCSR. #PF on page 0: an empty TLB entry matched a

@@ -57,11 +57,8 @@ impl Cpu {
         };
         let watched = self.page_is_watched(linear);
         let code = self.ram.is_code(ram_page.index);
-        if !watched {
-            let large = page.size > PAGE;
-            if !write || !code {
-                self.mmu.insert(&self.ram, mode, write, linear, ram_page, large);
-            }
+        if !watched && !(write && code) {
+            self.mmu.insert(&self.ram, mode, write, linear, ram_page, page.size);
         }
         if write && code {
             return Ok(Target::Code(ram_page));
@@ -220,7 +217,7 @@ impl Cpu {
         let page = walk(&self.env, &self.ram, linear, Need { write: false, user, fetch: true, smap: false })?;
         // Code outside RAM: hardware would run from ROM or device memory; nothing on this machine has code there.
         let ram_page = self.ram.page(page.gpa).ok_or(Exception::gp(0))?;
-        self.mmu.insert_fetch(user, linear, ram_page, page.size > PAGE);
+        self.mmu.insert_fetch(user, linear, ram_page, page.size);
         Ok(ram_page)
     }
 }

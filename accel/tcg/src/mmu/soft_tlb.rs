@@ -64,6 +64,36 @@ pub struct FetchEntry {
 
 const NO_FETCH: FetchEntry = FetchEntry { tag: EMPTY_TAG, page: crate::ram::RamPage { host: 0, index: 0 } };
 
+/// A set of page numbers that may say yes to one that is not in it, never no to one that is.
+struct PageSet {
+    bits: [u64; 64],
+    used: bool,
+}
+
+impl PageSet {
+    const fn new() -> Self {
+        Self { bits: [0; 64], used: false }
+    }
+    fn place(number: u64) -> (usize, u64) {
+        let hash = (number ^ number >> 12) as usize & 0xfff;
+        (hash / 64, 1 << (hash % 64))
+    }
+    fn insert(&mut self, number: u64) {
+        let (word, bit) = Self::place(number);
+        self.bits[word] |= bit;
+        self.used = true;
+    }
+    fn may_have(&self, number: u64) -> bool {
+        let (word, bit) = Self::place(number);
+        self.used && self.bits[word] & bit != 0
+    }
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.used) {
+            self.bits = [0; 64];
+        }
+    }
+}
+
 /// One address space.
 #[repr(C)]
 pub struct Context {
@@ -73,8 +103,12 @@ pub struct Context {
     used: [[bool; 2]; TLB_MODES],
     fetch_used: [bool; 2],
     jumps_used: bool,
-    /// Whether entries of large pages are there, per privilege: INVLPG in one must drop all of its pieces.
-    large: [bool; 2],
+    /// Where pieces of 2 MiB (or 4 MiB) pages are, by address: INVLPG in one must drop all of them.
+    large: PageSet,
+    /// Where pieces of 1 GiB pages are.
+    huge: PageSet,
+    /// Pages that the jump cache has blocks of.
+    jumped: PageSet,
     pcid: u16,
     valid: bool,
     last_use: u64,
@@ -89,7 +123,9 @@ impl Context {
             used: [[false; 2]; TLB_MODES],
             fetch_used: [false; 2],
             jumps_used: false,
-            large: [false; 2],
+            large: PageSet::new(),
+            huge: PageSet::new(),
+            jumped: PageSet::new(),
             pcid: 0,
             valid: false,
             last_use: 0,
@@ -112,19 +148,24 @@ impl Context {
             }
         }
         self.flush_jumps();
-        self.large = [false; 2];
+        self.large.clear();
+        self.huge.clear();
     }
 
     fn flush_jumps(&mut self) {
         if std::mem::take(&mut self.jumps_used) {
             self.jumps.fill(NO_JUMP);
+            self.jumped.clear();
         }
     }
 
-    /// Forgets the page at `linear`; all pages of its privilege if it may be a piece of a large one.
+    /// Forgets the page at `linear`; everything if it may be a piece of a large one.
     fn flush_page(&mut self, linear: u64) {
-        if self.large[0] || self.large[1] {
-            // Pieces of a large page are spread over the tables; which of the two privileges the page had is unknown.
+        if self.large.may_have(linear >> 21)
+            || self.large.may_have(linear >> 21 ^ 1)
+            || self.huge.may_have(linear >> 30)
+        {
+            // Pieces of a large page are spread over the tables.
             self.flush();
             return;
         }
@@ -144,7 +185,18 @@ impl Context {
                 *entry = NO_FETCH;
             }
         }
-        self.flush_jumps();
+        if self.jumped.may_have(page >> 12) {
+            self.flush_jumps();
+        }
+    }
+
+    /// Notes that a piece of a page of `size` bytes is entered.
+    fn note_size(&mut self, linear: u64, size: u64) {
+        if size > 4 << 20 {
+            self.huge.insert(linear >> 30);
+        } else if size > 4096 {
+            self.large.insert(linear >> 21);
+        }
     }
 }
 
@@ -208,7 +260,7 @@ impl Mmu {
         (entry.tag == linear & !0xfff).then_some(entry.host)
     }
 
-    /// Enters a translation. `large`: it is a piece of a large page.
+    /// Enters a translation. `size`: bytes of the page that the guest's tables map.
     pub fn insert(
         &mut self,
         ram: &Ram,
@@ -216,12 +268,12 @@ impl Mmu {
         write: bool,
         linear: u64,
         page: crate::ram::RamPage,
-        large: bool,
+        size: u64,
     ) {
         let (number, index) = (self.current as u32, table_index(linear));
         let context = self.current();
         context.used[mode][usize::from(write)] = true;
-        context.large[usize::from(mode != 0)] |= large;
+        context.note_size(linear, size);
         context.tables[mode][usize::from(write)][index] = TlbEntry { tag: linear & !0xfff, host: page.host };
         if write {
             ram.note_write_entry(page.index, (number << 16 | (mode as u32) << 12 | index as u32) + 1);
@@ -263,10 +315,10 @@ impl Mmu {
     }
 
     /// Enters a page that code may be fetched from.
-    pub fn insert_fetch(&mut self, user: bool, linear: u64, page: crate::ram::RamPage, large: bool) {
+    pub fn insert_fetch(&mut self, user: bool, linear: u64, page: crate::ram::RamPage, size: u64) {
         let context = self.current();
         context.fetch_used[usize::from(user)] = true;
-        context.large[usize::from(!user)] |= large;
+        context.note_size(linear, size);
         context.fetch[usize::from(user)][fetch_index(linear)] = FetchEntry { tag: linear & !0xfff, page };
     }
 
@@ -274,6 +326,7 @@ impl Mmu {
     pub fn insert_jump(&mut self, pc: u64, mode_key: u64, code: u64) {
         let context = self.current();
         context.jumps_used = true;
+        context.jumped.insert(pc >> 12);
         context.jumps[jump_index(pc)] = JumpEntry { tag: pc ^ mode_key, code };
     }
 

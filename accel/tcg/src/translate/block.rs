@@ -3,6 +3,7 @@
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
 use crate::code::tb::mode;
+use crate::exception::Exception;
 use crate::translate::classify::{Class, classify};
 use crate::translate::features::Features;
 use crate::translate::flags::{self, Effect};
@@ -62,7 +63,12 @@ pub fn decode(
                 break;
             }
         }
-        let class = classify(&insn, bits, mode, features);
+        let class = match insn.code() {
+            Code::INVALID if is_too_long(&bytes[usize::from(offset)..], bits) => {
+                Class::Raise(Exception::gp(0))
+            }
+            _ => classify(&insn, bits, mode, features),
+        };
         let effect = match class {
             Class::Native | Class::NativeFp | Class::BitTest => flags::effect(&insn),
             Class::JumpIf | Class::JumpCount => {
@@ -84,6 +90,18 @@ pub fn decode(
         item.live_in = live;
     }
     Cut::Inside
+}
+
+/// Whether prefixes make an otherwise good instruction longer than one may be, which is #GP(0) and not #UD.
+fn is_too_long(bytes: &[u8], bits: u32) -> bool {
+    let is_prefix = |&byte: &u8| {
+        matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+            || bits == 64 && byte & 0xf0 == 0x40
+    };
+    let prefixes = bytes.iter().take_while(|byte| is_prefix(byte)).count();
+    let rest =
+        Decoder::new(bits, &bytes[prefixes.min(bytes.len())..], DecoderOptions::FORCE_RESERVED_NOP).decode();
+    prefixes >= MAX_INSN_BYTES || !rest.is_invalid() && prefixes + rest.len() > MAX_INSN_BYTES
 }
 
 fn ends_block(class: Class, insn: &Instruction) -> bool {

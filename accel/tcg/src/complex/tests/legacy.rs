@@ -205,7 +205,7 @@ fn segment_loads_in_protected_mode() {
     assert_eq!(load(&mut machine, DS, ABSENT), Err(Exception::np(0x60)));
     assert_eq!(load(&mut machine, SS, ABSENT), Err(Exception::ss(0x60)));
     assert_eq!(load(&mut machine, SS, KERNEL_DATA), Ok(Next::EndBlock));
-    assert_eq!(machine.cpu.env.interrupt_shadow, 1);
+    assert_eq!(machine.cpu.env.interrupt_shadow, crate::env::SHADOW_SS);
     // The accessed bit is set in the table.
     put(&machine, GDT + u64::from(KERNEL_DATA), flat(0x92));
     assert_eq!(load(&mut machine, DS, KERNEL_DATA), Ok(Next::EndBlock));

@@ -168,7 +168,7 @@ fn from_real_mode_to_64bit_mode_and_back() {
     machine.cpu.env.gpr[0] = u64::from(KERNEL_DATA);
     assert_eq!(machine.execute(&[0x8e, 0xd8]), Ok(Next::EndBlock));
     assert_eq!(machine.execute(&[0x8e, 0xd0]), Ok(Next::EndBlock));
-    assert_eq!(machine.cpu.env.interrupt_shadow, 1);
+    assert_eq!(machine.cpu.env.interrupt_shadow, crate::env::SHADOW_SS);
     // Without PAE, long mode cannot be entered.
     assert_eq!(wrmsr(&mut machine, spec::IA32_EFER, 0x900), Ok(Next::EndBlock));
     assert_eq!(set_cr(&mut machine, 3, 0x1000), Ok(Next::EndBlock));
