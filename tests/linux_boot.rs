@@ -38,7 +38,8 @@ fn ended_well(outcome: &Outcome) {
 fn boots_to_init(flavour: &str) {
     let outcome = boot("512", &format!("vmlinuz-{flavour}"), "boot-test.gz", LIMIT).finish();
     outcome.check(outcome.serial.contains("\nBIVISOR-INIT-OK\n"), "init did not run");
-    let release = std::fs::read_to_string(folder().join(format!("kernel-{flavour}/release"))).unwrap();
+    let release = folder().join(format!("kernel-{flavour}/release"));
+    let release = std::fs::read_to_string(release).expect("fetch.sh writes it beside the kernel");
     let uname = format!("\nLinux (none) {} ", release.trim());
     outcome.check(outcome.serial.contains(&uname), "uname does not name the kernel");
     ended_well(&outcome);
@@ -91,7 +92,8 @@ fn programs_print_the_same_as_natively() {
     let printed = after.and_then(|after| after.split_once("BIVISOR-PROGRAMS-END status=0\n"));
     outcome.check(printed.is_some(), "the checks did not run to their end");
     let printed: Vec<&str> = printed.map(|(printed, _)| printed.lines().collect()).unwrap_or_default();
-    let expected = std::fs::read_to_string(folder().join("programs.expected")).unwrap();
+    let expected = std::fs::read_to_string(folder().join("programs.expected"));
+    let expected = expected.expect("fetch.sh writes it beside the image");
     let expected: Vec<&str> = expected.lines().collect();
     assert!(expected.len() > 50, "the native run printed only {} lines", expected.len());
     for (ours, native) in printed.iter().zip(&expected) {

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Peak memory of the program beyond the guest's pages during a boot: the resident set of all its mappings except the guest's RAM,
-# sampled every few ms from /proc/PID/smaps. Guest RAM is the memfd that the program calls guest-ram. Writes target/bench/memory.json.
+# Peak memory of the program beyond the guest's pages during a boot: what its mappings other than the guest's RAM hold, sampled every
+# few ms from /proc/PID/smaps. Guest RAM is the memfd called guest-ram. Writes target/bench/memory.json.
 #
-#     resources/bench/memory.sh [ACCEL]...        (tcg and, where it runs Linux, kvm unless told)
+#     resources/bench/memory.sh [ACCEL]...        (tcg unless told)
 
 # shellcheck source=resources/bench/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -13,10 +13,12 @@ bivisor=$(program)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# sample PID: KiB resident outside of guest RAM, and inside.
+# sample PID: KiB resident outside of guest RAM, and inside. A memfd that is mapped twice (translated code: once
+# writable, once executable) holds its pages once: for memfds the proportional size counts.
 sample() {
-    awk '/^[0-9a-f]+-[0-9a-f]+ / { guest = /memfd:guest-ram/ }
-         /^Rss:/ { if (guest) inside += $2; else outside += $2 }
+    awk '/^[0-9a-f]+-[0-9a-f]+ / { guest = /memfd:guest-ram/; memfd = /memfd:/ }
+         /^Rss:/ && !memfd { outside += $2 }
+         /^Pss:/ && memfd { if (guest) inside += $2; else outside += $2 }
          END { print outside + 0, inside + 0 }' "/proc/$1/smaps" 2>/dev/null || true
 }
 
