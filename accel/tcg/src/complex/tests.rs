@@ -1,5 +1,6 @@
 //! Tests of the system instructions and of interrupt delivery, on a machine with tables made by hand.
 
+mod flags;
 mod legacy;
 mod long;
 mod privileged;

@@ -57,7 +57,8 @@ impl Cpu {
         };
         let watched = self.page_is_watched(linear);
         let code = self.ram.is_code(ram_page.index);
-        if !watched && !(write && code) {
+        let protected = write && code;
+        if !watched && !protected {
             self.mmu.insert(&self.ram, mode, write, linear, ram_page, page.size);
         }
         if write && code {
