@@ -66,6 +66,11 @@ fn by_code(code: Code) -> Option<&'static str> {
     }
     match code {
         Code::Movsxd_r16_rm16 => Some("reads 2 bytes on Intel's CPUs, 4 on AMD's"),
+        Code::Reservednop_rm16_r16_0F0D
+        | Code::Reservednop_rm32_r32_0F0D
+        | Code::Reservednop_rm64_r64_0F0D => {
+            Some("a NOP on Intel's CPUs, undefined on AMD's with a register operand")
+        }
         Code::Popw_ES
         | Code::Popd_ES
         | Code::Popw_SS

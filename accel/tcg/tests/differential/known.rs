@@ -34,12 +34,24 @@ fn may_need_alignment(instruction: &Instruction) -> bool {
         && instruction.memory_size().size() >= 16
 }
 
+fn is_io(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    instruction.op_code().is_input_output()
+        || matches!(instruction.mnemonic(), M::Cli | M::Sti | M::Popf | M::Popfd | M::Popfq)
+}
+
 const GENERAL_PROTECTION: u32 = 13;
+const PAGE_FAULT: u32 = 14;
 
 /// Why two outcomes that differ may.
 pub fn tolerated(shared: &Shared, input: &Input, native: &Outcome, engine: &Outcome) -> Option<&'static str> {
     if native.vector == ending::DONE {
         return None;
+    }
+    if input.cpl == 0 && native.vector == PAGE_FAULT && native.cr2 >> 63 != 0 {
+        return Some(
+            "the native side is a user always: the kernel's half is another one in the guest at CPL 0",
+        );
     }
     let same_place = engine.vector < 32 && native.rip == engine.rip;
     let instruction = instruction_at(shared, input.bits, native.rip)?;
@@ -52,6 +64,14 @@ pub fn tolerated(shared: &Shared, input: &Input, native: &Outcome, engine: &Outc
         }
         Mnemonic::Popa | Mnemonic::Popad if same_place => {
             Some("how many registers are loaded before a fault is the CPU's choice")
+        }
+        _ if input.cpl == 0
+            && native.vector == GENERAL_PROTECTION
+            && (instruction.is_privileged()
+                || instruction.op_code().may_require_cpl0()
+                || is_io(&instruction)) =>
+        {
+            Some("the native side is a user always: privileged instructions work at CPL 0")
         }
         _ if same_place
             && native.vector == GENERAL_PROTECTION

@@ -1,0 +1,144 @@
+//! Whole machine: kernels of our own, each claim in them checked by the guest itself, on every accelerator. The same binary everywhere: a difference is a bug.
+//!
+//! Sources in `resources/micro_kernels`. A kernel prints the claims that fail and ends through isa-debug-exit: 33 is good.
+
+mod harness;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use harness::guests::root;
+use harness::session::{Outcome, Session, bivisor};
+
+/// A starved host makes a guest slow, never wrong.
+const LIMIT: Duration = Duration::from_secs(240);
+
+const GOOD: i32 = 0x10 << 1 | 1;
+
+/// What a KVM that only emulates cannot do; its own kernel says so for all guests. Not run there, each by name.
+const BEYOND_AN_EMULATING_KVM: [(&str, &str); 4] = [
+    ("exceptions", "its emulator does not have INT1, nor interrupts with a change of privilege"),
+    ("paging", "its emulator does not have INT n from CPL 3, nor STAC"),
+    ("debug", "its emulator does not watch data"),
+    ("transfers", "its emulator does not enter CPL 0 by SYSCALL"),
+];
+
+/// The kernels, built once.
+fn kernels() -> &'static PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = root().join("target/micro_kernels");
+        let script = root().join("resources/micro_kernels/build.sh");
+        let output = Command::new(&script).arg(&folder).output().expect("build.sh runs");
+        assert!(output.status.success(), "build.sh: {}", String::from_utf8_lossy(&output.stderr));
+        folder
+    })
+}
+
+fn run(kernel: &str, accelerator: &str, append: &str) -> Outcome {
+    let path = kernels().join(kernel);
+    #[rustfmt::skip]
+    let words = [
+        "-accel", accelerator, "-M", "microvm", "-m", "128", "-kernel", path.to_str().expect("the path is text"),
+        "-append", append, "-nographic", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+    ];
+    Session::start(&bivisor(), &words, LIMIT).finish()
+}
+
+#[track_caller]
+fn all_claims_hold(outcome: &Outcome) {
+    outcome.check(outcome.status.code() == Some(GOOD), "some claims of the guest do not hold");
+    outcome.check(outcome.serial.contains("all claims hold"), "the guest did not say so");
+    for line in outcome.serial.lines().filter(|line| line.starts_with("skipped")) {
+        eprintln!("{line}");
+    }
+}
+
+/// Whether KVM is there, and whether it only emulates.
+fn kvm() -> Option<bool> {
+    static KVM: OnceLock<Option<bool>> = OnceLock::new();
+    *KVM.get_or_init(|| {
+        if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+            return None;
+        }
+        let outcome = run("ends", "kvm", "status");
+        Some(outcome.stderr.contains("emulates instructions"))
+    })
+}
+
+fn under_kvm(kernel: &str) {
+    let Some(emulating) = kvm() else {
+        eprintln!("SKIPPED {kernel} under KVM: no usable /dev/kvm");
+        return;
+    };
+    if emulating && let Some((_, why)) = BEYOND_AN_EMULATING_KVM.iter().find(|(name, _)| *name == kernel) {
+        eprintln!("SKIPPED {kernel} under this KVM: {why}");
+        return;
+    }
+    for irqchip in ["on", "off"] {
+        let accelerator = format!("kvm,kernel-irqchip={irqchip}");
+        all_claims_hold(&run(kernel, &accelerator, if emulating { "emulated" } else { "" }));
+    }
+}
+
+macro_rules! micro_kernels {
+    ($($kernel:ident)*) => {
+        mod tcg {
+            $(#[test] fn $kernel() { super::all_claims_hold(&super::run(stringify!($kernel), "tcg", "")); })*
+        }
+        mod kvm {
+            $(#[test] fn $kernel() { super::under_kvm(stringify!($kernel)); })*
+        }
+
+        #[test]
+        fn every_kernel_is_listed() {
+            let folder = root().join("resources/micro_kernels");
+            for entry in std::fs::read_dir(folder).expect("the folder is there") {
+                let path = entry.expect("it can be listed").path();
+                let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
+                if path.extension().is_some_and(|extension| extension == "c") && stem != "kernel" {
+                    assert!(stem == "ends" || [$(stringify!($kernel)),*].contains(&stem.as_str()), "{stem} is not run");
+                }
+            }
+        }
+    };
+}
+
+micro_kernels! { debug devices exceptions interrupts memory modes paging transfers }
+
+#[track_caller]
+fn ends(how: &str, status: i32) {
+    let mut accelerators = vec!["tcg"];
+    if kvm().is_some() {
+        accelerators.extend(["kvm,kernel-irqchip=on", "kvm,kernel-irqchip=off"]);
+    } else {
+        eprintln!("SKIPPED {how} under KVM: no usable /dev/kvm");
+    }
+    for accelerator in accelerators {
+        let outcome = run("ends", accelerator, how);
+        outcome.check(outcome.status.code() == Some(status), &format!("{how} under {accelerator}"));
+        outcome.check(outcome.serial.starts_with("here\n"), "the guest ran");
+    }
+}
+
+#[test]
+fn power_off_through_acpi() {
+    ends("poweroff", 0);
+}
+
+#[test]
+fn reset_through_the_8042() {
+    ends("reset", 0);
+}
+
+#[test]
+fn triple_fault() {
+    ends("triple", 120);
+}
+
+#[test]
+fn status_of_the_guests_choice() {
+    ends("status", 0x2a << 1 | 1);
+}
