@@ -14,6 +14,7 @@ use devices::backend::{BufferBackend, CharBackend, FileBackend, NullBackend, Tee
 pub use self::input::{Input, Next};
 pub use self::output::Output;
 use crate::options::devices::SerialBackend;
+use crate::tell;
 use crate::terminal::escape::EscapeFilter;
 use crate::terminal::pty::Pty;
 use crate::terminal::{self, RawTerminal};
@@ -82,7 +83,8 @@ fn stdio(escape: u8) -> io::Result<Port> {
 fn pty(index: usize) -> io::Result<Port> {
     let pty = Pty::open()?;
     // QEMU's words, which scripts look for.
-    eprintln!("char device redirected to {} (label serial{index})", pty.name().display());
+    let name = pty.name().display();
+    tell::text_as_is(&format!("char device redirected to {name} (label serial{index})\n"));
     let output = Output::new(pty.master().try_clone()?, output::WhenFull::Drop)?;
     let input = Input::new(pty.master().try_clone()?, None, &output)?.keeping(pty);
     Ok(Port::new(Arc::clone(&output) as Arc<dyn CharBackend>, Some(input), Some(output), None))

@@ -11,6 +11,7 @@ pub mod options;
 pub mod run;
 pub mod run_state;
 pub mod signals;
+pub mod tell;
 pub mod terminal;
 
 use std::io::Write;

@@ -21,7 +21,7 @@ use crate::machine::{Blueprint, Board, MachineError};
 use crate::options::Options;
 use crate::run_state::RunState;
 use crate::terminal::RawTerminal;
-use crate::{exit_code, signals};
+use crate::{exit_code, signals, tell};
 
 /// Why a guest could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +69,7 @@ pub enum Ending {
 
 /// Prints `error` with its causes on one line.
 pub fn complain(error: &dyn Error) {
-    eprintln!("bivisor: {}", chain(error));
+    tell::line(chain(error));
 }
 
 /// Runs a guest to its end; the exit status. Everything that can be refused is refused before a file is created.
@@ -77,7 +77,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     let host = |what| move |source| RunError::Host { what, source };
     let boot =
         BootSource::open(&options.kernel, options.initrd.as_deref(), &options.append, options.memory_bytes)?;
-    let accelerator = accelerator::choose(&options.accel, |line| eprintln!("bivisor: {line}"))?;
+    let accelerator = accelerator::choose(&options.accel, tell::line)?;
     let run_state = RunState::new().map_err(host("eventfd"))?;
     signals::install().map_err(host("signal handlers"))?;
     let blueprint = Blueprint {
@@ -119,7 +119,7 @@ fn finish(outcome: &Outcome, machine: &crate::machine::Machine, ends: &Ends) -> 
         Outcome::PowerOff | Outcome::Reset | Outcome::Quit => exit_code::SUCCESS,
         Outcome::GuestStatus(status) => *status,
         Outcome::Signal(signal) => {
-            eprintln!("bivisor: terminated by signal {signal}");
+            tell::line(format_args!("terminated by signal {signal}"));
             return Ending::Signal(*signal);
         }
         Outcome::Failed(error) => {
@@ -127,7 +127,7 @@ fn finish(outcome: &Outcome, machine: &crate::machine::Machine, ends: &Ends) -> 
             exit_code::ERROR
         }
         Outcome::Stopped(stop) => {
-            eprint!("{}", crash_report::text(stop, machine.memory(), &ends.tails));
+            tell::text_as_is(&crash_report::text(stop, machine.memory(), &ends.tails));
             stop.exit_code()
         }
     })

@@ -18,7 +18,7 @@ use crate::machine::{Machine, MachineError};
 use crate::options::Options;
 use crate::run_state::{Occurrence, RunState};
 use crate::terminal::escape::{EscapeFilter, Typed};
-use crate::{exit_code, signals};
+use crate::{exit_code, signals, tell};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -356,12 +356,19 @@ fn command(typed: Typed, filter: &EscapeFilter, run_state: &RunState) {
     match typed {
         Typed::Byte(_) => {}
         Typed::Quit => run_state.quit(),
-        Typed::Help => eprint!("{}", filter.help()),
+        Typed::Help => tell::text_as_is(&filter.help()),
         Typed::Monitor => {
-            eprint!("\r\nbivisor: the monitor is not built yet ({} h for help)\r\n", filter.name())
+            tell::text_as_is(&format!(
+                "\r\nbivisor: the monitor is not built yet ({} h for help)\r\n",
+                filter.name()
+            ));
         }
         Typed::NotBuilt(key) => {
-            eprint!("\r\nbivisor: {} {} is not built yet\r\n", filter.name(), char::from(key));
+            tell::text_as_is(&format!(
+                "\r\nbivisor: {} {} is not built yet\r\n",
+                filter.name(),
+                char::from(key)
+            ));
         }
     }
 }
