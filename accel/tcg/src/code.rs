@@ -3,5 +3,6 @@
 pub mod buffer;
 pub mod cache;
 pub mod emitter;
+pub mod key_table;
 pub mod tb;
 pub mod thunks;

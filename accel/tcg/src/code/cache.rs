@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::code::buffer::CodeBuffer;
+use crate::code::key_table::KeyTable;
 use crate::code::tb::{Tb, TbId, TbKey};
 use crate::ram::Ram;
 
@@ -62,7 +63,7 @@ pub struct TbCache {
     /// For the user.
     pub counters: Counters,
     blocks: Vec<Tb>,
-    by_key: KeyMap<TbKey, TbId>,
+    by_key: KeyTable<BuildHasherDefault<KeyHasher>>,
     by_page: KeyMap<u32, Vec<TbId>>,
 }
 
@@ -73,14 +74,14 @@ impl TbCache {
             buffer,
             counters: Counters::default(),
             blocks: Vec::new(),
-            by_key: KeyMap::default(),
+            by_key: KeyTable::default(),
             by_page: KeyMap::default(),
         }
     }
 
     /// The block for `key`.
     pub fn find(&self, key: &TbKey) -> Option<TbId> {
-        self.by_key.get(key).copied()
+        self.by_key.find(key, |id| &self.blocks[id as usize].key)
     }
 
     /// The block.
@@ -102,11 +103,15 @@ impl TbCache {
     }
 
     /// Enters a block.
-    pub fn insert(&mut self, block: Tb) -> TbId {
+    pub fn insert(&mut self, mut block: Tb) -> TbId {
+        // There are tens of thousands, which stay.
+        block.marks.shrink_to_fit();
+        block.insns.shrink_to_fit();
+        block.sites.shrink_to_fit();
         let id = self.next_id();
         self.counters.translated += 1;
         self.counters.instructions += block.insns.len() as u64 - 1;
-        self.by_key.insert(block.key, id);
+        self.by_key.insert(&block.key, id, |id| &self.blocks[id as usize].key);
         self.by_page.entry(block.page.index).or_default().push(id);
         if let Some(second) = block.key.second_page {
             self.by_page.entry(second).or_default().push(id);
@@ -152,7 +157,7 @@ impl TbCache {
         let (key, page) = (block.key, block.page.index);
         let incoming = std::mem::take(&mut block.incoming);
         let slots = std::mem::take(&mut block.slots);
-        self.by_key.remove(&key);
+        self.by_key.remove(&key, |id| &self.blocks[id as usize].key);
         for from in incoming {
             if let Some(jump) = &mut self.blocks[(from / 2) as usize].slots[(from % 2) as usize]
                 && jump.linked == Some(id)
