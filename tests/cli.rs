@@ -91,8 +91,25 @@ fn a_kvm_that_cannot_be_had() {
 
 #[test]
 fn a_refusal_takes_no_time() {
-    let lines: [&[&str]; 4] =
-        [&["-frobnicate"], &["-kernel", "/no/such/kernel"], &["-m", "99T"], &["-cpu", "max,+frob"]];
+    let scratch = Scratch::new("cli_time");
+    let kernel = tiny_guest::write(&scratch, "kernel", &[&tiny_guest::halt()]);
+    let text = scratch.write("text", b"no kernel\n");
+    let initrd = scratch.write("initrd", b"");
+    std::fs::File::options().write(true).open(&initrd).unwrap().set_len(1 << 30).unwrap();
+    let [kernel, text, initrd] = [&kernel, &text, &initrd].map(|path| path.to_str().unwrap());
+    let lines: [&[&str]; 11] = [
+        &["-frobnicate"],
+        &["-kernel", "/no/such/kernel"],
+        &["-kernel", text],
+        &["-kernel", kernel, "-initrd", initrd, "-m", "64"],
+        &["-m", "1k"],
+        &["-m", "99T"],
+        &["-M", "microvm,frob=1"],
+        &["-cpu", "max,+frob"],
+        &["-kernel", kernel, "-accel", "kvm,device=/no/such/kvm"],
+        &["-kernel", kernel, "-accel", "kvm,device=/dev/null"],
+        &["-kernel", kernel, "-accel", "kvm,device=/"],
+    ];
     for words in lines {
         // The best of a few: a busy host is not the program's fault.
         let best = (0..20).map(|_| {
@@ -111,6 +128,8 @@ fn a_refused_command_line_leaves_files_alone() {
     let out = scratch.write("serial", b"precious");
     let pid = scratch.path("pid");
     let kernel = scratch.path("no-such-kernel");
+    let good = tiny_guest::write(&scratch, "kernel", &[&tiny_guest::halt()]);
+    let no_engine = ["-accel", "kvm,device=/no/such/kvm"].map(str::to_owned);
     let serial = format!("file:{}", out.display());
     let words = |kernel: &str| {
         [
@@ -130,6 +149,7 @@ fn a_refused_command_line_leaves_files_alone() {
     let lines = [
         words(kernel.to_str().unwrap()).to_vec(),
         words(kernel.to_str().unwrap()).into_iter().chain(["-frobnicate".to_owned()]).collect(),
+        words(good.to_str().unwrap()).into_iter().chain(no_engine).collect(),
     ];
     for words in lines {
         refuse(&words.iter().map(String::as_str).collect::<Vec<_>>());
