@@ -8,6 +8,8 @@
 #
 #     resources/bench/start.sh [RUNS] [ACCEL]        (20 and kvm unless told)
 #
+# What else the host does counts too: on a busy one compare with qemu's figures, or run it as `chrt -f 1 resources/bench/start.sh`.
+#
 # qemu-system-x86_64 runs beside it where it is installed. Prints a table, writes target/bench/start.json.
 
 # shellcheck source=resources/bench/lib.sh
