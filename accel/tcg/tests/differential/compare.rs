@@ -58,16 +58,18 @@ fn arithmetic(bits: u32) -> u64 {
     .sum()
 }
 
-/// Everything that differs and is not [`known`], the most telling first. `single`: the stream is one instruction.
+/// Everything that differs and is not [`known`], the most telling first. `length`: the stream's bytes;
+/// `single`: it is one instruction.
 pub fn differences(
     shared: &Shared,
     input: &Input,
+    length: usize,
     single: bool,
     native: &Outcome,
     engine: &Outcome,
 ) -> Vec<Difference> {
     let found = all_differences(shared, input, single, native, engine);
-    if found.is_empty() || known::tolerated(shared, input, native, engine).is_some() {
+    if found.is_empty() || known::tolerated(shared, input, length as u64, native, engine).is_some() {
         return Vec::new();
     }
     found

@@ -254,7 +254,7 @@ impl<'a> Driver<'a> {
                 continue;
             }
             let single = case.program.length() == 1;
-            let found = differences(self.shared, &case.input, single, native, engine);
+            let found = differences(self.shared, &case.input, case.code.len(), single, native, engine);
             if !found.is_empty() {
                 different.push((index, found));
             }
@@ -271,7 +271,7 @@ impl<'a> Driver<'a> {
         self.beat.fetch_add(1, Ordering::Relaxed);
         self.engine.run(self.shared, input, code, engine);
         self.beat.fetch_add(1, Ordering::Relaxed);
-        differences(self.shared, input, single, native, engine)
+        differences(self.shared, input, code.len(), single, native, engine)
     }
 
     /// Runs one program on both sides. `None`: it cannot be placed or does not end.
@@ -290,7 +290,7 @@ impl<'a> Driver<'a> {
         if engine.vector == ending::TIMEOUT {
             return None;
         }
-        Some((differences(self.shared, &input, program.length() == 1, native, engine), at, code))
+        Some((differences(self.shared, &input, code.len(), program.length() == 1, native, engine), at, code))
     }
 
     fn investigate(&mut self, index: usize, found: Vec<Difference>) {

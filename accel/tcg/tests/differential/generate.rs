@@ -351,10 +351,11 @@ impl Stream<'_> {
                 less.set_op1_kind(OpKind::Immediate8to32);
                 less.set_immediate8to32(1);
                 self.items.push(Item::Plain(less));
+                // These end soon whatever the counter held, had a branch led past its start.
                 let back = if wide {
-                    rng.pick(&[Code::Jne_rel32_64, Code::Jg_rel32_64])
+                    rng.pick(&[Code::Jns_rel32_64, Code::Jg_rel32_64])
                 } else {
-                    rng.pick(&[Code::Jne_rel32_32, Code::Jg_rel32_32])
+                    rng.pick(&[Code::Jns_rel32_32, Code::Jg_rel32_32])
                 };
                 self.items.push(Item::Branch(back, top));
             }

@@ -2,6 +2,7 @@
 
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 
+use crate::exclusions;
 use crate::shared::{Input, Outcome, Shared, ending};
 
 /// Flags that the manuals call undefined after `code` and that the engine cannot get from the host: it executes these instructions by
@@ -42,9 +43,16 @@ fn is_io(instruction: &Instruction) -> bool {
 
 const GENERAL_PROTECTION: u32 = 13;
 const PAGE_FAULT: u32 = 14;
+const DEBUG: u32 = 1;
 
-/// Why two outcomes that differ may.
-pub fn tolerated(shared: &Shared, input: &Input, native: &Outcome, engine: &Outcome) -> Option<&'static str> {
+/// Why two outcomes of a stream of `length` bytes that differ may.
+pub fn tolerated(
+    shared: &Shared,
+    input: &Input,
+    length: u64,
+    native: &Outcome,
+    engine: &Outcome,
+) -> Option<&'static str> {
     if native.vector == ending::DONE {
         return None;
     }
@@ -52,6 +60,23 @@ pub fn tolerated(shared: &Shared, input: &Input, native: &Outcome, engine: &Outc
         return Some(
             "the native side is a user always: the kernel's half is another one in the guest at CPL 0",
         );
+    }
+    if native.vector == DEBUG && native.rip + 1 == engine.rip {
+        return Some(
+            "INT1: where the host is a virtual machine, its hypervisor may leave RIP at the instruction",
+        );
+    }
+    for rip in [native.rip, engine.rip] {
+        if !(input.rip..input.rip + length).contains(&rip) {
+            return Some(
+                "the stream lost its way (it changed its return address), where instructions that are excluded lie",
+            );
+        }
+        if let Some(instruction) = instruction_at(shared, input.bits, rip)
+            && let Some(why) = exclusions::reason(instruction.code())
+        {
+            return Some(why);
+        }
     }
     let same_place = engine.vector < 32 && native.rip == engine.rip;
     let instruction = instruction_at(shared, input.bits, native.rip)?;

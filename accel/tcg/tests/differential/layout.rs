@@ -9,9 +9,9 @@ pub const PAGE: usize = 4096;
 /// One page: `EXIT64` and `EXIT32`, where a stream jumps when it is done. Each side has its own code there.
 pub const EXIT_PAGE: u64 = 0x0f00_0000;
 /// The end of a 64-bit stream.
-pub const EXIT64: u64 = EXIT_PAGE;
+pub const EXIT64: u64 = EXIT_PAGE + 0xa50;
 /// The end of a compatibility-mode stream.
-pub const EXIT32: u64 = EXIT_PAGE + 0x40;
+pub const EXIT32: u64 = EXIT_PAGE + 0xa90;
 
 /// Native side only: registers on their way in and out.
 pub const CONTEXT_PAGE: u64 = 0x0f01_0000;

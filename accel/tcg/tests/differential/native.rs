@@ -34,6 +34,7 @@ struct Context {
     host_mxcsr: u32,   // 0xb8
     _pad: u32,
     flags_out: u64, // 0xc0
+    fs_base: u64,   // 0xc8
 }
 
 // The vector state's image is the page after the context.
@@ -50,6 +51,8 @@ std::arch::global_asm!(
         push r15
         mov [CTX + 0x90], rsp
         stmxcsr [CTX + 0xb8]
+        rdfsbase rax
+        mov [CTX + 0xc8], rax
         mov rax, [CTX + 0xb0]
         wrgsbase rax
         mov eax, [CTX + 0xa8]
@@ -117,6 +120,15 @@ std::arch::global_asm!(
         fninit
         vzeroupper
         ldmxcsr [CTX + 0xb8]
+        # Streams that lose their way may have loaded segment registers.
+        mov eax, 0x2b
+        mov ds, eax
+        mov es, eax
+        xor eax, eax
+        mov fs, eax
+        mov gs, eax
+        mov rax, [CTX + 0xc8]
+        wrfsbase rax
         pop r15
         pop r14
         pop r13
