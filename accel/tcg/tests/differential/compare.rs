@@ -1,5 +1,7 @@
 //! What differs between two outcomes of one case.
 
+use std::collections::BTreeMap;
+
 use iced_x86::{Decoder, DecoderOptions, FlowControl, RflagsBits};
 
 use crate::known;
@@ -58,6 +60,9 @@ fn arithmetic(bits: u32) -> u64 {
     .sum()
 }
 
+/// How often each reason let a difference pass.
+pub type Tolerated = BTreeMap<&'static str, u64>;
+
 /// Everything that differs and is not [`known`], the most telling first. `length`: the stream's bytes;
 /// `single`: it is one instruction.
 pub fn differences(
@@ -67,12 +72,17 @@ pub fn differences(
     single: bool,
     native: &Outcome,
     engine: &Outcome,
+    tolerated: &mut Tolerated,
 ) -> Vec<Difference> {
     let found = all_differences(shared, input, single, native, engine);
-    if found.is_empty() || known::tolerated(shared, input, length as u64, native, engine).is_some() {
-        return Vec::new();
+    if found.is_empty() {
+        return found;
     }
-    found
+    let why = known::tolerated(shared, input, length as u64, native, engine)
+        .or_else(|| known::still_open(shared, input, native, engine));
+    let Some(why) = why else { return found };
+    *tolerated.entry(why).or_default() += 1;
+    Vec::new()
 }
 
 fn all_differences(

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use accel::CpuHandle;
 
-use crate::compare::{Difference, differences};
+use crate::compare::{Difference, Tolerated, differences};
 use crate::engine::{Engine, Single};
 use crate::known;
 use crate::layout::{CODE, CODE_BYTES};
@@ -73,6 +73,8 @@ pub struct Driver<'a> {
     next: usize,
     cases: Vec<Case>,
     alike: BTreeMap<String, u64>,
+    /// What was let pass.
+    pub tolerated: Tolerated,
     scratch: [Box<Outcome>; 2],
     /// Different findings to report in full.
     pub limit: usize,
@@ -100,6 +102,7 @@ impl<'a> Driver<'a> {
             next: 0,
             cases: Vec::new(),
             alike: BTreeMap::new(),
+            tolerated: Tolerated::new(),
             scratch: [Outcome::new(), Outcome::new()],
             limit: 40,
             findings: Findings::default(),
@@ -254,7 +257,15 @@ impl<'a> Driver<'a> {
                 continue;
             }
             let single = case.program.length() == 1;
-            let found = differences(self.shared, &case.input, case.code.len(), single, native, engine);
+            let found = differences(
+                self.shared,
+                &case.input,
+                case.code.len(),
+                single,
+                native,
+                engine,
+                &mut self.tolerated,
+            );
             if !found.is_empty() {
                 different.push((index, found));
             }
@@ -271,7 +282,7 @@ impl<'a> Driver<'a> {
         self.beat.fetch_add(1, Ordering::Relaxed);
         self.engine.run(self.shared, input, code, engine);
         self.beat.fetch_add(1, Ordering::Relaxed);
-        differences(self.shared, input, code.len(), single, native, engine)
+        differences(self.shared, input, code.len(), single, native, engine, &mut self.tolerated)
     }
 
     /// Runs one program on both sides. `None`: it cannot be placed or does not end.
@@ -290,7 +301,19 @@ impl<'a> Driver<'a> {
         if engine.vector == ending::TIMEOUT {
             return None;
         }
-        Some((differences(self.shared, &input, code.len(), program.length() == 1, native, engine), at, code))
+        Some((
+            differences(
+                self.shared,
+                &input,
+                code.len(),
+                program.length() == 1,
+                native,
+                engine,
+                &mut self.tolerated,
+            ),
+            at,
+            code,
+        ))
     }
 
     fn investigate(&mut self, index: usize, found: Vec<Difference>) {
