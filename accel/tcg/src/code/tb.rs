@@ -74,7 +74,16 @@ pub struct Mark {
     pub insn: u16,
     /// The guest's flags are in EFLAGS here (else in `env.lahf`, or dead).
     pub flags_in_host: bool,
+    /// Host registers that stand in for others meanwhile, a bit each; their own values are parked from scratch word
+    /// [`PARKED`] on, in [`PARKING_ORDER`].
+    pub parked: u8,
 }
+
+/// Host registers that may stand in for others, in the order in which they are taken. They hold the guest registers of the
+/// same number.
+pub const PARKING_ORDER: [usize; 6] = [3, 6, 7, 2, 1, 0];
+/// First scratch word for parked registers.
+pub const PARKED: usize = 4;
 
 /// A direct way on.
 #[derive(Clone, Copy, Debug)]

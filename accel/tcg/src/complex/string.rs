@@ -189,7 +189,7 @@ impl Op {
     /// Does up to `most` elements within one page of each operand, RSI and RDI included, and says how many; `None`
     /// if the next element is not a plain one.
     fn chunk(&self, cpu: &mut Cpu, most: u64) -> Exec<Option<u64>> {
-        if cpu.env.dr7 & 0xff != 0 {
+        if cpu.env.dr7 & 0xff != 0 || cpu.alignment_is_checked() {
             return Ok(None);
         }
         let source = match self.kind {

@@ -5,6 +5,7 @@ use crate::env::{Env, flag};
 use crate::exception::{Exception, Exec};
 use crate::exec::trace;
 use crate::exec::vcpu::Vcpu;
+use crate::mmu::walk::cr;
 use crate::operand::is_canonical;
 use crate::ram::{PAGE, load};
 use crate::translate::block::MAX_INSN_BYTES;
@@ -12,7 +13,6 @@ use crate::translate::generator::MAX_BLOCK_BYTES;
 
 const CR0_EM: u64 = 1 << 2;
 const CR0_TS: u64 = 1 << 3;
-const CR0_AM: u64 = 1 << 18;
 const CR4_OSFXSR: u64 = 1 << 9;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const XCR0_AVX: u64 = 7;
@@ -27,7 +27,7 @@ pub fn mode_bits(env: &Env) -> u32 {
     set(long, mode::LONG);
     set(!long && env.seg[1].big(), mode::CODE32);
     set(!long && env.seg[2].big(), mode::STACK32);
-    set(cpl == 3 && env.ac != 0 && env.cr0 & CR0_AM != 0, mode::ALIGN);
+    set(cpl == 3 && env.ac != 0 && env.cr0 & cr::CR0_AM != 0, mode::ALIGN);
     if !long {
         let flat = |index: usize| {
             let segment = &env.seg[index];

@@ -18,6 +18,8 @@ use crate::ram::PAGE;
 
 /// FSW: an unmasked exception is pending.
 const FSW_ES: u16 = 1 << 7;
+/// MXCSR: misaligned operands are welcome (AMD).
+const MXCSR_MM: u32 = 1 << 17;
 
 /// The table for the thunks.
 pub const HELPERS: Helpers = Helpers { complex: complex_helper, read_miss, write_miss, commit, linear };
@@ -36,17 +38,18 @@ pub const X87: u32 = 1 << 27;
 /// The size in the size argument.
 pub const SIZE: u32 = 0xff;
 
+/// The alignment that #AC insists on for an operand of `size` bytes.
+fn alignment(size: u64) -> u64 {
+    if size == 10 { 8 } else { size }
+}
+
 /// Checks an address by itself, and unpacks the size argument: bytes, and whether a store also loads.
 fn check(cpu: &Cpu, linear: u64, packed: u64) -> Exec<(u64, bool)> {
     let packed = packed as u32;
     let size = u64::from(packed & SIZE);
-    let misaligned = linear & (size - 1) != 0 && size.is_power_of_two();
-    if packed & ALIGNED != 0 && misaligned {
-        return Err(Exception::gp(0));
-    }
     let segment = if packed & STACK != 0 { 2 } else { 3 };
     cpu.check_linear(linear, size, segment)?;
-    if packed & CHECK_ALIGNMENT != 0 && misaligned {
+    if packed & CHECK_ALIGNMENT != 0 && packed & ALIGNED == 0 && linear & (alignment(size) - 1) != 0 {
         return Err(Exception::with_code(vector::AC, 0));
     }
     Ok((size, packed & ALSO_LOADS != 0))
@@ -98,12 +101,26 @@ extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) ->
     1
 }
 
+/// The exception that comes before `exception` of an access at `linear`, if the instruction has one pending or its operand
+/// is misaligned.
+fn first_of(vcpu: &Vcpu, exception: Exception, linear: u64, packed: u32) -> Exception {
+    let area = &vcpu.cpu.env.xsave;
+    if packed & X87 != 0 && area.fsw() & FSW_ES != 0 {
+        return Exception::plain(vector::MF);
+    }
+    let size = u64::from(packed & SIZE);
+    if packed & ALIGNED != 0 && linear & (size - 1) != 0 && area.mxcsr() & MXCSR_MM == 0 {
+        return Exception::gp(0);
+    }
+    exception
+}
+
 /// Runs `access` for the instruction whose code called from before `return_address`. An exception becomes the reason
 /// to leave.
 fn checked(
     block: *mut EnvBlock,
     return_address: u64,
-    packed: u64,
+    (linear, packed): (u64, u64),
     access: impl FnOnce(&mut Vcpu) -> Exec<u64>,
 ) -> u64 {
     let vcpu = owner(block);
@@ -113,8 +130,7 @@ fn checked(
             0
         }
         Err(exception) => {
-            let pending = packed as u32 & X87 != 0 && vcpu.cpu.env.xsave.fsw() & FSW_ES != 0;
-            let exception = if pending { Exception::plain(vector::MF) } else { exception };
+            let exception = first_of(vcpu, exception, linear, packed as u32);
             vcpu.cpu.env.rip = vcpu.rip_at(return_address - 1).0;
             vcpu.cpu.env.flags_from_code();
             vcpu.leave = Leave::Exception(exception);
@@ -124,7 +140,7 @@ fn checked(
 }
 
 extern "C" fn read_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_address: u64) -> u64 {
-    checked(block, return_address, packed, |vcpu| {
+    checked(block, return_address, (linear, packed), |vcpu| {
         let cpu = &mut vcpu.cpu;
         let mode = cpu.tlb_mode(crate::mmu::Access::Current);
         let (size, _) = check(cpu, linear, packed)?;
@@ -138,13 +154,20 @@ extern "C" fn read_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_a
         let mut bytes = [0; 64];
         let bytes = &mut bytes[..size as usize];
         cpu.read_bytes_mode(linear, bytes, mode)?;
-        cpu.env.bounce[..bytes.len()].copy_from_slice(bytes);
-        Ok(cpu.env.bounce.as_ptr() as u64)
+        Ok(bounce(cpu, linear, bytes))
     })
 }
 
+/// Puts `bytes` of the operand at `linear` into the bounce buffer, aligned as they were, and returns their address there:
+/// the host judges the alignment as it would have.
+fn bounce(cpu: &mut Cpu, linear: u64, bytes: &[u8]) -> u64 {
+    let at = (linear & 63) as usize;
+    cpu.env.bounce[at..at + bytes.len()].copy_from_slice(bytes);
+    cpu.env.bounce.as_ptr() as u64 + at as u64
+}
+
 extern "C" fn write_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_address: u64) -> u64 {
-    checked(block, return_address, packed, |vcpu| {
+    checked(block, return_address, (linear, packed), |vcpu| {
         let cpu = &mut vcpu.cpu;
         let mode = cpu.tlb_mode(crate::mmu::Access::Current);
         cpu.env.bounce_len = 0;
@@ -160,16 +183,16 @@ extern "C" fn write_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_
             let second = cpu.wrap(linear.wrapping_add(size - 1)) & !(PAGE - 1);
             cpu.target(second, mode, true)?;
         }
+        let mut bytes = [0; 64];
+        let bytes = &mut bytes[..size as usize];
         if also_loads {
-            let mut bytes = [0; 64];
-            let bytes = &mut bytes[..size as usize];
             cpu.read_bytes_mode(linear, bytes, mode)?;
-            cpu.env.bounce[..bytes.len()].copy_from_slice(bytes);
         }
+        let address = bounce(cpu, linear, bytes);
         cpu.env.bounce_va = linear;
         cpu.env.bounce_len = size as u32;
         cpu.env.bounce_mode = mode as u32;
-        Ok(cpu.env.bounce.as_ptr() as u64)
+        Ok(address)
     })
 }
 
@@ -179,7 +202,8 @@ extern "C" fn commit(block: *mut EnvBlock, _: u64, _: u64, return_address: u64) 
     let (linear, mode) = (cpu.env.bounce_va, cpu.env.bounce_mode as usize);
     let len = std::mem::take(&mut cpu.env.bounce_len) as usize;
     let bytes = cpu.env.bounce;
-    let result = cpu.write_bytes_mode(linear, &bytes[..len], mode);
+    let at = (linear & 63) as usize;
+    let result = cpu.write_bytes_mode(linear, &bytes[at..at + len], mode);
     let (rip, next) = vcpu.rip_at(return_address - 1);
     let cpu = &mut vcpu.cpu;
     if let Err(exception) = result {
@@ -200,5 +224,5 @@ extern "C" fn commit(block: *mut EnvBlock, _: u64, _: u64, return_address: u64) 
 
 extern "C" fn linear(block: *mut EnvBlock, offset: u64, packed: u64, return_address: u64) -> u64 {
     let (segment, size, write) = ((packed & 0xff) as usize, packed >> 8 & 0xffff, packed & 1 << 31 != 0);
-    checked(block, return_address, 0, |vcpu| vcpu.cpu.linear(segment, offset, size, write))
+    checked(block, return_address, (offset, 0), |vcpu| vcpu.cpu.linear(segment, offset, size, write))
 }

@@ -10,7 +10,7 @@ use accel::cpu_handle::request;
 use accel::{CpuIo, VcpuExit};
 use iced_x86::{Decoder, DecoderOptions};
 
-use crate::code::tb::TbId;
+use crate::code::tb::{PARKED, PARKING_ORDER, TbId};
 use crate::code::thunks::{Exit, exit};
 use crate::complex::Next;
 use crate::cpu::Cpu;
@@ -323,15 +323,19 @@ impl Vcpu {
     /// Turns a host fault in generated code into the guest's exception, with `env.rip` at its instruction.
     fn host_fault(&mut self) -> Exception {
         let (pc, trap) = (self.cpu.env.fault_pc, self.cpu.env.fault_trap);
-        let (rip, flags_in_host) = {
+        let (rip, mark) = {
             let code = self.engine.code();
             let block =
                 code.cache.at(pc).map(|id| code.cache.block(id)).expect("the handler checked the range");
             let mark = block.mark_at(pc).expect("a block's code is marked from its start");
-            (block.rip_of(usize::from(mark.insn)), mark.flags_in_host)
+            (block.rip_of(usize::from(mark.insn)), mark)
         };
+        let parked = PARKING_ORDER.into_iter().filter(|host| mark.parked >> host & 1 != 0);
+        for (slot, register) in parked.enumerate() {
+            self.cpu.env.gpr[register] = self.cpu.env.scratch[PARKED + slot];
+        }
         self.cpu.env.flags_from_code();
-        if flags_in_host {
+        if mark.flags_in_host {
             self.cpu.env.arith = self.cpu.env.fault_eflags & ARITH_FLAGS;
         }
         self.cpu.env.rip = rip;

@@ -2,7 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::env::{TLB_MODES, flag};
-use crate::exception::{Exception, Exec};
+use crate::exception::{Exception, Exec, vector};
 use crate::mmu::walk::{Need, cr, walk};
 use crate::ram::{PAGE, RamPage, load, load_int, store, store_int};
 
@@ -75,8 +75,21 @@ impl Cpu {
         }
     }
 
+    /// Whether misaligned accesses of the running program raise #AC.
+    pub fn alignment_is_checked(&self) -> bool {
+        self.env.ac != 0 && self.env.cr0 & cr::CR0_AM != 0 && self.env.cpl() == 3
+    }
+
+    fn check_alignment(&self, linear: u64, size: usize, access: Access) -> Exec<()> {
+        if linear & (size as u64 - 1) != 0 && access == Access::Current && self.alignment_is_checked() {
+            return Err(Exception::with_code(vector::AC, 0));
+        }
+        Ok(())
+    }
+
     /// Reads `size` bytes (1, 2, 4, 8) at `linear`, zero-extended.
     pub fn read(&mut self, linear: u64, size: usize, access: Access) -> Exec<u64> {
+        self.check_alignment(linear, size, access)?;
         let mode = self.tlb_mode(access);
         if linear & (PAGE - 1) <= PAGE - size as u64
             && let Some(host) = self.mmu.lookup(mode, false, linear)
@@ -90,6 +103,7 @@ impl Cpu {
 
     /// Writes the low `size` bytes (1, 2, 4, 8) of `value` at `linear`. Nothing is written on a fault.
     pub fn write(&mut self, linear: u64, size: usize, value: u64, access: Access) -> Exec<()> {
+        self.check_alignment(linear, size, access)?;
         let mode = self.tlb_mode(access);
         if linear & (PAGE - 1) <= PAGE - size as u64
             && let Some(host) = self.mmu.lookup(mode, true, linear)

@@ -22,6 +22,7 @@ const NX: u64 = 1 << 63;
 /// Bits of CR0 and CR4 that paging looks at.
 pub mod cr {
     pub const CR0_WP: u64 = 1 << 16;
+    pub const CR0_AM: u64 = 1 << 18;
     pub const CR0_PG: u64 = 1 << 31;
     pub const CR4_PSE: u64 = 1 << 4;
     pub const CR4_PAE: u64 = 1 << 5;

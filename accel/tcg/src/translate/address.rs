@@ -169,7 +169,8 @@ impl Translator {
     /// stores.
     pub(super) fn check(&mut self, packed: u32, write: bool, used_for: Use) -> usize {
         let size = packed & helpers::SIZE;
-        let aligned = self.key.mode & mode::ALIGN != 0 && matches!(size, 2 | 4 | 8);
+        let alignment = if size == 10 { 8 } else { size };
+        let aligned = self.key.mode & mode::ALIGN != 0 && alignment > 1 && alignment.is_power_of_two();
         let packed = packed | if aligned { helpers::CHECK_ALIGNMENT } else { 0 };
         let table = env_offset!(tlb_now) + 8 * i32::from(write);
         let mask = (TLB_ENTRIES as i32 - 1) << 4;
@@ -183,13 +184,15 @@ impl Translator {
             ; add r11, [rsp + table]
             ; xor r10, [r11]);
         let misaligned = aligned.then(|| {
-            dynasm!(self.e ; .arch x64 ; test r10d, size as i32 - 1);
+            dynasm!(self.e ; .arch x64 ; test r10d, alignment as i32 - 1);
             self.e.jcc(cc::NE)
         });
         dynasm!(self.e ; .arch x64 ; cmp r10, 0x1000 - size as i32);
         let patch = self.e.jcc(cc::A);
         dynasm!(self.e ; .arch x64 ; mov r11, [r11 + 8]);
         let back = self.e.here();
+        // The access itself can fault, with the flags where they are now.
+        self.mark();
         let (insn, flags, fp_loaded) = (self.now, self.flags, self.fp_loaded);
         self.miss_stubs.push(MissStub {
             patch,

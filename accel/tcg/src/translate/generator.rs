@@ -196,8 +196,17 @@ impl Translator {
 
     /// Code from here on belongs to the present instruction.
     pub(super) fn mark(&mut self) {
-        let mark =
-            Mark { host: self.e.len() as u32, insn: self.now as u16, flags_in_host: self.flags.in_host() };
+        self.mark_parked(0);
+    }
+
+    /// As [`Translator::mark`], with the host registers `parked` standing in for others.
+    pub(super) fn mark_parked(&mut self, parked: u8) {
+        let mark = Mark {
+            parked,
+            host: self.e.len() as u32,
+            insn: self.now as u16,
+            flags_in_host: self.flags.in_host(),
+        };
         match self.marks.last_mut() {
             Some(last) if last.host == mark.host => *last = mark,
             _ => self.marks.push(mark),

@@ -3,6 +3,7 @@
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
+use crate::code::tb::{PARKED, PARKING_ORDER};
 use crate::code::thunks::{gpr_offset, scratch_offset};
 use crate::cpu::is_high_byte;
 use crate::exec::helpers;
@@ -54,10 +55,12 @@ impl Translator {
         let (reads, write) = self.memory_access(insn);
         // A store with an unmasked exception of its own stores nothing: the bounce buffer must hold what is there.
         let x87 = fp && is_x87(insn);
+        let no_wait = matches!(insn.mnemonic(), Mnemonic::Fnstsw | Mnemonic::Fnstcw);
+        let waits = fp && !no_wait && (x87 || uses_mmx(insn));
         let packed = size.max(1)
             | stack_bit(insn, self.bits)
             | if reads || x87 { helpers::ALSO_LOADS } else { 0 }
-            | if x87 { helpers::X87 } else { 0 }
+            | if waits { helpers::X87 } else { 0 }
             | if needs_alignment(insn, fp) { helpers::ALIGNED } else { 0 };
         self.flags_free(item.live_in);
         self.linear_to_t0(insn, size.max(1), write);
@@ -194,12 +197,10 @@ impl Translator {
             if let Some(host) = scratch.pop() {
                 return host;
             }
-            let host = [3, 6, 7, 2, 1, 0]
-                .into_iter()
-                .find(|&host| !busy[host])
-                .expect("no instruction names them all");
+            let host =
+                PARKING_ORDER.into_iter().find(|&host| !busy[host]).expect("no instruction names them all");
             busy[host] = true;
-            dynasm!(translator.e ; .arch x64 ; mov [rsp + scratch_offset(4 + parked.len())], Rq(host as u8));
+            dynasm!(translator.e ; .arch x64 ; mov [rsp + scratch_offset(PARKED + parked.len())], Rq(host as u8));
             parked.push(host);
             host
         };
@@ -234,7 +235,8 @@ impl Translator {
                 new.set_op_register(operand, sized(need.host, register.size()));
             }
         }
-        self.mark();
+        let mask = parked.iter().fold(0, |mask, &host| mask | 1 << host);
+        self.mark_parked(mask);
         self.encode(&new);
         for need in needs.iter().filter(|need| need.written) {
             let host = need.host as u8;
@@ -244,7 +246,7 @@ impl Translator {
             }
         }
         for (slot, &host) in parked.iter().enumerate() {
-            dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), [rsp + scratch_offset(4 + slot)]);
+            dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), [rsp + scratch_offset(PARKED + slot)]);
         }
     }
 
@@ -272,6 +274,10 @@ impl Translator {
 /// Whether `insn` has an explicit memory operand.
 pub fn has_memory(insn: &Instruction) -> bool {
     (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory)
+}
+
+fn uses_mmx(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Register && insn.op_register(op).is_mm())
 }
 
 fn is_x87(insn: &Instruction) -> bool {
@@ -302,7 +308,16 @@ fn needs_alignment(insn: &Instruction, fp: bool) -> bool {
         | M::Pcmpestri
         | M::Pcmpestrm
         | M::Pcmpistri
-        | M::Pcmpistrm => false,
+        | M::Pcmpistrm
+        | M::Pcmpestri64
+        | M::Pcmpestrm64
+        | M::Sha1msg1
+        | M::Sha1msg2
+        | M::Sha1nexte
+        | M::Sha1rnds4
+        | M::Sha256msg1
+        | M::Sha256msg2
+        | M::Sha256rnds2 => false,
         _ => fp && insn.encoding() == EncodingKind::Legacy && insn.memory_size().size() == 16,
     }
 }

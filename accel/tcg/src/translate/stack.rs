@@ -158,11 +158,11 @@ impl Translator {
         if wide {
             dynasm!(self.e ; .arch x64 ; mov r10, rbp);
             self.check(8 | STACK, false, Use::Load);
-            dynasm!(self.e ; .arch x64 ; lea r9, [rbp + 8] ; mov rbp, [r11 + r10]);
+            dynasm!(self.e ; .arch x64 ; mov r10, [r11 + r10] ; lea r9, [rbp + 8] ; mov rbp, r10);
         } else {
             dynasm!(self.e ; .arch x64 ; mov r10d, ebp);
             self.check(4 | STACK, false, Use::Load);
-            dynasm!(self.e ; .arch x64 ; lea r9d, [rbp + 4] ; mov ebp, [r11 + r10]);
+            dynasm!(self.e ; .arch x64 ; mov r10d, [r11 + r10] ; lea r9d, [rbp + 4] ; mov ebp, r10d);
         }
     }
 
