@@ -60,6 +60,10 @@ impl Stack {
         Ok(cpu.wrap_system(self.segment.base.wrapping_add(offset)))
     }
 
+    fn check_alignment(&self, cpu: &Cpu, linear: u64, size: usize) -> Exec<()> {
+        if self.mode == MODE_USER { cpu.check_alignment(linear, size, Access::Current) } else { Ok(()) }
+    }
+
     /// Pushes `size` bytes (2, 4, 8).
     pub fn push(&mut self, cpu: &mut Cpu, size: usize, value: u64) -> Exec<()> {
         let sp = self.sp.wrapping_sub(size as u64) & mask(self.bits);
@@ -78,6 +82,7 @@ impl Stack {
     /// Pops `size` bytes (2, 4, 8), zero-extended.
     pub fn pop(&mut self, cpu: &mut Cpu, size: usize) -> Exec<u64> {
         let linear = self.linear(cpu, self.sp, size)?;
+        self.check_alignment(cpu, linear, size)?;
         if linear & (PAGE - 1) <= PAGE - size as u64
             && let Some(host) = cpu.mmu.lookup(self.mode, false, linear)
         {

@@ -93,7 +93,7 @@ fn gather_vex(cpu: &mut Cpu, insn: &Instruction) -> Exec<()> {
     for at in 0..count {
         if element(&chosen, at, size) >> (8 * size - 1) & 1 != 0 {
             let loaded = linear(cpu, insn, 1, at, &indices, size, false)
-                .and_then(|linear| cpu.read(linear, size, Access::Current));
+                .and_then(|linear| cpu.read_element(linear, size, Access::Current));
             match loaded {
                 Ok(loaded) => set_element(&mut value, at, size, loaded),
                 Err(fault) => {
@@ -130,7 +130,7 @@ fn gather_evex(cpu: &mut Cpu, insn: &Instruction) -> Exec<()> {
     for at in 0..count {
         if chosen >> at & 1 != 0 {
             let loaded = linear(cpu, insn, 1, at, &indices, size, false)
-                .and_then(|linear| cpu.read(linear, size, Access::Current));
+                .and_then(|linear| cpu.read_element(linear, size, Access::Current));
             match loaded {
                 Ok(loaded) => set_element(&mut value, at, size, loaded),
                 Err(fault) => {
@@ -160,8 +160,9 @@ fn scatter(cpu: &mut Cpu, insn: &Instruction) -> Exec<()> {
     let mut chosen = cpu.env.xsave.opmask(mask);
     for at in 0..count {
         if chosen >> at & 1 != 0 {
-            let stored = linear(cpu, insn, 0, at, &indices, size, true)
-                .and_then(|linear| cpu.write(linear, size, element(&value, at, size), Access::Current));
+            let stored = linear(cpu, insn, 0, at, &indices, size, true).and_then(|linear| {
+                cpu.write_element(linear, size, element(&value, at, size), Access::Current)
+            });
             chosen &= !(u64::from(stored.is_ok()) << at);
             if stored.is_err() {
                 cpu.env.xsave.set_opmask(mask, chosen);

@@ -72,7 +72,7 @@ fn load(cpu: &mut Cpu, insn: &Instruction, size: usize) -> Exec<()> {
     let mut value = [0; 64];
     for at in chosen(&mask, dest.size() / size, size) {
         let linear = element_linear(cpu, insn, 2, at, size, false)?;
-        let loaded = cpu.read(linear, size, Access::Current)?;
+        let loaded = cpu.read_element(linear, size, Access::Current)?;
         value[at * size..][..size].copy_from_slice(&loaded.to_le_bytes()[..size]);
     }
     cpu.env.xsave.set_vector(dest.number(), &value, dest.size());
@@ -101,7 +101,7 @@ fn store_chosen(
     }
     for at in chosen(mask, count, size) {
         let linear = element_linear(cpu, insn, 0, at, size, true)?;
-        cpu.write(linear, size, element(value, at, size), Access::Current)?;
+        cpu.write_element(linear, size, element(value, at, size), Access::Current)?;
     }
     Ok(())
 }

@@ -80,7 +80,8 @@ impl Cpu {
         self.env.ac != 0 && self.env.cr0 & cr::CR0_AM != 0 && self.env.cpl() == 3
     }
 
-    fn check_alignment(&self, linear: u64, size: usize, access: Access) -> Exec<()> {
+    /// Raises #AC for a misaligned access of the running program, where that is asked for.
+    pub fn check_alignment(&self, linear: u64, size: usize, access: Access) -> Exec<()> {
         if linear & (size as u64 - 1) != 0 && access == Access::Current && self.alignment_is_checked() {
             return Err(Exception::with_code(vector::AC, 0));
         }
@@ -90,6 +91,11 @@ impl Cpu {
     /// Reads `size` bytes (1, 2, 4, 8) at `linear`, zero-extended.
     pub fn read(&mut self, linear: u64, size: usize, access: Access) -> Exec<u64> {
         self.check_alignment(linear, size, access)?;
+        self.read_element(linear, size, access)
+    }
+
+    /// As [`Cpu::read`], for elements of vectors, whose alignment is never checked.
+    pub fn read_element(&mut self, linear: u64, size: usize, access: Access) -> Exec<u64> {
         let mode = self.tlb_mode(access);
         if linear & (PAGE - 1) <= PAGE - size as u64
             && let Some(host) = self.mmu.lookup(mode, false, linear)
@@ -104,6 +110,11 @@ impl Cpu {
     /// Writes the low `size` bytes (1, 2, 4, 8) of `value` at `linear`. Nothing is written on a fault.
     pub fn write(&mut self, linear: u64, size: usize, value: u64, access: Access) -> Exec<()> {
         self.check_alignment(linear, size, access)?;
+        self.write_element(linear, size, value, access)
+    }
+
+    /// As [`Cpu::write`], for elements of vectors, whose alignment is never checked.
+    pub fn write_element(&mut self, linear: u64, size: usize, value: u64, access: Access) -> Exec<()> {
         let mode = self.tlb_mode(access);
         if linear & (PAGE - 1) <= PAGE - size as u64
             && let Some(host) = self.mmu.lookup(mode, true, linear)

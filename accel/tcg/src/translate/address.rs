@@ -169,7 +169,7 @@ impl Translator {
     /// stores.
     pub(super) fn check(&mut self, packed: u32, write: bool, used_for: Use) -> usize {
         let size = packed & helpers::SIZE;
-        let alignment = if size == 10 { 8 } else { size };
+        let alignment = helpers::alignment(size.into()) as u32;
         let aligned = self.key.mode & mode::ALIGN != 0 && alignment > 1 && alignment.is_power_of_two();
         let packed = packed | if aligned { helpers::CHECK_ALIGNMENT } else { 0 };
         let table = env_offset!(tlb_now) + 8 * i32::from(write);
