@@ -256,7 +256,7 @@ impl<'a> Driver<'a> {
             if engine.vector == ending::TIMEOUT {
                 continue;
             }
-            let single = case.program.length() == 1;
+            let single = case.program.is_single();
             let found = differences(
                 self.shared,
                 &case.input,
@@ -306,7 +306,7 @@ impl<'a> Driver<'a> {
                 self.shared,
                 &input,
                 code.len(),
-                program.length() == 1,
+                program.is_single(),
                 native,
                 engine,
                 &mut self.tolerated,
@@ -347,7 +347,7 @@ impl<'a> Driver<'a> {
         }
         let (found, at, code) = best;
         // Streams that change their return address or read their own code do other things elsewhere.
-        let here = stable || !self.again(&input, &first_code, original.length() == 1).is_empty();
+        let here = stable || !self.again(&input, &first_code, original.is_single()).is_empty();
         let key = likeness(&program, &found, stable, here);
         let entry = self.findings.seen.entry(key.clone()).or_default();
         entry.0 += 1;

@@ -118,6 +118,11 @@ impl Program {
         Self { bits: self.bits, items }
     }
 
+    /// Whether this is one instruction and the way out.
+    pub fn is_single(&self) -> bool {
+        matches!(self.items[..], [_, Item::End] | [Item::Raw(_)])
+    }
+
     /// Items that a run to the end executes at least once, roughly: those before the end.
     pub fn length(&self) -> usize {
         self.items.iter().take_while(|item| !matches!(item, Item::End)).count()
