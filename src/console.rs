@@ -14,10 +14,10 @@ use devices::backend::{BufferBackend, CharBackend, FileBackend, NullBackend, Tee
 pub use self::input::{Input, Next};
 pub use self::output::Output;
 use crate::options::devices::SerialBackend;
-use crate::tell;
 use crate::terminal::escape::EscapeFilter;
 use crate::terminal::pty::Pty;
 use crate::terminal::{self, RawTerminal};
+use crate::{tell, writable};
 
 /// How much of what the guest last said is kept for the report of a crash.
 const TAIL_BYTES: usize = 16 << 10;
@@ -65,6 +65,16 @@ pub fn open(backend: &SerialBackend, index: usize, escape: u8) -> Result<Option<
         SerialBackend::Stdio => Some(stdio(escape).map_err(ConsoleError::Stdio)?),
         SerialBackend::Pty => Some(pty(index).map_err(ConsoleError::Pty)?),
     })
+}
+
+/// Says which of `backends` has a file that cannot be written; touches none.
+pub fn check_files(backends: &[SerialBackend]) -> Result<(), ConsoleError> {
+    for backend in backends {
+        if let SerialBackend::File(path) = backend {
+            writable::check(path).map_err(|source| ConsoleError::File { path: path.into(), source })?;
+        }
+    }
+    Ok(())
 }
 
 /// As QEMU does, from the beginning.

@@ -13,6 +13,7 @@ pub mod run_state;
 pub mod signals;
 pub mod tell;
 pub mod terminal;
+pub mod writable;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -21,7 +21,7 @@ use crate::machine::{Blueprint, Board, MachineError};
 use crate::options::Options;
 use crate::run_state::RunState;
 use crate::terminal::RawTerminal;
-use crate::{exit_code, signals, tell};
+use crate::{exit_code, signals, tell, writable};
 
 /// Why a guest could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +89,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     };
     let board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
 
+    check_files(options)?;
     if let Some(path) = &options.log_file {
         log.redirect(create("-D", path)?);
     }
@@ -131,6 +132,21 @@ fn finish(outcome: &Outcome, machine: &crate::machine::Machine, ends: &Ends) -> 
             stop.exit_code()
         }
     })
+}
+
+/// Refuses a file that cannot be written before the first one is created or truncated.
+fn check_files(options: &Options) -> Result<(), RunError> {
+    for (option, path) in [("-D", &options.log_file), ("-pidfile", &options.pidfile)] {
+        if let Some(path) = path {
+            writable::check(path).map_err(|source| RunError::Create {
+                option,
+                path: path.clone(),
+                source,
+            })?;
+        }
+    }
+    console::check_files(&options.serial)?;
+    Ok(())
 }
 
 fn create(option: &'static str, path: &Path) -> Result<File, RunError> {

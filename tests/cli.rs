@@ -150,6 +150,10 @@ fn a_refused_command_line_leaves_files_alone() {
         words(kernel.to_str().unwrap()).to_vec(),
         words(kernel.to_str().unwrap()).into_iter().chain(["-frobnicate".to_owned()]).collect(),
         words(good.to_str().unwrap()).into_iter().chain(no_engine).collect(),
+        words(good.to_str().unwrap())
+            .into_iter()
+            .chain(["-accel", "tcg", "-serial", "file:/no/such/folder/serial"].map(str::to_owned))
+            .collect(),
     ];
     for words in lines {
         refuse(&words.iter().map(String::as_str).collect::<Vec<_>>());
