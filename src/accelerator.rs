@@ -105,7 +105,7 @@ fn tcg(choice: &TcgChoice) -> Result<Arc<dyn Accelerator>, AccelError> {
         TcgThread::Single => Threading::RoundRobin,
         TcgThread::Multi => Threading::PerCpu,
     };
-    let tcg = Tcg::new(TcgOptions { threading }).map_err(AccelError::Tcg)?;
+    let tcg = Tcg::new(TcgOptions { threading, ..TcgOptions::default() }).map_err(AccelError::Tcg)?;
     Ok(Arc::new(tcg))
 }
 

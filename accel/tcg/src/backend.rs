@@ -14,7 +14,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::code::thunks::FpSave;
 use crate::cpu::Cpu;
 use crate::cpuid::Cpuid;
-use crate::engine::Engine;
+use crate::engine::{CODE_BYTES, Engine, MIN_CODE_BYTES};
 use crate::env::{EnvMapping, EnvRef};
 use crate::exec::Vcpu;
 use crate::ram::Ram;
@@ -25,11 +25,14 @@ use crate::translate::features::Features;
 pub struct TcgOptions {
     /// A thread per CPU, or one for all.
     pub threading: Threading,
+    /// Bytes of code memory, at least [`crate::engine::MIN_CODE_BYTES`], a multiple of the page size. When it is full,
+    /// everything is translated anew.
+    pub code_bytes: usize,
 }
 
 impl Default for TcgOptions {
     fn default() -> Self {
-        Self { threading: Threading::PerCpu }
+        Self { threading: Threading::PerCpu, code_bytes: CODE_BYTES }
     }
 }
 
@@ -58,6 +61,7 @@ pub struct Tcg {
 }
 
 struct Shared {
+    code_bytes: usize,
     ram: Mutex<Option<Arc<Ram>>>,
     engine: Mutex<Option<Arc<Engine>>>,
 }
@@ -74,7 +78,7 @@ impl Shared {
             return Ok(Arc::clone(engine));
         }
         let features = Features::new(|leaf, subleaf| cpuid.query(leaf, subleaf, 0, cpuid.xcr0()));
-        let made = Arc::new(Engine::new(features, host_fp())?);
+        let made = Arc::new(Engine::new(features, host_fp(), self.code_bytes)?);
         *engine = Some(Arc::clone(&made));
         Ok(made)
     }
@@ -96,7 +100,11 @@ impl Tcg {
         Ok(Self {
             options,
             clock,
-            shared: Arc::new(Shared { ram: Mutex::new(None), engine: Mutex::new(None) }),
+            shared: Arc::new(Shared {
+                code_bytes: options.code_bytes.max(MIN_CODE_BYTES),
+                ram: Mutex::new(None),
+                engine: Mutex::new(None),
+            }),
         })
     }
 }

@@ -8,10 +8,12 @@ use crate::code::emitter::Emitter;
 use crate::code::thunks::{self, FpSave, Thunks};
 use crate::exec::{helpers, signals};
 use crate::translate::features::Features;
-use crate::translate::generator::Translator;
+use crate::translate::generator::{MAX_BLOCK_BYTES, Translator};
 
-/// Bytes of code memory. Full: everything is translated anew.
-const CODE_BYTES: usize = 32 << 20;
+/// Bytes of code memory unless told otherwise.
+pub const CODE_BYTES: usize = 32 << 20;
+/// Bytes of code memory at least: the thunks and two of the largest blocks.
+pub const MIN_CODE_BYTES: usize = 4 * MAX_BLOCK_BYTES;
 
 /// The cache and what fills it.
 pub struct Code {
@@ -30,9 +32,9 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine for guests that see `features`.
-    pub fn new(features: Features, fp: FpSave) -> std::io::Result<Self> {
-        let mut buffer = CodeBuffer::new(CODE_BYTES)?;
+    /// An engine with `code_bytes` of code memory for guests that see `features`.
+    pub fn new(features: Features, fp: FpSave, code_bytes: usize) -> std::io::Result<Self> {
+        let mut buffer = CodeBuffer::new(code_bytes.next_multiple_of(4096))?;
         let mut emitter = Emitter::new(buffer.next_address());
         let thunks = thunks::emit(&mut emitter, &helpers::HELPERS, fp);
         buffer.append(emitter.bytes());

@@ -151,7 +151,9 @@ impl Vcpu {
         if code.cache.buffer.free() < MAX_BLOCK_BYTES {
             code.cache.clear(&self.cpu.ram);
             self.cpu.mmu.flush_all_jumps();
-            self.cpu.ram.set_code(page.index, true);
+            for page in [Some(page.index), key.second_page].into_iter().flatten() {
+                self.cpu.ram.set_code(page, true);
+            }
         }
         let base = code.cache.buffer.next_address();
         let block = code.translator.translate(key, page, bytes, code.cache.next_id(), base)?;

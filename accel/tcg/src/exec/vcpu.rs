@@ -219,6 +219,9 @@ impl Vcpu {
                 }
             };
             let exit = self.enter(entry);
+            if !matches!(exit.reason, exit::LOOKUP | exit::BLOCK_END) {
+                self.cpu.env.branch_from = 0;
+            }
             match exit.reason {
                 exit::POLL => {
                     self.cpu.env.flags_from_code();
