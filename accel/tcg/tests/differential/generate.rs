@@ -237,7 +237,9 @@ impl Stream<'_> {
         for register in [6, 7] {
             let mut instruction = simple(lea, &[(0, gpr(register, size))]);
             instruction.set_op1_kind(OpKind::Memory);
-            instruction.set_memory_base(gpr(rng.pick(&self.pools.pointers), size));
+            // Not RSP, which comes last: the return address lies there.
+            let pointers = &self.pools.pointers[..self.pools.pointers.len() - 1];
+            instruction.set_memory_base(gpr(rng.pick(pointers), size));
             let displacement = rng.below(256) as i64 - 64;
             instruction.set_memory_displacement64(if self.wide() {
                 displacement as u64

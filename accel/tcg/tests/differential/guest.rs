@@ -118,9 +118,9 @@ fn build_memory(shared: &Shared) -> GuestMemoryMmap {
         .expect("the code arena opens again");
     let memory = GuestMemoryMmap::from_ranges_with_files([
         (GuestAddress(0), SYSTEM_BYTES, None),
-        (GuestAddress(EXIT_PAGE), PAGE, None),
         (GuestAddress(CODE), CODE_BYTES, Some(FileOffset::new(code, 0))),
         (GuestAddress(DATA), 5 * PAGE, None),
+        (GuestAddress(EXIT_PAGE), PAGE, None),
     ])
     .expect("guest memory");
 

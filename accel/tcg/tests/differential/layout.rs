@@ -7,14 +7,14 @@
 pub const PAGE: usize = 4096;
 
 /// One page: `EXIT64` and `EXIT32`, where a stream jumps when it is done. Each side has its own code there.
-pub const EXIT_PAGE: u64 = 0x0f00_0000;
-/// The end of a 64-bit stream.
+pub const EXIT_PAGE: u64 = 0x4f00_0000;
+/// The end of a 64-bit stream. Above 1 GiB: wild absolute operands are below.
 pub const EXIT64: u64 = EXIT_PAGE + 0xa50;
 /// The end of a compatibility-mode stream.
 pub const EXIT32: u64 = EXIT_PAGE + 0xa90;
 
 /// Native side only: registers on their way in and out.
-pub const CONTEXT_PAGE: u64 = 0x0f01_0000;
+pub const CONTEXT_PAGE: u64 = 0x4f01_0000;
 
 /// Instruction streams; read-only and executable on both sides, shared between them.
 pub const CODE: u64 = 0x1000_0000;

@@ -40,7 +40,7 @@ struct Context {
 // The vector state's image is the page after the context.
 std::arch::global_asm!(
     r#"
-    .set CTX, 0x0f010000
+    .set CTX, 0x4f010000
     .globl differential_native_enter
     differential_native_enter:
         push rbx

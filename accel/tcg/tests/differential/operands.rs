@@ -141,7 +141,9 @@ fn memory(instruction: &mut Instruction, operand: u32, size: usize, pools: &Pool
         form => {
             let base = if pools.alone { rng.below(pools.count()) as u8 } else { rng.pick(&pools.pointers) };
             instruction.set_memory_base(gpr(base, bytes));
-            if form > 14 {
+            // Streams leave what is at RSP alone: it may be their return address.
+            let displacement = if base == 4 && !pools.alone { 64 + displacement.abs() } else { displacement };
+            if form > 14 && (base != 4 || pools.alone) {
                 let index =
                     if pools.alone { rng.below(pools.count()) as u8 } else { rng.pick(&pools.indices) };
                 if index != 4 {

@@ -120,7 +120,7 @@ impl Program {
 
     /// Whether this is one instruction and the way out.
     pub fn is_single(&self) -> bool {
-        matches!(self.items[..], [_, Item::End] | [Item::Raw(_)])
+        matches!(self.items[..], [_, Item::End])
     }
 
     /// Items that a run to the end executes at least once, roughly: those before the end.
