@@ -89,7 +89,9 @@ pub fn tolerated(
             Some("whether bytes masked off fault, and the address reported, are the CPU's choice")
         }
         Mnemonic::Call
-            if same_place && native.vector == PAGE_FAULT && engine.vector == GENERAL_PROTECTION =>
+            if same_place
+                && matches!(native.vector, PAGE_FAULT | ALIGNMENT_CHECK)
+                && engine.vector == GENERAL_PROTECTION =>
         {
             Some("a call to a non-canonical address whose push faults: which is reported is the CPU's choice")
         }
