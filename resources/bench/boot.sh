@@ -21,7 +21,7 @@ once() {
     local name=$1 begun ended
     shift
     begun=${EPOCHREALTIME/./}
-    timeout -k 5 60 "$@" </dev/null >"$work/log" 2>&1 || true
+    timeout -k 5 20 "$@" </dev/null >"$work/log" 2>&1 || true
     ended=${EPOCHREALTIME/./}
     if grep -q '^BIVISOR-INIT-OK' "$work/log" && grep -q 'reboot: Power down' "$work/log"; then
         echo $(((ended - begun) / 1000)) >>"$work/$name"
