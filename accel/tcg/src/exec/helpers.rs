@@ -6,6 +6,8 @@
 
 #![expect(unsafe_code, reason = "door: generated code calls Rust")]
 
+use std::sync::atomic::Ordering;
+
 use crate::code::tb::Site;
 use crate::code::thunks::Helpers;
 use crate::complex::{self, Next};
@@ -62,6 +64,13 @@ fn owner<'a>(block: *mut EnvBlock) -> &'a mut Vcpu {
     unsafe { &mut *((*block).env.owner as *mut Vcpu) }
 }
 
+/// Whether the block may go on after an instruction that a helper took part in. Not when its own code was changed, a trap is
+/// due, or the CPU was kicked: a device that the instruction reached may have switched the machine off.
+fn goes_on(cpu: &Cpu) -> bool {
+    let kicked = cpu.env.mapping().icount_decr().load(Ordering::Relaxed) != 0;
+    !cpu.code_changed && cpu.pending_debug == 0 && !kicked
+}
+
 extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) -> u64 {
     let vcpu = owner(block);
     // SAFETY: the translator put the address of a site into the block; the block outlives its running code.
@@ -77,7 +86,7 @@ extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) ->
     let leave = match result {
         Ok(Next::Fallthrough) => {
             cpu.env.rip = next_rip;
-            if !cpu.code_changed && cpu.pending_debug == 0 {
+            if goes_on(cpu) {
                 cpu.env.flags_to_code();
                 return 0;
             }
@@ -213,7 +222,7 @@ extern "C" fn commit(block: *mut EnvBlock, _: u64, _: u64, return_address: u64) 
         vcpu.leave = Leave::Exception(exception);
         return 1;
     }
-    if !cpu.code_changed && cpu.pending_debug == 0 {
+    if goes_on(cpu) {
         return 0;
     }
     cpu.env.flags_from_code();
