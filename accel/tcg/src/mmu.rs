@@ -2,6 +2,8 @@
 
 pub mod access;
 pub mod soft_tlb;
+#[cfg(test)]
+mod tests;
 pub mod walk;
 
 pub use access::Access;

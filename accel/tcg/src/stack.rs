@@ -68,6 +68,7 @@ impl Stack {
     pub fn push(&mut self, cpu: &mut Cpu, size: usize, value: u64) -> Exec<()> {
         let sp = self.sp.wrapping_sub(size as u64) & mask(self.bits);
         let linear = self.linear(cpu, sp, size)?;
+        self.check_alignment(cpu, linear, size)?;
         if linear & (PAGE - 1) <= PAGE - size as u64
             && let Some(host) = cpu.mmu.lookup(self.mode, true, linear)
         {

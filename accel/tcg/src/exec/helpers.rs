@@ -232,6 +232,8 @@ extern "C" fn commit(block: *mut EnvBlock, _: u64, _: u64, return_address: u64) 
 }
 
 extern "C" fn linear(block: *mut EnvBlock, offset: u64, packed: u64, return_address: u64) -> u64 {
-    let (segment, size, write) = ((packed & 0xff) as usize, packed >> 8 & 0xffff, packed & 1 << 31 != 0);
-    checked(block, return_address, (offset, 0), |vcpu| vcpu.cpu.linear(segment, offset, size, write))
+    let (segment, size, write) = ((packed & 0xff) as usize, packed >> 8 & 0xff, packed & 1 << 31 != 0);
+    checked(block, return_address, (offset, packed & u64::from(X87)), |vcpu| {
+        vcpu.cpu.linear(segment, offset, size, write)
+    })
 }

@@ -31,6 +31,7 @@ use crate::operand::segment_index;
 use crate::translate::block::Item;
 use crate::translate::flags::Flags;
 use crate::translate::generator::Translator;
+use crate::translate::native::waits;
 use crate::translate::registers::{gpr_number, host_number};
 
 /// What is done with the host address that a check has found.
@@ -73,11 +74,11 @@ impl Translator {
     /// segments that a helper must check.
     pub(super) fn linear_to_t0(&mut self, insn: &Instruction, size: u32, write: bool) {
         self.offset_to_t0(insn);
-        self.segment_t0(insn.memory_segment(), size, write);
+        self.segment_t0(insn.memory_segment(), size, write, waits(insn));
     }
 
-    /// T0 = T0 made linear in `segment`.
-    pub(super) fn segment_t0(&mut self, segment: Register, size: u32, write: bool) {
+    /// T0 = T0 made linear in `segment`. `waits`: a pending x87 exception comes before what the segment raises.
+    pub(super) fn segment_t0(&mut self, segment: Register, size: u32, write: bool, waits: bool) {
         let index = segment_index(segment);
         if self.bits == 64 {
             if index >= 4 {
@@ -90,7 +91,8 @@ impl Translator {
         if !flat {
             self.flags_saved();
             self.flags = Flags::Saved;
-            let packed = index as u32 | size << 8 | u32::from(write) << 31;
+            let packed =
+                index as u32 | size << 8 | if waits { helpers::X87 } else { 0 } | u32::from(write) << 31;
             dynasm!(self.e ; .arch x64 ; mov r11d, packed as i32);
             self.e.call(self.thunks.linear);
             self.fp_loaded = false;

@@ -30,7 +30,7 @@ impl Translator {
             32 => dynasm!(self.e ; .arch x64 ; mov r10d, r10d),
             _ => {}
         }
-        self.segment_t0(insn.memory_segment(), size, write);
+        self.segment_t0(insn.memory_segment(), size, write, false);
         let stub = self.check(size | stack_bit(insn, self.bits) | helpers::ALSO_LOADS, write, Use::BitTest);
         self.bit_test_on_host(item);
         self.checked_access_ends(stub);

@@ -55,12 +55,10 @@ impl Translator {
         let (reads, write) = self.memory_access(insn);
         // A store with an unmasked exception of its own stores nothing: the bounce buffer must hold what is there.
         let x87 = fp && is_x87(insn);
-        let no_wait = matches!(insn.mnemonic(), Mnemonic::Fnstsw | Mnemonic::Fnstcw);
-        let waits = fp && !no_wait && (x87 || uses_mmx(insn));
         let packed = size.max(1)
             | stack_bit(insn, self.bits)
             | if reads || x87 { helpers::ALSO_LOADS } else { 0 }
-            | if waits { helpers::X87 } else { 0 }
+            | if fp && waits(insn) { helpers::X87 } else { 0 }
             | if needs_alignment(insn, fp) { helpers::ALIGNED } else { 0 };
         self.flags_free(item.live_in);
         self.linear_to_t0(insn, size.max(1), write);
@@ -274,6 +272,12 @@ impl Translator {
 /// Whether `insn` has an explicit memory operand.
 pub fn has_memory(insn: &Instruction) -> bool {
     (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory)
+}
+
+/// Whether an x87 exception that is pending comes before `insn`.
+pub fn waits(insn: &Instruction) -> bool {
+    let no_wait = matches!(insn.mnemonic(), Mnemonic::Fnstsw | Mnemonic::Fnstcw);
+    !no_wait && (is_x87(insn) || uses_mmx(insn))
 }
 
 fn uses_mmx(insn: &Instruction) -> bool {
