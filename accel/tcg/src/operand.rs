@@ -59,9 +59,17 @@ pub fn is_canonical(address: u64) -> bool {
 }
 
 impl Cpu {
-    /// The segment that memory operand of `insn` uses, override applied.
+    /// The segment that memory operand of `insn` uses, override applied. In 64-bit mode overrides other than FS and GS are
+    /// ignored: what the base register says decides between #SS and #GP.
     pub fn operand_segment(&self, insn: &Instruction) -> usize {
-        segment_index(insn.memory_segment())
+        let segment = segment_index(insn.memory_segment());
+        if !self.env.is_64bit() || segment >= 4 {
+            return segment;
+        }
+        match insn.memory_base() {
+            Register::RSP | Register::RBP | Register::ESP | Register::EBP => 2,
+            _ => 3,
+        }
     }
 
     /// The offset that the memory operand `operand` of `insn` names, wrapped to the address size; no segment base.

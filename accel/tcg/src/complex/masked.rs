@@ -11,6 +11,7 @@ use crate::complex::xstate::{require_sse, require_vector, require_x87};
 use crate::cpu::Cpu;
 use crate::exception::{Exception, Exec, vector};
 use crate::mmu::Access;
+use crate::translate::address::address_width;
 
 const XCR0_AVX: u64 = 0x6;
 /// FSW.ES.
@@ -62,6 +63,9 @@ fn element_linear(
 ) -> Exec<u64> {
     let segment = cpu.operand_segment(insn);
     let offset = cpu.effective_offset(insn, operand).wrapping_add((at * size) as u64);
+    // With a 32-bit address size each element's offset wraps by itself.
+    let narrow = cpu.env.is_64bit() && address_width(insn, 64) == 32;
+    let offset = if narrow { offset & 0xffff_ffff } else { offset };
     cpu.linear(segment, offset, size as u64, write)
 }
 

@@ -279,7 +279,7 @@ pub fn stack_bit(insn: &Instruction, bits: u32) -> u32 {
 }
 
 /// Address size of the memory operand of `insn` in bits.
-pub(super) fn address_width(insn: &Instruction, bits: u32) -> u32 {
+pub fn address_width(insn: &Instruction, bits: u32) -> u32 {
     let register =
         if insn.memory_base() != Register::None { insn.memory_base() } else { insn.memory_index() };
     match register.size() {
