@@ -3,6 +3,7 @@
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 
 use crate::exclusions;
+use crate::layout::{CONTEXT_PAGE, PAGE};
 use crate::shared::{Input, Outcome, Shared, ending};
 
 /// Flags that the manuals call undefined after `code` and that the engine cannot get from the host: it executes these instructions by
@@ -57,6 +58,9 @@ pub fn tolerated(
     native: &Outcome,
     engine: &Outcome,
 ) -> Option<&'static str> {
+    if engine.vector == PAGE_FAULT && engine.cr2 & !(PAGE as u64 - 1) == CONTEXT_PAGE {
+        return Some("the native side keeps its context in a page that the guest does not have");
+    }
     if native.vector == ending::DONE {
         return None;
     }
@@ -105,6 +109,9 @@ pub fn tolerated(
             if same_place && input.bits == 32 && engine.vector == GENERAL_PROTECTION =>
         {
             Some("elements masked off beyond 4 GiB are the CPU's choice")
+        }
+        _ if same_place && instruction.is_vsib() && native.vector == DEBUG && engine.vector == PAGE_FAULT => {
+            Some("a gather that is stepped through may trap between its elements")
         }
         Mnemonic::Popa | Mnemonic::Popad if same_place => {
             Some("how many registers are loaded before a fault is the CPU's choice")
