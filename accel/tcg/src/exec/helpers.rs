@@ -213,6 +213,10 @@ extern "C" fn commit(block: *mut EnvBlock, _: u64, _: u64, return_address: u64) 
     let bytes = cpu.env.bounce;
     let at = (linear & 63) as usize;
     let result = cpu.write_bytes_mode(linear, &bytes[at..at + len], mode);
+    // Where the instruction is takes a search: only for those that leave.
+    if result.is_ok() && goes_on(cpu) {
+        return 0;
+    }
     let (rip, next) = vcpu.rip_at(return_address - 1);
     let cpu = &mut vcpu.cpu;
     if let Err(exception) = result {
@@ -221,9 +225,6 @@ extern "C" fn commit(block: *mut EnvBlock, _: u64, _: u64, return_address: u64) 
         cpu.env.rip = rip;
         vcpu.leave = Leave::Exception(exception);
         return 1;
-    }
-    if goes_on(cpu) {
-        return 0;
     }
     cpu.env.flags_from_code();
     cpu.env.rip = next;

@@ -217,7 +217,7 @@ impl Cpu {
     fn mmio_read(&self, gpa: u64, into: &mut [u8]) {
         let mut at = gpa;
         for part in into.chunks_mut(8) {
-            split(at, part.len(), |offset, len| {
+            split(part.len(), |offset, len| {
                 self.io().mmio_read(at + offset as u64, &mut part[offset..offset + len]);
             });
             at += 8;
@@ -227,7 +227,7 @@ impl Cpu {
     fn mmio_write(&self, gpa: u64, from: &[u8]) {
         let mut at = gpa;
         for part in from.chunks(8) {
-            split(at, part.len(), |offset, len| {
+            split(part.len(), |offset, len| {
                 self.io().mmio_write(at + offset as u64, &part[offset..offset + len])
             });
             at += 8;
@@ -249,7 +249,7 @@ impl Cpu {
 }
 
 /// Cuts an access of `len` (1 to 8) bytes into pieces of 1, 2, 4 or 8, the sizes that buses have.
-fn split(_at: u64, len: usize, mut each: impl FnMut(usize, usize)) {
+fn split(len: usize, mut each: impl FnMut(usize, usize)) {
     let mut offset = 0;
     for size in [8, 4, 2, 1] {
         while len - offset >= size {
