@@ -12,6 +12,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
+use crate::code::tb::mode;
+
 /// A segment register and its descriptor cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -102,6 +104,27 @@ pub struct Msrs {
     pub kvm_wall_clock: u64,
 }
 
+/// Entries of a return cache: the low byte of a return address is its index.
+pub const RETURN_ENTRIES: usize = 256;
+
+/// Where calls that were made lately return to: entered by the calls, looked up by the returns. Whatever changes what an
+/// address means empties it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct ReturnCache {
+    /// Return address. An empty entry has an address with another index.
+    pub tags: [u64; RETURN_ENTRIES],
+    /// Where the call's block goes on.
+    pub code: [u64; RETURN_ENTRIES],
+}
+
+impl ReturnCache {
+    fn clear(&mut self) {
+        self.tags = [0; RETURN_ENTRIES];
+        self.tags[0] = 1;
+    }
+}
+
 /// The state. Field order is layout: what generated code uses most comes first.
 #[repr(C)]
 pub struct Env {
@@ -129,10 +152,11 @@ pub struct Env {
     pub branch_from: u32,
     /// Interrupts are held off for one instruction: [`SHADOW_STI`], [`SHADOW_SS`] or 0.
     pub interrupt_shadow: u32,
-    /// Mode bits of the running code at their place in the jump cache's tag.
-    pub mode_key: u64,
-    /// Jump cache of the present context.
-    pub jump_cache: u64,
+    /// Jump caches of the present context, one for each class of modes.
+    pub jump_caches: [u64; mode::CLASSES],
+    /// Tables of the pages that code may be fetched from in the present context, for supervisor and user: the number of
+    /// each page's mapping ([`crate::code::tb::Guard`]), by the low bits of the page number.
+    pub code_pages: [u64; 2],
     /// Soft-TLB tables of the present context: read and write per mode.
     pub tlb: [[u64; 2]; TLB_MODES],
     /// Scratch for generated code.
@@ -175,6 +199,8 @@ pub struct Env {
     pub fault_eflags: u32,
     pub fault_signal: u32,
     pub fault_trap: u32,
+    /// Where returns go, for each class that has its returns predicted.
+    pub returns: [ReturnCache; mode::RETURN_CLASSES],
     pub(crate) align: [u8; XSAVE_PAD],
     /// Bounce buffer for operands that the soft TLB cannot map: MMIO, page-crossing, code pages.
     pub bounce: [u8; 128],
@@ -183,7 +209,7 @@ pub struct Env {
 }
 
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
-const XSAVE_PAD: usize = 20;
+const XSAVE_PAD: usize = 48;
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);
@@ -295,6 +321,13 @@ impl Env {
     /// RFLAGS.
     pub fn rflags(&self) -> u32 {
         self.arith | self.df | self.iflag | self.ac | self.sysflags | 2
+    }
+
+    /// Empties the return caches.
+    pub fn forget_returns(&mut self) {
+        for cache in &mut self.returns {
+            cache.clear();
+        }
     }
 
     /// Takes the arithmetic flags over from generated code.

@@ -12,7 +12,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::code::buffer::CodeBuffer;
 use crate::code::key_table::KeyTable;
-use crate::code::tb::{Tb, TbId, TbKey};
+use crate::code::tb::{NO_PAGE, Slot, Tb, TbId, TbKey};
 use crate::ram::Ram;
 
 /// A multiply-and-rotate hash: keys are addresses that the guest could choose, but a slow look-up is all it would gain.
@@ -65,6 +65,9 @@ pub struct TbCache {
     blocks: Vec<Tb>,
     by_key: KeyTable<BuildHasherDefault<KeyHasher>>,
     by_page: KeyMap<u32, Vec<TbId>>,
+    /// Numbers of page mappings: (virtual page, RAM page). Never used twice, so that a stale one matches nothing.
+    mappings: KeyMap<(u64, u32), u32>,
+    next_mapping: u32,
 }
 
 impl TbCache {
@@ -76,7 +79,20 @@ impl TbCache {
             blocks: Vec::new(),
             by_key: KeyTable::default(),
             by_page: KeyMap::default(),
+            mappings: KeyMap::default(),
+            next_mapping: 1,
         }
+    }
+
+    /// The number that stands for virtual page `page` being mapped to RAM page `ram_page`.
+    pub fn mapping_number(&mut self, page: u64, ram_page: u32) -> u32 {
+        let next = &mut self.next_mapping;
+        *self.mappings.entry((page, ram_page)).or_insert_with(|| {
+            let number = *next;
+            // After four billion the last one would stand for several: then it stands for none.
+            *next = next.saturating_add(1);
+            number
+        })
     }
 
     /// The block for `key`.
@@ -126,15 +142,25 @@ impl TbCache {
         if !target.valid || !self.blocks[from as usize].valid || !target.chainable() {
             return;
         }
-        let (entry, entry_saved) = (target.entry, target.entry_saved);
+        let (entry, entry_saved, entry_forward) = (target.entry, target.entry_saved, target.entry_forward);
+        let page_number = target.page_number;
         let Some(jump) = &mut self.blocks[from as usize].slots[slot] else { return };
-        if jump.linked.is_some() {
+        if jump.linked.is_some() || jump.guard.is_some() && page_number == NO_PAGE {
             return;
         }
         jump.linked = Some(to);
-        let (displacement, saved) = (jump.displacement, jump.flags_saved);
+        let jump = *jump;
         self.blocks[to as usize].incoming.push(from * 2 + slot as u32);
-        self.buffer.patch_jump(displacement, if saved { entry_saved } else { entry });
+        let entry = match (jump.flags_saved, jump.forward) {
+            (true, _) => entry_saved,
+            (false, true) => entry_forward,
+            (false, false) => entry,
+        };
+        self.buffer.patch_jump(jump.displacement, entry);
+        if let Some(guard) = jump.guard {
+            self.buffer.patch_word(guard.number, page_number);
+            self.buffer.patch_jump(guard.otherwise, guard.lookup);
+        }
         self.counters.linked += 1;
     }
 
@@ -163,12 +189,12 @@ impl TbCache {
                 && jump.linked == Some(id)
             {
                 jump.linked = None;
-                self.buffer.patch_jump(jump.displacement, jump.stub);
+                unlink(&mut self.buffer, jump);
             }
         }
         // Its own jumps go back to their stubs too: a CPU that is still in it must come out and look again.
-        for jump in slots.into_iter().flatten() {
-            self.buffer.patch_jump(jump.displacement, jump.stub);
+        for jump in slots.iter().flatten() {
+            unlink(&mut self.buffer, jump);
         }
         for page in [Some(page), key.second_page].into_iter().flatten() {
             if let Some(ids) = self.by_page.get_mut(&page) {
@@ -190,8 +216,18 @@ impl TbCache {
         self.blocks.clear();
         self.by_key.clear();
         self.by_page.clear();
+        self.mappings.clear();
         self.buffer.clear();
     }
+}
+
+/// Has `jump` go to its stub.
+fn unlink(buffer: &mut CodeBuffer, jump: &Slot) {
+    if let Some(guard) = jump.guard {
+        buffer.patch_word(guard.number, NO_PAGE);
+        buffer.patch_jump(guard.otherwise, jump.stub);
+    }
+    buffer.patch_jump(jump.displacement, jump.stub);
 }
 
 impl Tb {

@@ -51,8 +51,36 @@ pub mod mode {
     pub const SINGLE: u32 = 1 << 13;
     /// Real or virtual-8086 mode.
     pub const REAL: u32 = 1 << 14;
-    /// Place of the mode bits in a jump cache tag: bits 48 to 62, which all equal bit 63 and bit 47 in an address.
-    pub const KEY_SHIFT: u32 = 48;
+    /// Supervisor accesses are not subject to SMAP.
+    pub const SMAP_OFF: u32 = 1 << 15;
+
+    /// Classes of modes that have a jump cache each ([`class`]).
+    pub const CLASSES: usize = 4;
+    /// 64-bit code at CPL 3.
+    pub const USER64: usize = 0;
+    /// 64-bit code at CPL 0, SMAP in force or absent.
+    pub const KERNEL64: usize = 1;
+    /// 64-bit code at CPL 0 with SMAP suspended.
+    pub const KERNEL64_AC: usize = 2;
+    /// Flat 32-bit code at CPL 3.
+    pub const USER32: usize = 3;
+    /// Classes whose returns are predicted: the first of them.
+    pub const RETURN_CLASSES: usize = 2;
+    /// Bits that differ within a class: the CPU's vector state as the operating system has enabled it. When they change,
+    /// every jump cache is emptied.
+    pub const VARIABLE: u32 = SSE | AVX | AVX512;
+
+    /// The jump cache that finds blocks of `mode`; `None`: the loop looks them up. An entry there is found by its address
+    /// alone, so a class is what one address means one block in: it tells all bits but [`VARIABLE`].
+    pub fn class(mode: u32) -> Option<usize> {
+        match mode & !VARIABLE {
+            bits if bits == LONG | FLAT_CODE | 3 => Some(USER64),
+            bits if bits == LONG | FLAT_CODE => Some(KERNEL64),
+            bits if bits == LONG | FLAT_CODE | SMAP_OFF => Some(KERNEL64_AC),
+            bits if bits == CODE32 | STACK32 | FLAT | FLAT_CODE | 3 => Some(USER32),
+            _ => None,
+        }
+    }
 }
 
 /// An instruction that a helper executes, at an address that generated code passes.
@@ -94,9 +122,28 @@ pub struct Slot {
     pub stub: u64,
     /// The target block is entered with its flags saved.
     pub flags_saved: bool,
+    /// The target is at a higher address: no loop closes here, so the poll is passed over.
+    pub forward: bool,
+    /// The jump goes to another page: what has to be so for it to be taken.
+    pub guard: Option<Guard>,
     /// The block that it is linked to.
     pub linked: Option<TbId>,
 }
+
+/// The guard of a jump to another page: a comparison of the target page's entry in the table of code pages
+/// ([`crate::env::Env::code_pages`]) with the number that stands for the page as it was mapped when the jump was linked.
+#[derive(Clone, Copy, Debug)]
+pub struct Guard {
+    /// Executable address of the number; [`NO_PAGE`] while unlinked.
+    pub number: u64,
+    /// Executable address of the displacement of the jump that is taken if the numbers differ.
+    pub otherwise: u64,
+    /// Where that jump goes while linked: the jump cache is asked.
+    pub lookup: u64,
+}
+
+/// Number of no page mapping: never in a table of code pages.
+pub const NO_PAGE: u32 = u32::MAX;
 
 /// A block.
 pub struct Tb {
@@ -114,6 +161,12 @@ pub struct Tb {
     pub entry: u64,
     /// Entry with the flags in `env.lahf`.
     pub entry_saved: u64,
+    /// As `entry`, behind the poll.
+    pub entry_forward: u64,
+    /// Number of its page's mapping; see [`Guard`].
+    pub page_number: u32,
+    /// Number of the second page's mapping, if there is one.
+    pub second_page_number: Option<u32>,
     /// Direct ways on.
     pub slots: [Option<Slot>; 2],
     /// Blocks linked to this one: block number * 2 + slot. May name links that are gone.
@@ -144,9 +197,10 @@ impl Tb {
         self.key.rip.wrapping_add(u64::from(self.insns[insn]))
     }
 
-    /// Whether the block can be reached by a patched jump: it does not run over into another page, which could be
-    /// mapped elsewhere while the jump stays.
+    /// Whether the block can be reached by a patched jump. One that runs over into another page looks itself whether
+    /// that is still mapped as it was.
     pub fn chainable(&self) -> bool {
-        self.key.second_page.is_none() && self.key.mode & mode::SINGLE == 0
+        self.key.mode & mode::SINGLE == 0
+            && (self.key.second_page.is_none() || mode::class(self.key.mode).is_some())
     }
 }

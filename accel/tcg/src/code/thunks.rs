@@ -15,7 +15,8 @@ use std::mem::offset_of;
 
 use dynasmrt::{DynasmApi, dynasm};
 
-use crate::code::emitter::{Emitter, cc};
+use crate::code::emitter::{Emitter, Patch, cc};
+use crate::code::tb::mode;
 use crate::env::{Env, EnvBlock};
 use crate::mmu::soft_tlb::JUMP_ENTRIES;
 
@@ -95,8 +96,10 @@ pub struct Thunks {
     pub enter: u64,
     /// Jumped to with reason in T1 and payload in T0, flags saved.
     pub exit: u64,
-    /// Jumped to with the target in T0, flags saved: continues in the block there, or leaves.
-    pub lookup: u64,
+    /// For each class of modes: jumped to with the target in T0, flags saved: continues in the block there, or leaves.
+    pub lookup: [u64; mode::CLASSES],
+    /// As `lookup` for the first classes, for returns: leaves the host's return predictor balanced.
+    pub return_lookup: [u64; mode::RETURN_CLASSES],
     /// Called; see [`Helpers::complex`].
     pub complex: u64,
     /// Called with the address in T0 and the size in T1; leaves 0 in T0 and the host address in T1.
@@ -202,22 +205,22 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
         ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx
         ; ret);
 
-    thunks.lookup = e.here();
-    dynasm!(e ; .arch x64
-        ; mov [rsp + env_offset!(rip)], r10
-        ; mov r11, r10
-        ; shr r11, 11
-        ; xor r11, r10
-        ; and r11d, JUMP_ENTRIES as i32 - 1
-        ; shl r11d, 4
-        ; add r11, [rsp + env_offset!(jump_cache)]
-        ; xor r10, [rsp + env_offset!(mode_key)]
-        ; cmp r10, [r11]);
-    let miss = e.jcc_short(cc::NE);
-    dynasm!(e ; .arch x64 ; jmp QWORD [r11 + 8]);
-    e.bind_short(miss);
-    dynasm!(e ; .arch x64 ; mov r11d, exit::LOOKUP as i32);
-    e.jmp_to(thunks.exit);
+    for class in 0..mode::CLASSES {
+        thunks.lookup[class] = e.here();
+        let miss = probe_jump_cache(e, class);
+        dynasm!(e ; .arch x64 ; jmp QWORD [r11 + 8]);
+        lookup_missed(e, miss, thunks.exit);
+    }
+    for class in 0..mode::RETURN_CLASSES {
+        thunks.return_lookup[class] = e.here();
+        let miss = probe_jump_cache(e, class);
+        // The site has noted where it is in case the target is no address: it is one.
+        dynasm!(e ; .arch x64
+            ; mov DWORD [rsp + env_offset!(branch_from)], 0
+            ; push QWORD [r11 + 8]
+            ; ret);
+        lookup_missed(e, miss, thunks.exit);
+    }
 
     thunks.complex = helper_thunk(e, helpers.complex, saved, fp, After::Nothing);
     thunks.read_miss = helper_thunk(e, helpers.read_miss, saved, fp, After::HostAddress);
@@ -242,6 +245,26 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     dynasm!(e ; .arch x64 ; mov r11d, exit::FAULT as i32);
     e.jmp_to(thunks.exit);
     thunks
+}
+
+/// T1 = the jump cache's entry of `class` for the address in T0. The jump that is returned is taken if it is not T0's.
+pub fn probe_jump_cache(e: &mut Emitter, class: usize) -> Patch {
+    dynasm!(e ; .arch x64
+        ; mov r11, r10
+        ; shr r11, 11
+        ; xor r11d, r10d
+        ; and r11d, JUMP_ENTRIES as i32 - 1
+        ; shl r11d, 4
+        ; add r11, [rsp + env_offset!(jump_caches) + 8 * class as i32]
+        ; cmp r10, [r11]);
+    e.jcc(cc::NE)
+}
+
+/// Where `miss` of [`probe_jump_cache`] leads: out.
+fn lookup_missed(e: &mut Emitter, miss: Patch, exit: u64) {
+    e.bind(miss);
+    dynasm!(e ; .arch x64 ; mov [rsp + env_offset!(rip)], r10 ; mov r11d, exit::LOOKUP as i32);
+    e.jmp_to(exit);
 }
 
 /// What a helper thunk hands back to generated code.

@@ -88,6 +88,7 @@ extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) ->
             cpu.env.rip = next_rip;
             if goes_on(cpu) {
                 cpu.env.flags_to_code();
+                cpu.settle();
                 return 0;
             }
             Leave::InstructionDone

@@ -290,6 +290,7 @@ impl Vcpu {
         env.tlb_now = env.tlb[mode];
         env.flags_to_code();
         env.owner = owner;
+        self.cpu.settle();
         let block = self.cpu.env.mapping().block();
         // SAFETY: the thunk has this signature; `entry` is the entry of a live block, or was found by its key in the
         // same cache; the environment is set up and `self` is not touched until the code returns, except by helpers

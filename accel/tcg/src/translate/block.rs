@@ -7,6 +7,8 @@ use crate::exception::Exception;
 use crate::translate::classify::{Class, classify};
 use crate::translate::features::Features;
 use crate::translate::flags::{self, Effect};
+use crate::translate::liveness::{self, Peek};
+use crate::translate::native::has_memory;
 
 /// Instructions in a block at most.
 pub const MAX_INSNS: usize = 48;
@@ -46,6 +48,7 @@ pub fn decode(
     bits: u32,
     mode: u32,
     features: &Features,
+    peek: &dyn Peek,
     items: &mut Vec<Item>,
 ) -> Cut {
     items.clear();
@@ -83,13 +86,41 @@ pub fn decode(
             break;
         }
     }
-    let mut live = flags::ALL;
+    let mut live = match items.last() {
+        Some(last) if mode & mode::SINGLE == 0 && end_matters(items) => {
+            liveness::after(&last.insn, bits, peek)
+        }
+        _ => flags::ALL,
+    };
     for item in items.iter_mut().rev() {
         item.live_out = live;
         live = live & !item.flags.killed | item.flags.read;
         item.live_in = live;
     }
     Cut::Inside
+}
+
+/// Whether it makes a difference which flags are read behind the block: not if all are given new values by an instruction
+/// after which nothing stands in the way of keeping them in EFLAGS.
+fn end_matters(items: &[Item]) -> bool {
+    let mut open = flags::ALL;
+    for item in items.iter().rev() {
+        let in_the_way = match item.class {
+            Class::Native | Class::NativeFp => has_memory(&item.insn),
+            Class::Lea | Class::Nothing | Class::Direction(_) | Class::JumpIf | Class::Jump => false,
+            // Flags are stored for a helper in any case.
+            Class::Complex(_) | Class::Raise(_) => return false,
+            _ => true,
+        };
+        if in_the_way {
+            return true;
+        }
+        open &= !item.flags.killed;
+        if open == 0 {
+            return false;
+        }
+    }
+    true
 }
 
 /// Whether prefixes make an otherwise good instruction longer than one may be, which is #GP(0) and not #UD.

@@ -169,7 +169,7 @@ impl Translator {
     /// CALL rel.
     pub(super) fn call(&mut self, item: &Item) {
         self.push_return(item);
-        self.go_to(0, item.insn.near_branch_target());
+        self.call_to(item.insn.next_ip(), |this| this.go_to(0, item.insn.near_branch_target()));
     }
 
     /// CALL r/m: the target is read before the return address is pushed.
@@ -180,8 +180,10 @@ impl Translator {
             self.fault_unless_canonical(item);
         }
         self.push_return(item);
-        dynasm!(self.e ; .arch x64 ; mov r10, [rsp + scratch_offset(1)]);
-        self.go_to_t0();
+        self.call_to(item.insn.next_ip(), |this| {
+            dynasm!(this.e ; .arch x64 ; mov r10, [rsp + scratch_offset(1)]);
+            this.go_to_t0();
+        });
     }
 
     /// Raises #GP(0) if T0 is not canonical: a call faults before it pushes.
@@ -234,6 +236,6 @@ impl Translator {
         }
         self.popped = size + u32::from(drop);
         self.move_stack(self.popped as i32);
-        self.go_to_t0();
+        self.return_to_t0();
     }
 }
