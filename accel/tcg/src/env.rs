@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use crate::code::tb::mode;
+use crate::mmu::soft_tlb::EMPTY_TAG;
 
 /// A segment register and its descriptor cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,6 +105,29 @@ pub struct Msrs {
     pub kvm_wall_clock: u64,
 }
 
+/// Translation slots of one soft-TLB mode and direction ([`TlbSlot`]).
+pub const SLOTS: usize = 64;
+/// Counters of the misses of sites: of accesses whose slots they share.
+pub const SITE_COUNTERS: usize = 1024;
+/// Misses after which a site is judged. Counters start so far below zero.
+pub const SITE_MISSES: u16 = 1024;
+
+/// Where the page was that the accesses through one base register (or another thing that one address is like the last by)
+/// last went to.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct TlbSlot {
+    /// Linear address of the page.
+    pub tag: u64,
+    /// What makes a host address of a linear one in it. Of an empty slot: what makes one in the host's page 0 of one
+    /// that matches.
+    pub addend: u64,
+}
+
+impl TlbSlot {
+    const EMPTY: Self = Self { tag: EMPTY_TAG, addend: EMPTY_TAG.wrapping_neg() };
+}
+
 /// Entries of a return cache: the low byte of a return address is its index.
 pub const RETURN_ENTRIES: usize = 256;
 
@@ -128,8 +152,6 @@ impl ReturnCache {
 /// The state. Field order is layout: what generated code uses most comes first.
 #[repr(C)]
 pub struct Env {
-    /// Read and write table of the present context and mode: what generated code looks up.
-    pub tlb_now: [u64; 2],
     /// RAX RCX RDX RBX RSP RBP RSI RDI R8..R15.
     pub gpr: [u64; 16],
     /// Offset in CS of the current instruction (in helpers) or of the next one (between blocks).
@@ -199,6 +221,10 @@ pub struct Env {
     pub fault_eflags: u32,
     pub fault_signal: u32,
     pub fault_trap: u32,
+    /// Slots, by soft-TLB mode and for reads and writes.
+    pub slots: [[[TlbSlot; SLOTS]; 2]; TLB_MODES],
+    /// Misses of sites, counting up to zero.
+    pub site_misses: [u16; SITE_COUNTERS],
     /// Where returns go, for each class that has its returns predicted.
     pub returns: [ReturnCache; mode::RETURN_CLASSES],
     pub(crate) align: [u8; XSAVE_PAD],
@@ -209,7 +235,7 @@ pub struct Env {
 }
 
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
-const XSAVE_PAD: usize = 48;
+const XSAVE_PAD: usize = 0;
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);
@@ -321,6 +347,11 @@ impl Env {
     /// RFLAGS.
     pub fn rflags(&self) -> u32 {
         self.arith | self.df | self.iflag | self.ac | self.sysflags | 2
+    }
+
+    /// Empties the translation slots.
+    pub fn forget_slots(&mut self) {
+        self.slots = [[[TlbSlot::EMPTY; SLOTS]; 2]; TLB_MODES];
     }
 
     /// Empties the return caches.

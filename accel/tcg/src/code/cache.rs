@@ -68,6 +68,8 @@ pub struct TbCache {
     /// Numbers of page mappings: (virtual page, RAM page). Never used twice, so that a stale one matches nothing.
     mappings: KeyMap<(u64, u32), u32>,
     next_mapping: u32,
+    /// Sites that miss their slots often: a bit for each instruction of a block.
+    hashed: KeyMap<TbKey, u64>,
 }
 
 impl TbCache {
@@ -81,6 +83,22 @@ impl TbCache {
             by_page: KeyMap::default(),
             mappings: KeyMap::default(),
             next_mapping: 1,
+            hashed: KeyMap::default(),
+        }
+    }
+
+    /// The instructions of a block for `key` whose operands are looked up in the table, a bit each.
+    pub fn hashed_sites(&self, key: &TbKey) -> u64 {
+        self.hashed.get(key).copied().unwrap_or(0)
+    }
+
+    /// From now on the operand of instruction `insn` of block `id` is looked up in the table: the block is to be
+    /// translated anew.
+    pub fn use_table(&mut self, ram: &Ram, id: TbId, insn: usize) {
+        let key = self.blocks[id as usize].key;
+        if self.blocks[id as usize].valid {
+            *self.hashed.entry(key).or_default() |= 1 << insn;
+            self.invalidate(ram, id);
         }
     }
 
@@ -217,6 +235,7 @@ impl TbCache {
         self.by_key.clear();
         self.by_page.clear();
         self.mappings.clear();
+        self.hashed.clear();
         self.buffer.clear();
     }
 }

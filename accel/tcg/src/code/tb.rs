@@ -47,12 +47,22 @@ pub mod mode {
     pub const AVX: u32 = 1 << 11;
     /// XCR0 has AVX-512 as well.
     pub const AVX512: u32 = 1 << 12;
-    /// One instruction to a block, none chained: single-step, data breakpoints, interrupt shadow, `step`.
-    pub const SINGLE: u32 = 1 << 13;
+    /// Supervisor accesses reach user pages: CPL below 3, and EFLAGS.AC set or CR4.SMAP clear.
+    pub const SMAP_OFF: u32 = 1 << 13;
     /// Real or virtual-8086 mode.
     pub const REAL: u32 = 1 << 14;
-    /// Supervisor accesses are not subject to SMAP.
-    pub const SMAP_OFF: u32 = 1 << 15;
+    /// One instruction to a block, none chained: single-step, data breakpoints, interrupt shadow, `step`.
+    pub const SINGLE: u32 = 1 << 15;
+
+    /// The soft-TLB mode of a block's own accesses.
+    pub fn tlb_mode(bits: u32) -> usize {
+        use crate::mmu::access::{MODE_SMAP, MODE_SUPERVISOR, MODE_USER};
+        match (bits & CPL, bits & SMAP_OFF) {
+            (3, _) => MODE_USER,
+            (_, 0) => MODE_SMAP,
+            _ => MODE_SUPERVISOR,
+        }
+    }
 
     /// Classes of modes that have a jump cache each ([`class`]).
     pub const CLASSES: usize = 4;

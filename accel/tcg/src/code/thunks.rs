@@ -17,8 +17,9 @@ use dynasmrt::{DynasmApi, dynasm};
 
 use crate::code::emitter::{Emitter, Patch, cc};
 use crate::code::tb::mode;
-use crate::env::{Env, EnvBlock};
-use crate::mmu::soft_tlb::JUMP_ENTRIES;
+use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TLB_MODES, TlbSlot};
+use crate::exec::helpers::{JUDGE, SITE_SHIFT, SLOT_SHIFT};
+use crate::mmu::soft_tlb::{JUMP_ENTRIES, TLB_ENTRIES};
 
 /// First scratch register: R10.
 pub const T0: u8 = 10;
@@ -43,8 +44,10 @@ pub const fn scratch_offset(index: usize) -> i32 {
     (offset_of!(EnvBlock, env) + offset_of!(Env, scratch) + 8 * index) as i32
 }
 
-/// Where [`Helpers::read_miss`] and `write_miss` leave the host address.
+/// Where [`Helpers::read_miss`] and `write_miss` leave their result.
 const RESULT: usize = 7;
+/// Where [`Helpers::read_miss`] and `write_miss` leave the linear address.
+pub const LINEAR: usize = 5;
 
 /// Why generated code came back. The first word of [`Exit`].
 pub mod exit {
@@ -102,10 +105,13 @@ pub struct Thunks {
     pub return_lookup: [u64; mode::RETURN_CLASSES],
     /// Called; see [`Helpers::complex`].
     pub complex: u64,
-    /// Called with the address in T0 and the size in T1; leaves 0 in T0 and the host address in T1.
+    /// Called with the linear address in T0 and the size in T1; leaves in T1 what makes the host address of it.
     pub read_miss: u64,
     /// As `read_miss`; clobbers flags.
     pub write_miss: u64,
+    /// For each soft-TLB mode, reads and writes: as `read_miss` and `write_miss` where a slot did not match; fills it from
+    /// the table where that has the page. Clobbers flags.
+    pub slot_miss: [[u64; 2]; TLB_MODES],
     /// Called after a store to the bounce buffer, the guest's flags in EFLAGS.
     pub commit_flags: u64,
     /// Called after a store to the bounce buffer, the guest's flags saved or dead.
@@ -225,6 +231,11 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     thunks.complex = helper_thunk(e, helpers.complex, saved, fp, After::Nothing);
     thunks.read_miss = helper_thunk(e, helpers.read_miss, saved, fp, After::HostAddress);
     thunks.write_miss = helper_thunk(e, helpers.write_miss, saved, fp, After::HostAddress);
+    for mode in 0..TLB_MODES {
+        for (write, slow) in [thunks.read_miss, thunks.write_miss].into_iter().enumerate() {
+            thunks.slot_miss[mode][write] = slot_miss(e, mode, write, slow);
+        }
+    }
     thunks.linear = helper_thunk(e, helpers.linear, saved, fp, After::Linear);
     thunks.commit = helper_thunk(e, helpers.commit, saved, fp, After::Nothing);
     thunks.commit_flags = helper_thunk(e, helpers.commit, saved, fp, After::Flags);
@@ -245,6 +256,61 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     dynasm!(e ; .arch x64 ; mov r11d, exit::FAULT as i32);
     e.jmp_to(thunks.exit);
     thunks
+}
+
+/// Fills a slot from the table, or goes on to `slow`. T0 = linear address; T1 packed as for the helpers, see
+/// [`crate::exec::helpers`].
+fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) -> u64 {
+    // Called: everything is 8 bytes further up. Nothing is parked at a check.
+    let park = [(0, scratch_offset(4) + 8), (1, scratch_offset(5) + 8), (2, scratch_offset(6) + 8)];
+    let at = e.here();
+    for (register, place) in park {
+        dynasm!(e ; .arch x64 ; mov [rsp + place], Rq(register));
+    }
+    let slots = env_offset!(slots) + ((mode * 2 + write) * size_of::<[TlbSlot; SLOTS]>()) as i32 + 8;
+    dynasm!(e ; .arch x64
+        ; mov eax, r10d
+        ; shr eax, 8
+        ; and eax, (TLB_ENTRIES as i32 - 1) << 4
+        ; add rax, [rsp + env_offset!(tlb) + (mode * 16 + write * 8) as i32 + 8]
+        ; mov rcx, r10
+        ; and rcx, -0x1000
+        ; cmp rcx, [rax]);
+    let not_there = e.jcc(cc::NE);
+    // Does the last byte lie on the page, too?
+    dynasm!(e ; .arch x64
+        ; mov rax, [rax + 8]
+        ; sub rax, rcx
+        ; movzx edx, r11b
+        ; lea rdx, [rdx + r10 - 1]
+        ; xor rdx, rcx
+        ; cmp rdx, 0xfff);
+    let crosses = e.jcc(cc::A);
+    dynasm!(e ; .arch x64
+        ; mov edx, r11d
+        ; shr edx, SLOT_SHIFT as i8 - 4
+        ; and edx, (SLOTS as i32 - 1) << 4
+        ; mov [rsp + rdx + slots], rcx
+        ; mov [rsp + rdx + slots + 8], rax
+        ; mov edx, r11d
+        ; shr edx, SITE_SHIFT as i8
+        ; and edx, SITE_COUNTERS as i32 - 1
+        ; add WORD [rsp + rdx * 2 + env_offset!(site_misses) + 8], 1);
+    let judge = e.jcc_short(cc::E);
+    dynasm!(e ; .arch x64 ; mov r11, rax);
+    for (register, place) in park {
+        dynasm!(e ; .arch x64 ; mov Rq(register), [rsp + place]);
+    }
+    dynasm!(e ; .arch x64 ; ret);
+    e.bind_short(judge);
+    dynasm!(e ; .arch x64 ; or r11d, JUDGE as i32);
+    e.bind(not_there);
+    e.bind(crosses);
+    for (register, place) in park {
+        dynasm!(e ; .arch x64 ; mov Rq(register), [rsp + place]);
+    }
+    e.jmp_to(slow);
+    at
 }
 
 /// T1 = the jump cache's entry of `class` for the address in T0. The jump that is returned is taken if it is not T0's.
@@ -270,7 +336,7 @@ fn lookup_missed(e: &mut Emitter, miss: Patch, exit: u64) {
 /// What a helper thunk hands back to generated code.
 enum After {
     Nothing,
-    /// T0 = 0, T1 = host address.
+    /// T0 = the linear address as it was, T1 = the result.
     HostAddress,
     /// T0 = linear address.
     Linear,
@@ -305,7 +371,9 @@ fn helper_thunk(e: &mut Emitter, helper: Helper, exit_saved: u64, fp: FpSave, af
     match after {
         After::Nothing => {}
         After::HostAddress => {
-            dynasm!(e ; .arch x64 ; mov r11, [rsp + scratch_offset(RESULT) + 8] ; xor r10d, r10d);
+            dynasm!(e ; .arch x64
+                ; mov r11, [rsp + scratch_offset(RESULT) + 8]
+                ; mov r10, [rsp + scratch_offset(LINEAR) + 8]);
         }
         After::Linear => {
             dynasm!(e ; .arch x64 ; mov r10, [rsp + scratch_offset(RESULT) + 8]);

@@ -29,6 +29,7 @@ pub fn mode_bits(env: &Env) -> u32 {
     set(long, mode::LONG);
     set(!long && env.seg[1].big(), mode::CODE32);
     set(!long && env.seg[2].big(), mode::STACK32);
+    set(cpl != 3 && (env.ac != 0 || env.cr4 & cr::CR4_SMAP == 0), mode::SMAP_OFF);
     set(cpl == 3 && env.ac != 0 && env.cr0 & cr::CR0_AM != 0, mode::ALIGN);
     if !long {
         let flat = |index: usize| {
@@ -197,9 +198,18 @@ impl Vcpu {
             code.cache.mapping_number(virtual_page, page.index),
             key.second_page.map(|second| code.cache.mapping_number(virtual_page.wrapping_add(1), second)),
         );
+        let hashed = code.cache.hashed_sites(&key);
         let peek = Fetched { mmu: &self.cpu.mmu, key, page };
-        let block =
-            code.translator.translate(key, page, numbers, bytes, &peek, code.cache.next_id(), base)?;
+        let block = code.translator.translate(
+            key,
+            page,
+            numbers,
+            hashed,
+            bytes,
+            &peek,
+            code.cache.next_id(),
+            base,
+        )?;
         code.cache.buffer.append(code.translator.code());
         trace::translated(&code.translator, base);
         Some(code.cache.insert(block))

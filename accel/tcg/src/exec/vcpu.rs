@@ -17,6 +17,7 @@ use crate::cpu::Cpu;
 use crate::engine::Engine;
 use crate::env::{ARITH_FLAGS, EnvBlock, SHADOW_SS, flag};
 use crate::exception::{Exception, vector};
+use crate::exec::sites::Sites;
 use crate::exec::trace;
 use crate::interrupt::{self, Kind};
 use crate::ram::PAGE;
@@ -62,6 +63,8 @@ pub struct Vcpu {
     pub single_step: bool,
     /// Jumps are linked and cached, so that the loop sees a block only once.
     pub(super) chaining: bool,
+    /// Sites that miss their slots.
+    pub(super) sites: Sites,
 }
 
 impl Vcpu {
@@ -74,6 +77,7 @@ impl Vcpu {
             breakpoints: Vec::new(),
             single_step: false,
             chaining: trace::chaining(),
+            sites: Sites::new(),
         }
     }
 
@@ -284,10 +288,8 @@ impl Vcpu {
 
     /// Enters generated code.
     fn enter(&mut self, entry: u64) -> Exit {
-        let mode = self.cpu.tlb_mode(crate::mmu::Access::Current);
         let owner = std::ptr::from_mut(self) as u64;
         let env = &mut *self.cpu.env;
-        env.tlb_now = env.tlb[mode];
         env.flags_to_code();
         env.owner = owner;
         self.cpu.settle();

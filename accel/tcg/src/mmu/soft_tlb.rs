@@ -285,6 +285,7 @@ impl Mmu {
     pub fn settle(&mut self, env: &mut Env) {
         if std::mem::take(&mut self.stale) {
             env.forget_returns();
+            env.forget_slots();
         }
     }
 
@@ -329,7 +330,10 @@ impl Mmu {
 
     /// Removes every write entry for RAM page `page`: code is going to be translated from it.
     pub fn revoke_write(&mut self, ram: &Ram, page: crate::ram::RamPage) {
-        match ram.take_write_entry(page.index) {
+        let entries = ram.take_write_entry(page.index);
+        // Slots are filled from entries.
+        self.stale |= entries != 0;
+        match entries {
             0 => {}
             SEVERAL => {
                 for context in &mut self.contexts {

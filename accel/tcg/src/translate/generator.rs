@@ -12,7 +12,7 @@ use crate::env_offset;
 use crate::exception::Exception;
 use crate::mmu::soft_tlb::code_page_index;
 use crate::ram::{PAGE, RamPage};
-use crate::translate::address::MissStub;
+use crate::translate::address::{MissStub, Place};
 use crate::translate::block::{self, Cut, Item};
 use crate::translate::classify::Class;
 use crate::translate::control::ExitStub;
@@ -63,6 +63,10 @@ pub struct Translator {
     pub(super) class: Option<usize>,
     /// Flags that what follows the block may read.
     pub(super) live_end: u8,
+    /// Where the memory operand is that was checked last.
+    pub(super) place: Place,
+    /// Instructions whose operands are looked up in the table, a bit each.
+    pub(super) hashed: u64,
     pub(super) slots: [Option<Slot>; 2],
     pub(super) popped: u32,
     marks: Vec<Mark>,
@@ -94,6 +98,8 @@ impl Translator {
             return_misses: Vec::new(),
             class: None,
             live_end: flags::ALL,
+            place: Place::Sum,
+            hashed: 0,
             slots: [None; 2],
             popped: 0,
             marks: Vec::new(),
@@ -114,12 +120,13 @@ impl Translator {
     /// Translates the block `key` from `bytes`, which begin at its first byte in RAM page `page` and end with the page,
     /// or with the second page if the key names one. The code will be executed at `base`. `None`: the first
     /// instruction runs over the end of `bytes`.
-    /// `numbers`: of the mappings of its page and of the second one.
+    /// `numbers`: of the mappings of its page and of the second one. `hashed`: sites that are not to use slots.
     pub fn translate(
         &mut self,
         key: TbKey,
         page: RamPage,
         numbers: (u32, Option<u32>),
+        hashed: u64,
         bytes: &[u8],
         peek: &dyn Peek,
         id: TbId,
@@ -139,6 +146,7 @@ impl Translator {
             return None;
         }
         self.key = key;
+        self.hashed = hashed;
         self.class = mode::class(key.mode);
         self.live_end = items[items.len() - 1].live_out;
         self.id = id;
