@@ -106,7 +106,7 @@ impl Cpu {
         let Some(engine) = &self.engine else { return };
         let (mmu, changed) = (&mut self.mmu, &mut self.code_changed);
         engine.code().cache.written(&self.ram, page.index, offset, len, |block| {
-            mmu.forget_jump(block.key.rip, u64::from(block.key.mode) << mode::KEY_SHIFT);
+            mmu.forget_jump(block.key.rip, mode::jump_key(block.key.mode));
             *changed = true;
         });
     }

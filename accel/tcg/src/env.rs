@@ -105,8 +105,6 @@ pub struct Msrs {
 /// The state. Field order is layout: what generated code uses most comes first.
 #[repr(C)]
 pub struct Env {
-    /// Read and write table of the present context and mode: what generated code looks up.
-    pub tlb_now: [u64; 2],
     /// RAX RCX RDX RBX RSP RBP RSI RDI R8..R15.
     pub gpr: [u64; 16],
     /// Offset in CS of the current instruction (in helpers) or of the next one (between blocks).
@@ -183,7 +181,7 @@ pub struct Env {
 }
 
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
-const XSAVE_PAD: usize = 20;
+const XSAVE_PAD: usize = 36;
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);

@@ -47,12 +47,38 @@ pub mod mode {
     pub const AVX: u32 = 1 << 11;
     /// XCR0 has AVX-512 as well.
     pub const AVX512: u32 = 1 << 12;
-    /// One instruction to a block, none chained: single-step, data breakpoints, interrupt shadow, `step`.
-    pub const SINGLE: u32 = 1 << 13;
+    /// Supervisor accesses reach user pages: CPL below 3, and EFLAGS.AC set or CR4.SMAP clear.
+    pub const SMAP_OFF: u32 = 1 << 13;
     /// Real or virtual-8086 mode.
     pub const REAL: u32 = 1 << 14;
-    /// Place of the mode bits in a jump cache tag: bits 48 to 62, which all equal bit 63 and bit 47 in an address.
-    pub const KEY_SHIFT: u32 = 48;
+    /// One instruction to a block, none chained: single-step, data breakpoints, interrupt shadow, `step`. Such blocks
+    /// are in no jump cache.
+    pub const SINGLE: u32 = 1 << 15;
+
+    /// What the tag of a block in a jump cache differs by from the block's address.
+    ///
+    /// Bits 48 to 62 are the mode, so that no two modes' tags of canonical addresses are equal: there those bits equal
+    /// bit 47. The rest is made of a number that the guest cannot know. With a known one a program could jump to a
+    /// non-canonical address with the tag of a kernel's block.
+    pub fn jump_key(bits: u32) -> u64 {
+        let mixed = u64::from(bits + 1).wrapping_mul(*SECRET);
+        u64::from(bits & !SINGLE) << 48 | mixed >> 17
+    }
+
+    static SECRET: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| {
+        use std::hash::BuildHasher;
+        std::hash::RandomState::new().hash_one(0) | 1
+    });
+
+    /// The soft-TLB mode of a block's own accesses.
+    pub fn tlb_mode(bits: u32) -> usize {
+        use crate::mmu::access::{MODE_SMAP, MODE_SUPERVISOR, MODE_USER};
+        match (bits & CPL, bits & SMAP_OFF) {
+            (3, _) => MODE_USER,
+            (_, 0) => MODE_SMAP,
+            _ => MODE_SUPERVISOR,
+        }
+    }
 }
 
 /// An instruction that a helper executes, at an address that generated code passes.

@@ -4,7 +4,6 @@ use crate::complex::Next;
 use crate::cpu::Cpu;
 use crate::env::{SHADOW_STI, flag};
 use crate::exception::{Exception, Exec};
-use crate::mmu::Access;
 use crate::stack::Stack;
 
 /// I/O privilege level.
@@ -51,10 +50,7 @@ pub fn set_ac(cpu: &mut Cpu, set: bool) -> Exec<Next> {
         return Err(Exception::UD);
     }
     cpu.env.ac = if set { flag::AC } else { 0 };
-    // The code that follows is the same; only its view of memory changes.
-    let mode = cpu.tlb_mode(Access::Current);
-    cpu.env.tlb_now = cpu.env.tlb[mode];
-    Ok(Next::Fallthrough)
+    Ok(Next::EndBlock)
 }
 
 /// PUSHF of `size` bytes.

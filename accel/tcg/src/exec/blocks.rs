@@ -27,6 +27,7 @@ pub fn mode_bits(env: &Env) -> u32 {
     set(long, mode::LONG);
     set(!long && env.seg[1].big(), mode::CODE32);
     set(!long && env.seg[2].big(), mode::STACK32);
+    set(cpl != 3 && (env.ac != 0 || env.cr4 & cr::CR4_SMAP == 0), mode::SMAP_OFF);
     set(cpl == 3 && env.ac != 0 && env.cr0 & cr::CR0_AM != 0, mode::ALIGN);
     if !long {
         let flat = |index: usize| {
@@ -85,7 +86,7 @@ impl Vcpu {
         let offset = linear & (PAGE - 1);
         let mut key =
             TbKey { physical: u64::from(page.index) << 12 | offset, rip, mode: bits, second_page: None };
-        cpu.env.mode_key = u64::from(bits) << mode::KEY_SHIFT;
+        cpu.env.mode_key = mode::jump_key(bits);
         let found = self.engine.code().cache.find(&key);
         let id = match found {
             Some(id) => id,

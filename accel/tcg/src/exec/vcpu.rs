@@ -284,10 +284,8 @@ impl Vcpu {
 
     /// Enters generated code.
     fn enter(&mut self, entry: u64) -> Exit {
-        let mode = self.cpu.tlb_mode(crate::mmu::Access::Current);
         let owner = std::ptr::from_mut(self) as u64;
         let env = &mut *self.cpu.env;
-        env.tlb_now = env.tlb[mode];
         env.flags_to_code();
         env.owner = owner;
         let block = self.cpu.env.mapping().block();

@@ -174,7 +174,8 @@ impl Translator {
         let alignment = helpers::alignment(size.into()) as u32;
         let aligned = self.key.mode & mode::ALIGN != 0 && alignment > 1 && alignment.is_power_of_two();
         let packed = packed | if aligned { helpers::CHECK_ALIGNMENT } else { 0 };
-        let table = env_offset!(tlb_now) + 8 * i32::from(write);
+        let tlb_mode = mode::tlb_mode(self.key.mode) as i32;
+        let table = env_offset!(tlb) + 16 * tlb_mode + 8 * i32::from(write);
         let mask = (TLB_ENTRIES as i32 - 1) << 4;
         if self.bmi2 {
             dynasm!(self.e ; .arch x64 ; rorx r11d, r10d, 8);
