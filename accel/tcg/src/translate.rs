@@ -1,8 +1,8 @@
 //! The translator: decode, rewrite, emit.
 //!
 //! The guest's instruction set is the host's. An instruction that touches neither memory nor privileged state is copied;
-//! one with a memory operand is re-encoded with the operand's translated host address; control flow and stack
-//! instructions have emitters of their own; the rest calls a helper.
+//! one with a memory operand is re-encoded with the operand's translated host address; control flow, stack
+//! and the frequent system instructions have emitters of their own; the rest calls a helper.
 
 pub mod address;
 pub mod bit_test;
@@ -16,3 +16,4 @@ pub mod liveness;
 pub mod native;
 pub mod registers;
 pub mod stack;
+pub mod system;

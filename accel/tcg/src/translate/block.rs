@@ -82,7 +82,7 @@ pub fn decode(
             _ => Effect::default(),
         };
         items.push(Item { insn, class, offset, flags: effect, live_in: flags::ALL, live_out: flags::ALL });
-        if ends_block(class, &insn) {
+        if ends_block(class, &insn, mode) {
             break;
         }
     }
@@ -135,7 +135,7 @@ fn is_too_long(bytes: &[u8], bits: u32) -> bool {
     prefixes >= MAX_INSN_BYTES || !rest.is_invalid() && prefixes + rest.len() > MAX_INSN_BYTES
 }
 
-fn ends_block(class: Class, insn: &Instruction) -> bool {
+fn ends_block(class: Class, insn: &Instruction, mode: u32) -> bool {
     match class {
         Class::Jump
         | Class::JumpIf
@@ -145,6 +145,7 @@ fn ends_block(class: Class, insn: &Instruction) -> bool {
         | Class::CallIndirect
         | Class::Return
         | Class::Raise(_) => true,
+        Class::System(system) => system.ends_block(mode),
         Class::Complex(ends) => ends || insn.flow_control() != FlowControl::Next,
         _ => false,
     }

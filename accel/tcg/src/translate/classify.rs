@@ -8,6 +8,7 @@ use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemo
 use crate::code::tb::mode;
 use crate::exception::Exception;
 use crate::translate::features::Features;
+use crate::translate::system::{self, System};
 
 /// What is done with an instruction.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,6 +47,8 @@ pub enum Class {
     Return,
     /// CLD: 0, STD: DF.
     Direction(u32),
+    /// A system instruction that has generated code of its own.
+    System(System),
     /// Executed by a helper; `true`: nothing after it in this block runs.
     Complex(bool),
     /// Raises this.
@@ -85,6 +88,9 @@ pub fn classify(insn: &Instruction, bits: u32, mode: u32, features: &Features) -
         Mnemonic::Cld => return Class::Direction(0),
         Mnemonic::Std => return Class::Direction(crate::env::flag::DF),
         _ => {}
+    }
+    if let Some(system) = system::plan(insn, mode, features) {
+        return Class::System(system);
     }
     match vector(insn) {
         Some(unit) => vector_class(insn, unit, mode, features),

@@ -38,6 +38,7 @@ fn place(feature: CpuidFeature) -> Option<(u32, u32, usize, u32)> {
         F::BMI2 => (7, 0, 1, 8),
         F::AVX512F => (7, 0, 1, 16),
         F::AVX512DQ => (7, 0, 1, 17),
+        F::SMAP => (7, 0, 1, 20),
         F::RDSEED => (7, 0, 1, 18),
         F::ADX => (7, 0, 1, 19),
         F::AVX512_IFMA => (7, 0, 1, 21),

@@ -162,7 +162,7 @@ impl Translator {
         }
         let last = &items[items.len() - 1];
         let end = last.insn.next_ip();
-        if !ends_flow(last.class) {
+        if !ends_flow(last.class, key.mode) {
             self.go_to(0, end);
         }
         self.emit_stubs(&items);
@@ -310,6 +310,7 @@ impl Translator {
             Class::Direction(df) => {
                 dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(df)], df as i32)
             }
+            Class::System(system) => self.system(item, system),
             Class::Complex(_) => self.complex(&item.insn, None),
             Class::Raise(exception) => self.complex(&item.insn, Some(exception)),
         }
@@ -450,7 +451,7 @@ impl Translator {
     }
 }
 
-fn ends_flow(class: Class) -> bool {
+fn ends_flow(class: Class, mode: u32) -> bool {
     matches!(
         class,
         Class::Jump
@@ -461,5 +462,5 @@ fn ends_flow(class: Class) -> bool {
             | Class::CallIndirect
             | Class::Return
             | Class::Raise(_)
-    )
+    ) || matches!(class, Class::System(system) if system.ends_flow(mode))
 }
