@@ -17,6 +17,7 @@ use dynasmrt::{DynasmApi, dynasm};
 
 use crate::code::emitter::{Emitter, cc};
 use crate::env::{Env, EnvBlock};
+use crate::exec::helpers::RESUME;
 use crate::mmu::soft_tlb::JUMP_ENTRIES;
 
 /// First scratch register: R10.
@@ -71,7 +72,7 @@ pub struct Exit {
     pub payload: u64,
 }
 
-/// A helper: environment, two arguments, host address after the call in generated code. Non-zero: leave generated code.
+/// A helper: environment, two arguments, host address after the call in generated code. Non-zero: leave the block ([`RESUME`]: for another).
 pub type Helper = extern "C" fn(*mut EnvBlock, u64, u64, u64) -> u64;
 
 /// The helpers that generated code calls.
@@ -219,12 +220,18 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     dynasm!(e ; .arch x64 ; mov r11d, exit::LOOKUP as i32);
     e.jmp_to(thunks.exit);
 
-    thunks.complex = helper_thunk(e, helpers.complex, saved, fp, After::Nothing);
-    thunks.read_miss = helper_thunk(e, helpers.read_miss, saved, fp, After::HostAddress);
-    thunks.write_miss = helper_thunk(e, helpers.write_miss, saved, fp, After::HostAddress);
-    thunks.linear = helper_thunk(e, helpers.linear, saved, fp, After::Linear);
-    thunks.commit = helper_thunk(e, helpers.commit, saved, fp, After::Nothing);
-    thunks.commit_flags = helper_thunk(e, helpers.commit, saved, fp, After::Flags);
+    let resume = e.here();
+    load_guest(e, 0);
+    dynasm!(e ; .arch x64 ; mov r10, [rsp + env_offset!(rip)]);
+    e.jmp_to(thunks.lookup);
+
+    let ways = Ways { saved, resume, fp };
+    thunks.complex = helper_thunk(e, helpers.complex, &ways, After::Nothing);
+    thunks.read_miss = helper_thunk(e, helpers.read_miss, &ways, After::HostAddress);
+    thunks.write_miss = helper_thunk(e, helpers.write_miss, &ways, After::HostAddress);
+    thunks.linear = helper_thunk(e, helpers.linear, &ways, After::Linear);
+    thunks.commit = helper_thunk(e, helpers.commit, &ways, After::Nothing);
+    thunks.commit_flags = helper_thunk(e, helpers.commit, &ways, After::Flags);
 
     thunks.fp_restore = e.here();
     dynasm!(e ; .arch x64
@@ -255,13 +262,22 @@ enum After {
     Flags,
 }
 
-fn helper_thunk(e: &mut Emitter, helper: Helper, exit_saved: u64, fp: FpSave, after: After) -> u64 {
+/// Where a helper thunk goes when the block does not go on.
+struct Ways {
+    /// The way out, registers saved.
+    saved: u64,
+    /// To the block at `env.rip`.
+    resume: u64,
+    fp: FpSave,
+}
+
+fn helper_thunk(e: &mut Emitter, helper: Helper, ways: &Ways, after: After) -> u64 {
     let at = e.here();
     store_guest(e, 8);
     if matches!(after, After::Flags) {
         save_flags(e, 8);
     }
-    save_fp(e, 8, fp);
+    save_fp(e, 8, ways.fp);
     dynasm!(e ; .arch x64
         ; lea rdi, [rsp + 8]
         ; mov rsi, r10
@@ -275,9 +291,12 @@ fn helper_thunk(e: &mut Emitter, helper: Helper, exit_saved: u64, fp: FpSave, af
     let go_on = e.jcc_short(cc::E);
     dynasm!(e ; .arch x64
         ; add rsp, 8
+        ; cmp eax, RESUME as i32);
+    e.jcc_to(cc::E, ways.resume);
+    dynasm!(e ; .arch x64
         ; mov r11d, exit::HELPER as i32
         ; mov r10d, eax);
-    e.jmp_to(exit_saved);
+    e.jmp_to(ways.saved);
     e.bind_short(go_on);
     match after {
         After::Nothing => {}

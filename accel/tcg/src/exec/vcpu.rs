@@ -35,6 +35,8 @@ pub enum Leave {
     Repeat,
     /// The instruction at `env.rip` raised this.
     Exception(Exception),
+    /// An exception was delivered; `env.rip` is at its handler.
+    Delivered,
     /// Triple fault.
     Shutdown,
 }
@@ -62,6 +64,8 @@ pub struct Vcpu {
     pub single_step: bool,
     /// Jumps are linked and cached, so that the loop sees a block only once.
     pub(super) chaining: bool,
+    /// The code that runs is to come back after one instruction.
+    pub(super) single: bool,
 }
 
 impl Vcpu {
@@ -74,6 +78,7 @@ impl Vcpu {
             breakpoints: Vec::new(),
             single_step: false,
             chaining: trace::chaining(),
+            single: false,
         }
     }
 
@@ -209,6 +214,7 @@ impl Vcpu {
         self.cpu.env.interrupt_shadow = 0;
         let stepped = self.cpu.env.sysflags & flag::TF != 0;
         let single = one || stepped || shadowed || self.cpu.env.dr7 & 0xff != 0;
+        self.single = single;
         let mut link: Option<(TbId, usize, u64)> = None;
         loop {
             let entry = match self.find_block(single, link.take()) {
@@ -262,6 +268,7 @@ impl Vcpu {
                             return Ok(false);
                         }
                         Leave::Exception(exception) => self.raise(exception)?,
+                        Leave::Delivered => {}
                         Leave::Shutdown => return Err(Shutdown::TripleFault),
                     }
                     return Ok(true);
