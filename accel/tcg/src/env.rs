@@ -176,6 +176,8 @@ pub struct Env {
     pub interrupt_shadow: u32,
     /// Jump caches of the present context, one for each class of modes.
     pub jump_caches: [u64; mode::CLASSES],
+    /// The one of them in which a helper has generated code look for the next block.
+    pub resume_jumps: u64,
     /// Tables of the pages that code may be fetched from in the present context, for supervisor and user: the number of
     /// each page's mapping ([`crate::code::tb::Guard`]), by the low bits of the page number.
     pub code_pages: [u64; 2],
@@ -235,7 +237,7 @@ pub struct Env {
 }
 
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
-const XSAVE_PAD: usize = 0;
+const XSAVE_PAD: usize = 56;
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);

@@ -18,7 +18,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use crate::code::emitter::{Emitter, Patch, cc};
 use crate::code::tb::mode;
 use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TLB_MODES, TlbSlot};
-use crate::exec::helpers::{JUDGE, SITE_SHIFT, SLOT_SHIFT};
+use crate::exec::helpers::{JUDGE, RESUME, SITE_SHIFT, SLOT_SHIFT};
 use crate::mmu::soft_tlb::{JUMP_ENTRIES, TLB_ENTRIES};
 
 /// First scratch register: R10.
@@ -75,7 +75,7 @@ pub struct Exit {
     pub payload: u64,
 }
 
-/// A helper: environment, two arguments, host address after the call in generated code. Non-zero: leave generated code.
+/// A helper: environment, two arguments, host address after the call in generated code. Non-zero: leave the block ([`RESUME`]: for another).
 pub type Helper = extern "C" fn(*mut EnvBlock, u64, u64, u64) -> u64;
 
 /// The helpers that generated code calls.
@@ -213,13 +213,13 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
 
     for class in 0..mode::CLASSES {
         thunks.lookup[class] = e.here();
-        let miss = probe_jump_cache(e, class);
+        let miss = probe_jump_cache(e, jump_cache_offset(class));
         dynasm!(e ; .arch x64 ; jmp QWORD [r11 + 8]);
         lookup_missed(e, miss, thunks.exit);
     }
     for class in 0..mode::RETURN_CLASSES {
         thunks.return_lookup[class] = e.here();
-        let miss = probe_jump_cache(e, class);
+        let miss = probe_jump_cache(e, jump_cache_offset(class));
         // The site has noted where it is in case the target is no address: it is one.
         dynasm!(e ; .arch x64
             ; mov DWORD [rsp + env_offset!(branch_from)], 0
@@ -228,17 +228,25 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
         lookup_missed(e, miss, thunks.exit);
     }
 
-    thunks.complex = helper_thunk(e, helpers.complex, saved, fp, After::Nothing);
-    thunks.read_miss = helper_thunk(e, helpers.read_miss, saved, fp, After::HostAddress);
-    thunks.write_miss = helper_thunk(e, helpers.write_miss, saved, fp, After::HostAddress);
+    let resume = e.here();
+    load_guest(e, 0);
+    dynasm!(e ; .arch x64 ; mov r10, [rsp + env_offset!(rip)]);
+    let miss = probe_jump_cache(e, env_offset!(resume_jumps));
+    dynasm!(e ; .arch x64 ; jmp QWORD [r11 + 8]);
+    lookup_missed(e, miss, thunks.exit);
+
+    let ways = Ways { saved, resume, fp };
+    thunks.complex = helper_thunk(e, helpers.complex, &ways, After::Nothing);
+    thunks.read_miss = helper_thunk(e, helpers.read_miss, &ways, After::HostAddress);
+    thunks.write_miss = helper_thunk(e, helpers.write_miss, &ways, After::HostAddress);
     for mode in 0..TLB_MODES {
         for (write, slow) in [thunks.read_miss, thunks.write_miss].into_iter().enumerate() {
             thunks.slot_miss[mode][write] = slot_miss(e, mode, write, slow);
         }
     }
-    thunks.linear = helper_thunk(e, helpers.linear, saved, fp, After::Linear);
-    thunks.commit = helper_thunk(e, helpers.commit, saved, fp, After::Nothing);
-    thunks.commit_flags = helper_thunk(e, helpers.commit, saved, fp, After::Flags);
+    thunks.linear = helper_thunk(e, helpers.linear, &ways, After::Linear);
+    thunks.commit = helper_thunk(e, helpers.commit, &ways, After::Nothing);
+    thunks.commit_flags = helper_thunk(e, helpers.commit, &ways, After::Flags);
 
     thunks.fp_restore = e.here();
     dynasm!(e ; .arch x64
@@ -313,15 +321,21 @@ fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) -> u64 {
     at
 }
 
-/// T1 = the jump cache's entry of `class` for the address in T0. The jump that is returned is taken if it is not T0's.
-pub fn probe_jump_cache(e: &mut Emitter, class: usize) -> Patch {
+/// Offset of the pointer to the jump cache of `class` from the host's RSP.
+pub const fn jump_cache_offset(class: usize) -> i32 {
+    env_offset!(jump_caches) + 8 * class as i32
+}
+
+/// T1 = the entry for the address in T0 of the jump cache that the environment points to at `cache`. The jump that is
+/// returned is taken if it is not T0's.
+pub fn probe_jump_cache(e: &mut Emitter, cache: i32) -> Patch {
     dynasm!(e ; .arch x64
         ; mov r11, r10
         ; shr r11, 11
         ; xor r11d, r10d
         ; and r11d, JUMP_ENTRIES as i32 - 1
         ; shl r11d, 4
-        ; add r11, [rsp + env_offset!(jump_caches) + 8 * class as i32]
+        ; add r11, [rsp + cache]
         ; cmp r10, [r11]);
     e.jcc(cc::NE)
 }
@@ -344,13 +358,22 @@ enum After {
     Flags,
 }
 
-fn helper_thunk(e: &mut Emitter, helper: Helper, exit_saved: u64, fp: FpSave, after: After) -> u64 {
+/// Where a helper thunk goes when the block does not go on.
+struct Ways {
+    /// The way out, registers saved.
+    saved: u64,
+    /// To the block at `env.rip`.
+    resume: u64,
+    fp: FpSave,
+}
+
+fn helper_thunk(e: &mut Emitter, helper: Helper, ways: &Ways, after: After) -> u64 {
     let at = e.here();
     store_guest(e, 8);
     if matches!(after, After::Flags) {
         save_flags(e, 8);
     }
-    save_fp(e, 8, fp);
+    save_fp(e, 8, ways.fp);
     dynasm!(e ; .arch x64
         ; lea rdi, [rsp + 8]
         ; mov rsi, r10
@@ -364,9 +387,12 @@ fn helper_thunk(e: &mut Emitter, helper: Helper, exit_saved: u64, fp: FpSave, af
     let go_on = e.jcc_short(cc::E);
     dynasm!(e ; .arch x64
         ; add rsp, 8
+        ; cmp eax, RESUME as i32);
+    e.jcc_to(cc::E, ways.resume);
+    dynasm!(e ; .arch x64
         ; mov r11d, exit::HELPER as i32
         ; mov r10d, eax);
-    e.jmp_to(exit_saved);
+    e.jmp_to(ways.saved);
     e.bind_short(go_on);
     match after {
         After::Nothing => {}

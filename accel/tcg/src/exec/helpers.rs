@@ -1,20 +1,22 @@
 //! The helpers that generated code calls.
 //!
-//! Each gets the environment's address, finds its CPU, and says 0 to go on or 1 to leave generated code for the reason
-//! that it has stored in the CPU ([`Vcpu::leave`]). The guest's registers are in the environment; its arithmetic flags
+//! Each gets the environment's address, finds its CPU, and says 0 to go on in the block, 1 to leave generated code for the
+//! reason that it has stored in the CPU ([`Vcpu::leave`]), or 2 to go on at `env.rip`. The guest's registers are in the environment; its arithmetic flags
 //! in `env.lahf`.
 
 #![expect(unsafe_code, reason = "door: generated code calls Rust")]
 
 use std::sync::atomic::Ordering;
 
-use crate::code::tb::Site;
+use crate::code::tb::{Site, mode};
 use crate::code::thunks::{Helpers, LINEAR};
 use crate::complex::{self, Next};
 use crate::cpu::Cpu;
-use crate::env::{EnvBlock, SITE_COUNTERS};
+use crate::env::{EnvBlock, SITE_COUNTERS, flag};
 use crate::exception::{Exception, Exec, vector};
+use crate::exec::blocks::mode_bits;
 use crate::exec::vcpu::{Leave, Vcpu};
+use crate::interrupt;
 use crate::mmu::access::Target;
 use crate::ram::PAGE;
 
@@ -22,6 +24,11 @@ use crate::ram::PAGE;
 const FSW_ES: u16 = 1 << 7;
 /// MXCSR: misaligned operands are welcome (AMD).
 const MXCSR_MM: u32 = 1 << 17;
+
+/// A helper's answer: leave generated code; the reason is in the vCPU.
+const LEAVE: u64 = 1;
+/// A helper's answer: go on at `env.rip`, in the mode whose jump cache is `env.resume_jumps`.
+pub const RESUME: u64 = 2;
 
 /// The table for the thunks.
 pub const HELPERS: Helpers = Helpers { complex: complex_helper, read_miss, write_miss, commit, linear };
@@ -113,8 +120,48 @@ extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) ->
         Ok(Next::Shutdown) => Leave::Shutdown,
         Err(exception) => Leave::Exception(exception),
     };
+    leave_with(vcpu, leave)
+}
+
+/// Says why to leave the block: [`LEAVE`], or [`RESUME`] where the loop would do nothing but look for the next block.
+fn leave_with(vcpu: &mut Vcpu, leave: Leave) -> u64 {
     vcpu.leave = leave;
-    1
+    if vcpu.single || !vcpu.chaining {
+        return LEAVE;
+    }
+    match leave {
+        Leave::InstructionDone => {}
+        Leave::Exception(exception) => {
+            vcpu.leave = match interrupt::raise(&mut vcpu.cpu, exception) {
+                Next::Shutdown => Leave::Shutdown,
+                _ => Leave::Delivered,
+            };
+            if vcpu.leave == Leave::Shutdown {
+                return LEAVE;
+            }
+        }
+        _ => return LEAVE,
+    }
+    let cpu = &mut vcpu.cpu;
+    let quiet = cpu.env.mapping().icount_decr().load(Ordering::Relaxed) == 0
+        && cpu.handle.interrupt_request() == 0
+        && cpu.pending_debug == 0
+        && !cpu.env.halted;
+    let env = &mut *cpu.env;
+    if !quiet || env.interrupt_shadow != 0 || env.dr7 & 0xff != 0 || env.sysflags & flag::TF != 0 {
+        return LEAVE;
+    }
+    let bits = mode_bits(env);
+    let Some(class) = mode::class(bits) else { return LEAVE };
+    // What `Vcpu::find_block` does to the state.
+    env.branch_from = 0;
+    env.sysflags &= !flag::RF;
+    env.resume_jumps = env.jump_caches[class];
+    env.flags_to_code();
+    cpu.code_changed = false;
+    cpu.mmu.follow_mode(bits);
+    cpu.settle();
+    RESUME
 }
 
 /// The exception that comes before `exception` of an access at `linear`, if the instruction has one pending or its operand
@@ -153,8 +200,7 @@ fn checked(
             let exception = first_of(vcpu, exception, linear, packed as u32);
             vcpu.cpu.env.rip = vcpu.rip_at(return_address - 1).0;
             vcpu.cpu.env.flags_from_code();
-            vcpu.leave = Leave::Exception(exception);
-            1
+            leave_with(vcpu, Leave::Exception(exception))
         }
     }
 }

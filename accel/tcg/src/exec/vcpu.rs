@@ -36,6 +36,8 @@ pub enum Leave {
     Repeat,
     /// The instruction at `env.rip` raised this.
     Exception(Exception),
+    /// An exception was delivered; `env.rip` is at its handler.
+    Delivered,
     /// Triple fault.
     Shutdown,
 }
@@ -65,6 +67,8 @@ pub struct Vcpu {
     pub(super) chaining: bool,
     /// Sites that miss their slots.
     pub(super) sites: Sites,
+    /// The code that runs is to come back after one instruction.
+    pub(super) single: bool,
 }
 
 impl Vcpu {
@@ -78,6 +82,7 @@ impl Vcpu {
             single_step: false,
             chaining: trace::chaining(),
             sites: Sites::new(),
+            single: false,
         }
     }
 
@@ -213,6 +218,7 @@ impl Vcpu {
         self.cpu.env.interrupt_shadow = 0;
         let stepped = self.cpu.env.sysflags & flag::TF != 0;
         let single = one || stepped || shadowed || self.cpu.env.dr7 & 0xff != 0;
+        self.single = single;
         let mut link: Option<(TbId, usize, u64)> = None;
         loop {
             let entry = match self.find_block(single, link.take()) {
@@ -266,6 +272,7 @@ impl Vcpu {
                             return Ok(false);
                         }
                         Leave::Exception(exception) => self.raise(exception)?,
+                        Leave::Delivered => {}
                         Leave::Shutdown => return Err(Shutdown::TripleFault),
                     }
                     return Ok(true);

@@ -7,7 +7,7 @@ use iced_x86::{ConditionCode, Mnemonic, OpKind};
 
 use crate::code::emitter::{Patch, cc};
 use crate::code::tb::{Guard, NO_PAGE, Slot, mode};
-use crate::code::thunks::{exit, gpr_offset, probe_jump_cache};
+use crate::code::thunks::{exit, gpr_offset, jump_cache_offset, probe_jump_cache};
 use crate::env::{Env, EnvBlock, ReturnCache};
 use crate::env_offset;
 use crate::mmu::soft_tlb::code_page_index;
@@ -124,7 +124,7 @@ impl Translator {
         self.flags_saved();
         match self.class {
             Some(class) => {
-                let patch = probe_jump_cache(&mut self.e, class);
+                let patch = probe_jump_cache(&mut self.e, jump_cache_offset(class));
                 dynasm!(self.e ; .arch x64 ; jmp QWORD [r11 + 8]);
                 self.branch_misses.push(patch);
             }
