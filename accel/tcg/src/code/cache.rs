@@ -9,10 +9,11 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
 
 use crate::code::buffer::CodeBuffer;
 use crate::code::key_table::KeyTable;
-use crate::code::tb::{NO_PAGE, Slot, Tb, TbId, TbKey};
+use crate::code::tb::{NO_PAGE, Slot, Tb, TbId, TbKey, of_way, way};
 use crate::ram::Ram;
 
 /// A multiply-and-rotate hash: keys are addresses that the guest could choose, but a slow look-up is all it would gain.
@@ -141,6 +142,7 @@ impl TbCache {
         // There are tens of thousands, which stay.
         block.marks.shrink_to_fit();
         block.insns.shrink_to_fit();
+        block.slots.shrink_to_fit();
         block.sites.shrink_to_fit();
         let id = self.next_id();
         self.counters.translated += 1;
@@ -162,13 +164,13 @@ impl TbCache {
         }
         let (entry, entry_saved, entry_forward) = (target.entry, target.entry_saved, target.entry_forward);
         let page_number = target.page_number;
-        let Some(jump) = &mut self.blocks[from as usize].slots[slot] else { return };
+        let Some(Some(jump)) = self.blocks[from as usize].slots.get_mut(slot) else { return };
         if jump.linked.is_some() || jump.guard.is_some() && page_number == NO_PAGE {
             return;
         }
         jump.linked = Some(to);
         let jump = *jump;
-        self.blocks[to as usize].incoming.push(from * 2 + slot as u32);
+        self.blocks[to as usize].incoming.push(way(from, slot) as u32);
         let entry = match (jump.flags_saved, jump.forward) {
             (true, _) => entry_saved,
             (false, true) => entry_forward,
@@ -203,7 +205,8 @@ impl TbCache {
         let slots = std::mem::take(&mut block.slots);
         self.by_key.remove(&key, |id| &self.blocks[id as usize].key);
         for from in incoming {
-            if let Some(jump) = &mut self.blocks[(from / 2) as usize].slots[(from % 2) as usize]
+            let (from, slot) = of_way(from.into());
+            if let Some(Some(jump)) = self.blocks[from as usize].slots.get_mut(slot)
                 && jump.linked == Some(id)
             {
                 jump.linked = None;
@@ -252,8 +255,7 @@ fn unlink(buffer: &mut CodeBuffer, jump: &Slot) {
 impl Tb {
     /// Whether it was made from any of these bytes of RAM page `page`.
     fn covers(&self, page: u32, offset: u32, len: u32) -> bool {
-        let start = (self.key.physical & 0xfff) as u32;
-        let end = start + self.guest_len;
+        let Range { start, end } = self.span;
         let on_first = page == self.page.index && offset < end && start < offset + len;
         let on_second = self.key.second_page == Some(page) && offset < end.saturating_sub(4096);
         on_first || on_second

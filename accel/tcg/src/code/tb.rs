@@ -1,5 +1,7 @@
 //! A translation block: one entry, straight guest code, at most two direct ways on.
 
+use std::ops::Range;
+
 use iced_x86::Instruction;
 
 use crate::exception::Exception;
@@ -123,6 +125,20 @@ pub const PARKING_ORDER: [usize; 6] = [3, 6, 7, 2, 1, 0];
 /// First scratch word for parked registers.
 pub const PARKED: usize = 4;
 
+/// Direct ways on that a block can have, as a power of two.
+const WAY_BITS: u32 = 4;
+
+/// The number of slot `slot` of block `id`.
+pub fn way(id: TbId, slot: usize) -> u64 {
+    debug_assert!(slot < 1 << WAY_BITS);
+    u64::from(id) << WAY_BITS | slot as u64
+}
+
+/// The block and the slot of a way's number.
+pub fn of_way(way: u64) -> (TbId, usize) {
+    ((way >> WAY_BITS) as TbId, (way & ((1 << WAY_BITS) - 1)) as usize)
+}
+
 /// A direct way on.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
@@ -161,8 +177,8 @@ pub struct Tb {
     pub key: TbKey,
     /// Its page.
     pub page: RamPage,
-    /// Guest bytes.
-    pub guest_len: u32,
+    /// The guest bytes that it is made of, as offsets in its page; those from 4096 on are on the second one.
+    pub span: Range<u32>,
     /// Executable address.
     pub code: u64,
     /// Bytes of code.
@@ -178,13 +194,13 @@ pub struct Tb {
     /// Number of the second page's mapping, if there is one.
     pub second_page_number: Option<u32>,
     /// Direct ways on.
-    pub slots: [Option<Slot>; 2],
-    /// Blocks linked to this one: block number * 2 + slot. May name links that are gone.
+    pub slots: Vec<Option<Slot>>,
+    /// Ways of blocks linked to this one ([`way`]). May name links that are gone.
     pub incoming: Vec<u32>,
     /// Code to guest instruction, ascending.
     pub marks: Vec<Mark>,
     /// Guest offset of each instruction from `key.rip`, and of the end.
-    pub insns: Vec<u16>,
+    pub insns: Vec<i16>,
     /// Instructions for helpers.
     // Boxed: generated code has their addresses.
     pub sites: Vec<Box<Site>>,
@@ -204,7 +220,7 @@ impl Tb {
 
     /// RIP of instruction `insn`; of the end for one past the last.
     pub fn rip_of(&self, insn: usize) -> u64 {
-        self.key.rip.wrapping_add(u64::from(self.insns[insn]))
+        self.key.rip.wrapping_add_signed(self.insns[insn].into())
     }
 
     /// Whether the block can be reached by a patched jump. One that runs over into another page looks itself whether

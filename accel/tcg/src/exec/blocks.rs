@@ -10,7 +10,7 @@ use crate::mmu::walk::cr;
 use crate::operand::is_canonical;
 use crate::ram::{PAGE, RamPage, load};
 use crate::translate::block::MAX_INSN_BYTES;
-use crate::translate::generator::MAX_BLOCK_BYTES;
+use crate::translate::generator::{Code, MAX_BLOCK_BYTES};
 use crate::translate::liveness::{Peek, WINDOW};
 
 const CR0_EM: u64 = 1 << 2;
@@ -124,9 +124,9 @@ impl Vcpu {
                 cpu.ram.set_code(page.index, true);
                 cpu.mmu.revoke_write(&cpu.ram, page);
                 let mut bytes = [0; PAGE as usize + MAX_INSN_BYTES];
-                let rest = (PAGE - offset) as usize;
-                load(page.host + offset, &mut bytes[..rest]);
-                match self.translate(key, page, &bytes[..rest]) {
+                let end = PAGE as usize;
+                load(page.host, &mut bytes[..end]);
+                match self.translate(key, page, &bytes[..end]) {
                     Some(id) => id,
                     None => {
                         let cpu = &mut self.cpu;
@@ -139,8 +139,8 @@ impl Vcpu {
                             None => {
                                 cpu.ram.set_code(second.index, true);
                                 cpu.mmu.revoke_write(&cpu.ram, second);
-                                load(second.host, &mut bytes[rest..rest + MAX_INSN_BYTES]);
-                                self.translate(key, page, &bytes[..rest + MAX_INSN_BYTES])
+                                load(second.host, &mut bytes[end..end + MAX_INSN_BYTES]);
+                                self.translate(key, page, &bytes[..end + MAX_INSN_BYTES])
                                     .expect("no instruction is longer than these bytes")
                             }
                         }
@@ -199,13 +199,14 @@ impl Vcpu {
             key.second_page.map(|second| code.cache.mapping_number(virtual_page.wrapping_add(1), second)),
         );
         let hashed = code.cache.hashed_sites(&key);
+        let source = Code { bytes, extended: true };
         let peek = Fetched { mmu: &self.cpu.mmu, key, page };
         let block = code.translator.translate(
             key,
             page,
             numbers,
             hashed,
-            bytes,
+            source,
             &peek,
             code.cache.next_id(),
             base,

@@ -10,7 +10,7 @@ use accel::cpu_handle::request;
 use accel::{CpuIo, VcpuExit};
 use iced_x86::{Decoder, DecoderOptions};
 
-use crate::code::tb::{PARKED, PARKING_ORDER, TbId};
+use crate::code::tb::{PARKED, PARKING_ORDER, TbId, of_way};
 use crate::code::thunks::{Exit, exit};
 use crate::complex::Next;
 use crate::cpu::Cpu;
@@ -245,7 +245,8 @@ impl Vcpu {
                     self.cpu.env.flags_from_code();
                     if exit.reason == exit::LINK {
                         let emptied = self.engine.code().cache.counters.emptied;
-                        link = Some(((exit.payload / 2) as TbId, (exit.payload % 2) as usize, emptied));
+                        let (from, slot) = of_way(exit.payload);
+                        link = Some((from, slot, emptied));
                     }
                     // A helper may have found something to do without leaving the code.
                     if self.cpu.env.mapping().icount_decr().load(Ordering::Relaxed) != 0 {

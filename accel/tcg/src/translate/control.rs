@@ -12,12 +12,9 @@ use crate::env::{Env, EnvBlock, ReturnCache};
 use crate::env_offset;
 use crate::mmu::soft_tlb::code_page_index;
 use crate::translate::block::Item;
-use crate::translate::flags::Flags;
+use crate::translate::flags::{self, Flags};
 use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number};
-
-/// For [`Translator::way_out`]: not linked.
-const NO_SLOT: usize = 2;
 
 /// Offset of the return addresses in the return cache of `class` from the host's RSP.
 const fn return_tags(class: usize) -> i32 {
@@ -45,6 +42,8 @@ pub struct ExitStub {
     pub slot: Option<usize>,
     /// The jump goes to a higher address.
     pub forward: bool,
+    /// Flags that may be read there.
+    pub live: u8,
     /// For a jump to another page that may be linked: its guard's number and the jump to here if that is another one.
     pub guard: Option<(Patch, Patch)>,
 }
@@ -62,16 +61,16 @@ impl Translator {
     }
 
     /// Goes on at the constant `target`.
-    pub(super) fn go_to(&mut self, slot: usize, target: u64) {
+    pub(super) fn go_to(&mut self, target: u64) {
         if self.single() {
             self.flags_saved();
             self.leave_to(target);
         } else if self.same_page(target) {
             self.e.align_displacement(1);
             let patch = self.e.jmp();
-            self.linkable(patch, slot, target, None);
+            self.linkable(patch, target, None);
         } else if self.class.is_some() {
-            self.go_to_page(slot, target);
+            self.go_to_page(target);
         } else {
             self.flags_saved();
             self.leave_to(target);
@@ -87,7 +86,7 @@ impl Translator {
     ///     jne  lookup                             ; to the stub while unlinked
     ///     jmp  block
     /// ```
-    fn go_to_page(&mut self, slot: usize, target: u64) {
+    fn go_to_page(&mut self, target: u64) {
         self.flags_free(self.live_end);
         let user = usize::from(self.key.mode & mode::CPL == 3);
         let entry = 4 * code_page_index(target) as i32;
@@ -101,7 +100,7 @@ impl Translator {
         let otherwise = self.e.jcc(cc::NE);
         self.e.align_displacement(1);
         let patch = self.e.jmp();
-        self.linkable(patch, slot, target, Some((number, otherwise)));
+        self.linkable(patch, target, Some((number, otherwise)));
     }
 
     /// T0 = the constant `value`.
@@ -186,7 +185,7 @@ impl Translator {
         self.return_misses.push((miss, class));
     }
 
-    /// Has the host note that the block goes on at `next` (where a call returns to), as slot 1, and emits what goes to the
+    /// Has the host note that the block goes on at `next` (where a call returns to), and emits what goes to the
     /// callee by `target`.
     pub(super) fn call_to(&mut self, next: u64, target: impl FnOnce(&mut Self)) {
         let Some(class) = self.return_class() else { return target(self) };
@@ -205,7 +204,7 @@ impl Translator {
         let call = self.e.call_forward();
         self.e.bind(after);
         let flags = std::mem::replace(&mut self.flags, Flags::Saved);
-        self.go_to(1, next);
+        self.go_to(next);
         self.flags = flags;
         self.e.bind(call);
         dynasm!(self.e ; .arch x64 ; lea rsp, [rsp + 8]);
@@ -227,11 +226,26 @@ impl Translator {
     fn two_ways(&mut self, target: u64, next: u64, jump: impl FnOnce(&mut Self) -> Patch) {
         let patch = jump(self);
         if self.same_page(target) && !self.single() {
-            self.linkable(patch, 1, target, None);
+            self.linkable(patch, target, None);
         } else {
-            self.way_out(patch, self.flags, target, 1);
+            self.way_out(patch, self.flags, target, true);
         }
-        self.go_to(0, next);
+        self.go_to(next);
+    }
+
+    /// A conditional jump in the midst of an extended block.
+    pub(super) fn jump_out_if(&mut self, item: &Item) {
+        self.flags_for(item);
+        let target = item.insn.near_branch_target();
+        self.e.align_displacement(2);
+        let patch = self.e.jcc(condition_number(item.insn.condition_code()));
+        let live_end = std::mem::replace(&mut self.live_end, flags::ALL);
+        if self.same_page(target) {
+            self.linkable(patch, target, None);
+        } else {
+            self.way_out(patch, self.flags, target, true);
+        }
+        self.live_end = live_end;
     }
 
     /// JCXZ and LOOP: counts without touching the flags.
@@ -270,40 +284,40 @@ impl Translator {
             match mnemonic {
                 Mnemonic::Loope => {
                     let out = self.e.jcc(cc::NE);
-                    self.way_out(out, flags, next, NO_SLOT);
+                    self.way_out(out, flags, next, false);
                 }
                 Mnemonic::Loopne => {
                     let out = self.e.jcc(cc::E);
-                    self.way_out(out, flags, next, NO_SLOT);
+                    self.way_out(out, flags, next, false);
                 }
                 _ => {}
             }
-            self.go_to(1, target);
+            self.go_to(target);
         } else {
-            self.go_to(0, next);
+            self.go_to(next);
         }
         self.e.bind_short(zero);
         self.flags = flags;
         dynasm!(self.e ; .arch x64 ; mov rcx, r10);
         if counts {
-            self.go_to(0, next);
+            self.go_to(next);
         } else {
-            self.go_to(1, target);
+            self.go_to(target);
         }
     }
 
-    /// A jump whose way on is emitted behind the block: as slot `slot`, or by way of the loop for [`NO_SLOT`].
-    fn way_out(&mut self, patch: Patch, flags: Flags, rip: u64, slot: usize) {
-        let payload = slot as u64;
+    /// A jump whose way on is emitted behind the block, to be linked or by way of the loop.
+    fn way_out(&mut self, patch: Patch, flags: Flags, rip: u64, linked: bool) {
         self.exit_stubs.push(ExitStub {
             patch,
             flags,
             rip,
             reason: 0,
-            payload,
+            payload: linked.into(),
             slot: None,
             forward: false,
             guard: None,
+            live: self.live_end,
         });
     }
 
@@ -335,11 +349,12 @@ impl Translator {
         self.flags = stub.flags;
         if stub.reason == 0 {
             self.e.bind(stub.patch);
-            if stub.payload == NO_SLOT as u64 {
+            if stub.payload == 0 {
                 self.flags_saved();
                 self.leave_to(stub.rip);
             } else {
-                self.go_to(stub.payload as usize, stub.rip);
+                self.live_end = stub.live;
+                self.go_to(stub.rip);
             }
             return;
         }

@@ -6,14 +6,14 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use crate::code::emitter::{Emitter, Patch, cc};
-use crate::code::tb::{Mark, Site, Slot, Tb, TbId, TbKey, mode};
+use crate::code::tb::{self, Mark, Site, Slot, Tb, TbId, TbKey, mode};
 use crate::code::thunks::{Thunks, exit, scratch_offset};
 use crate::env_offset;
 use crate::exception::Exception;
 use crate::mmu::soft_tlb::code_page_index;
 use crate::ram::{PAGE, RamPage};
 use crate::translate::address::{MissStub, Place};
-use crate::translate::block::{self, Cut, Item};
+use crate::translate::block::{self, Cut, Item, Source};
 use crate::translate::classify::Class;
 use crate::translate::control::ExitStub;
 use crate::translate::features::Features;
@@ -25,6 +25,15 @@ pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
 
 /// Bytes of the poll word's displacement: it is the first word of the environment block.
 const POLL: i32 = 0;
+
+/// The guest's code that a block is made of.
+#[derive(Clone, Copy)]
+pub struct Code<'a> {
+    /// The block's page, and what of the next one is needed.
+    pub bytes: &'a [u8],
+    /// The block is to go on behind jumps.
+    pub extended: bool,
+}
 
 /// A block's entries.
 struct Entries {
@@ -67,7 +76,7 @@ pub struct Translator {
     pub(super) place: Place,
     /// Instructions whose operands are looked up in the table, a bit each.
     pub(super) hashed: u64,
-    pub(super) slots: [Option<Slot>; 2],
+    pub(super) slots: Vec<Option<Slot>>,
     pub(super) popped: u32,
     marks: Vec<Mark>,
     #[expect(clippy::vec_box, reason = "generated code has the sites' addresses")]
@@ -100,7 +109,7 @@ impl Translator {
             live_end: flags::ALL,
             place: Place::Sum,
             hashed: 0,
-            slots: [None; 2],
+            slots: Vec::new(),
             popped: 0,
             marks: Vec::new(),
             sites: Vec::new(),
@@ -117,8 +126,7 @@ impl Translator {
         self.e.bytes()
     }
 
-    /// Translates the block `key` from `bytes`, which begin at its first byte in RAM page `page` and end with the page,
-    /// or with the second page if the key names one. The code will be executed at `base`. `None`: the first
+    /// Translates the block `key` from `source`, the bytes of RAM page `page`, and of the second page if the key names one. The code will be executed at `base`. `None`: the first
     /// instruction runs over the end of `bytes`.
     /// `numbers`: of the mappings of its page and of the second one. `hashed`: sites that are not to use slots.
     pub fn translate(
@@ -127,7 +135,7 @@ impl Translator {
         page: RamPage,
         numbers: (u32, Option<u32>),
         hashed: u64,
-        bytes: &[u8],
+        source: Code,
         peek: &dyn Peek,
         id: TbId,
         base: u64,
@@ -140,7 +148,15 @@ impl Translator {
         let mut items = mem::take(&mut self.items);
         // A block that runs over into the second page is that one instruction.
         let decode_mode = if key.second_page.is_some() { key.mode | mode::SINGLE } else { key.mode };
-        let cut = block::decode(bytes, key.rip, self.bits, decode_mode, &self.features, peek, &mut items);
+        let source = Source {
+            bytes: source.bytes,
+            start: (key.physical & (PAGE - 1)) as usize,
+            rip: key.rip,
+            bits: self.bits,
+            mode: decode_mode,
+            extended: source.extended && mode::class(key.mode).is_some() && key.second_page.is_none(),
+        };
+        let cut = block::decode(&source, &self.features, peek, &mut items);
         if cut == Cut::NeedsNextPage {
             self.items = items;
             return None;
@@ -151,29 +167,38 @@ impl Translator {
         self.live_end = items[items.len() - 1].live_out;
         self.id = id;
         self.e.reset(base);
-        self.slots = [None; 2];
+        self.slots.clear();
         self.popped = 0;
         self.fp_loaded = false;
         let entries = self.prologue(&items[0], numbers.1);
         for (index, item) in items.iter().enumerate() {
             self.now = index;
             self.mark();
-            self.instruction(item);
+            match item.class {
+                // The block goes on at its target.
+                Class::Jump if index + 1 < items.len() => {}
+                Class::JumpIf if index + 1 < items.len() => self.jump_out_if(item),
+                _ => self.instruction(item),
+            }
         }
         let last = &items[items.len() - 1];
         let end = last.insn.next_ip();
         if !ends_flow(last.class, key.mode) {
-            self.go_to(0, end);
+            self.go_to(end);
         }
         self.emit_stubs(&items);
-        let mut insns: Vec<u16> = items.iter().map(|item| item.offset).collect();
-        let len = last.offset + last.insn.len() as u16;
-        insns.push(len);
+        let start = source.start as u32;
+        let ends = items.iter().map(|item| i32::from(item.offset) + item.insn.len() as i32);
+        let first = items.iter().map(|item| item.offset).min().unwrap_or(0);
+        let span =
+            start.wrapping_add_signed(first.into())..start.wrapping_add_signed(ends.max().unwrap_or(0));
+        let mut insns: Vec<i16> = items.iter().map(|item| item.offset).collect();
+        insns.push(last.offset + last.insn.len() as i16);
         self.items = items;
         Some(Tb {
             key,
             page,
-            guest_len: u32::from(len),
+            span,
             code: base,
             code_len: self.e.len() as u32,
             entry: entries.host,
@@ -181,7 +206,7 @@ impl Translator {
             entry_forward: entries.forward,
             page_number: numbers.0,
             second_page_number: numbers.1,
-            slots: self.slots,
+            slots: self.slots.clone(),
             incoming: Vec::new(),
             marks: mem::take(&mut self.marks),
             insns,
@@ -267,6 +292,7 @@ impl Translator {
             slot: None,
             forward: false,
             guard: None,
+            live: flags::ALL,
         });
     }
 
@@ -300,7 +326,7 @@ impl Translator {
             Class::PushMemory => self.push_memory(item),
             Class::Pop => self.pop(item),
             Class::Leave => self.leave(item),
-            Class::Jump => self.go_to(0, item.insn.near_branch_target()),
+            Class::Jump => self.go_to(item.insn.near_branch_target()),
             Class::JumpIf => self.jump_if(item),
             Class::JumpCount => self.jump_count(item),
             Class::JumpIndirect => self.jump_indirect(item),
@@ -436,8 +462,10 @@ impl Translator {
     }
 
     /// A jump that was just emitted and its way out while it is not linked.
-    pub(super) fn linkable(&mut self, patch: Patch, slot: usize, rip: u64, guard: Option<(Patch, Patch)>) {
-        let payload = u64::from(self.id) * 2 + slot as u64;
+    pub(super) fn linkable(&mut self, patch: Patch, rip: u64, guard: Option<(Patch, Patch)>) {
+        let slot = self.slots.len();
+        self.slots.push(None);
+        let payload = tb::way(self.id, slot);
         self.exit_stubs.push(ExitStub {
             patch,
             flags: self.flags,
@@ -447,6 +475,7 @@ impl Translator {
             slot: Some(slot),
             forward: rip > self.key.rip,
             guard,
+            live: self.live_end,
         });
     }
 }

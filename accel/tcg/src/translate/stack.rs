@@ -162,7 +162,7 @@ impl Translator {
     /// CALL rel.
     pub(super) fn call(&mut self, item: &Item) {
         self.push_return(item);
-        self.call_to(item.insn.next_ip(), |this| this.go_to(0, item.insn.near_branch_target()));
+        self.call_to(item.insn.next_ip(), |this| this.go_to(item.insn.near_branch_target()));
     }
 
     /// CALL r/m: the target is read before the return address is pushed.

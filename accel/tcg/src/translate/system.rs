@@ -74,7 +74,7 @@ impl Translator {
             (true, false) => {
                 dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(ac)], flag::AC as i32);
                 self.change_mode(self.key.mode | mode::SMAP_OFF);
-                self.go_to(0, item.insn.next_ip());
+                self.go_to(item.insn.next_ip());
             }
             (false, true) => {
                 self.flags_free(item.live_in);
@@ -87,7 +87,7 @@ impl Translator {
                 self.e.bind_short(smap);
                 dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(ac)], 0);
                 self.change_mode(self.key.mode & !mode::SMAP_OFF);
-                self.go_to(0, item.insn.next_ip());
+                self.go_to(item.insn.next_ip());
             }
         }
     }
