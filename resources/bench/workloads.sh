@@ -165,7 +165,8 @@ figures() {
             else
                 printf ' -'
             fi
-            printf ' %d' "$(cat "$work/failed.$subject.$name" 2>/dev/null | wc -l)"
+            touch "$work/failed.$subject.$name"
+            printf ' %d' "$(wc -l <"$work/failed.$subject.$name")"
         done
         echo
     done < <(awk '!/^#/ && NF { print $1, $2 }' "$LIST"; echo boot boot)
@@ -178,5 +179,4 @@ awk -v vmms="native ${vmms[*]}" -v json="$work/json" -f "$REPO/resources/bench/w
 printf '{ "what": "guest workloads under translation, medians in us", "kernel": "%s", "runs": %d, %s, %s }\n' \
     "$(cat "$GUESTS/kernel-cloud/release")" "$runs" "$(cat "$work/json")" "$(host_json)" >"$OUT/workloads.json"
 say "figures in $OUT/workloads.json"
-shopt -s nullglob
-[ -z "$(echo "$work"/failed.bivisor.*)" ] || die "bivisor failed a workload"
+[ -z "$(cat "$work"/failed.bivisor.* 2>/dev/null)" ] || die "bivisor failed a workload"
