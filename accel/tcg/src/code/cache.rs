@@ -7,7 +7,7 @@
 //!    cache is emptied, so a CPU that is still in it runs it to its end.
 //! 3. The cache is emptied only while no CPU is in generated code.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 
@@ -71,7 +71,12 @@ pub struct TbCache {
     next_mapping: u32,
     /// Sites that miss their slots often: a bit for each instruction of a block.
     hashed: KeyMap<TbKey, u64>,
+    /// Blocks whose groups do not pay.
+    ungrouped: HashSet<TbKey, BuildHasherDefault<KeyHasher>>,
 }
+
+/// Times that the checks of a block's groups may fail for good.
+const FAILED_GROUPS: u8 = 32;
 
 impl TbCache {
     /// An empty cache over `buffer`, whose reserved start holds the thunks.
@@ -85,6 +90,7 @@ impl TbCache {
             mappings: KeyMap::default(),
             next_mapping: 1,
             hashed: KeyMap::default(),
+            ungrouped: HashSet::default(),
         }
     }
 
@@ -97,10 +103,29 @@ impl TbCache {
     /// translated anew.
     pub fn use_table(&mut self, ram: &Ram, id: TbId, insn: usize) {
         let key = self.blocks[id as usize].key;
-        if self.blocks[id as usize].valid {
+        if self.blocks[id as usize].valid && self.hashed_sites(&key) >> insn & 1 == 0 {
             *self.hashed.entry(key).or_default() |= 1 << insn;
             self.invalidate(ram, id);
         }
+    }
+
+    /// Whether accesses of a block for `key` are to be checked together.
+    pub fn groups_pay(&self, key: &TbKey) -> bool {
+        !self.ungrouped.contains(key)
+    }
+
+    /// The check of a group in block `id` could not be made good. The block's key, if it is to be translated anew, without
+    /// groups.
+    pub fn failed_group(&mut self, ram: &Ram, id: TbId) -> Option<TbKey> {
+        let block = &mut self.blocks[id as usize];
+        block.ungrouped = block.ungrouped.saturating_add(1);
+        if !block.valid || block.ungrouped < FAILED_GROUPS {
+            return None;
+        }
+        let key = block.key;
+        self.ungrouped.insert(key);
+        self.invalidate(ram, id);
+        Some(key)
     }
 
     /// The number that stands for virtual page `page` being mapped to RAM page `ram_page`.
@@ -239,6 +264,7 @@ impl TbCache {
         self.by_page.clear();
         self.mappings.clear();
         self.hashed.clear();
+        self.ungrouped.clear();
         self.buffer.clear();
     }
 }

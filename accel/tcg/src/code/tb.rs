@@ -56,6 +56,9 @@ pub mod mode {
     /// One instruction to a block, none chained: single-step, data breakpoints, interrupt shadow, `step`.
     pub const SINGLE: u32 = 1 << 15;
 
+    /// No groups of accesses: a check of one has failed.
+    pub const UNGROUPED: u32 = 1 << 16;
+
     /// The soft-TLB mode of a block's own accesses.
     pub fn tlb_mode(bits: u32) -> usize {
         use crate::mmu::access::{MODE_SMAP, MODE_SUPERVISOR, MODE_USER};
@@ -85,7 +88,7 @@ pub mod mode {
     /// The jump cache that finds blocks of `mode`; `None`: the loop looks them up. An entry there is found by its address
     /// alone, so a class is what one address means one block in: it tells all bits but [`VARIABLE`].
     pub fn class(mode: u32) -> Option<usize> {
-        match mode & !VARIABLE {
+        match mode & !(VARIABLE | UNGROUPED) {
             bits if bits == LONG | FLAT_CODE | 3 => Some(USER64),
             bits if bits == LONG | FLAT_CODE => Some(KERNEL64),
             bits if bits == LONG | FLAT_CODE | SMAP_OFF => Some(KERNEL64_AC),
@@ -206,6 +209,8 @@ pub struct Tb {
     pub sites: Vec<Box<Site>>,
     /// Bytes that the return at its end takes off the stack; 0 for other ends.
     pub popped: u32,
+    /// Times that a check of a group could not be made good.
+    pub ungrouped: u8,
     /// Still to be found and linked to.
     pub valid: bool,
 }

@@ -83,7 +83,7 @@ impl Vcpu {
     /// The entry (flags saved) of the block at `env.rip`, translated if need be, and entered into the jump cache. `link`:
     /// the jump that led here, and how often the cache had been emptied then. Raises what fetching the instruction
     /// raises.
-    pub(super) fn find_block(&mut self, single: bool, link: Option<(TbId, usize, u64)>) -> Exec<u64> {
+    pub(super) fn find_block(&mut self, variant: u32, link: Option<(TbId, usize, u64)>) -> Exec<u64> {
         let rip = self.cpu.env.rip;
         let linear = if self.cpu.env.is_64bit() {
             if !is_canonical(rip) {
@@ -108,10 +108,7 @@ impl Vcpu {
         }
         cpu.env.sysflags &= !flag::RF;
         let page = cpu.fetch_page(linear)?;
-        let mut bits = mode_bits(&cpu.env);
-        if single {
-            bits |= mode::SINGLE;
-        }
+        let bits = mode_bits(&cpu.env) | variant;
         let offset = linear & (PAGE - 1);
         let mut key =
             TbKey { physical: u64::from(page.index) << 12 | offset, rip, mode: bits, second_page: None };
@@ -159,6 +156,7 @@ impl Vcpu {
         let block = code.cache.block(id);
         if let Some(class) = mode::class(bits)
             && self.chaining
+            && bits & mode::UNGROUPED == 0
         {
             let user = bits & mode::CPL == 3;
             self.cpu.mmu.insert_code_page(user, rip, block.page_number);
@@ -199,7 +197,8 @@ impl Vcpu {
             key.second_page.map(|second| code.cache.mapping_number(virtual_page.wrapping_add(1), second)),
         );
         let hashed = code.cache.hashed_sites(&key);
-        let source = Code { bytes, extended: true };
+        let grouped = code.cache.groups_pay(&key);
+        let source = Code { bytes, extended: true, grouped };
         let peek = Fetched { mmu: &self.cpu.mmu, key, page };
         let block = code.translator.translate(
             key,

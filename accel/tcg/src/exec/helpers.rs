@@ -12,7 +12,7 @@ use crate::code::tb::{Site, mode};
 use crate::code::thunks::{Helpers, LINEAR};
 use crate::complex::{self, Next};
 use crate::cpu::Cpu;
-use crate::env::{EnvBlock, SITE_COUNTERS, flag};
+use crate::env::{EnvBlock, SITE_COUNTERS, SLOTS, TlbSlot, flag};
 use crate::exception::{Exception, Exec, vector};
 use crate::exec::blocks::mode_bits;
 use crate::exec::vcpu::{Leave, Vcpu};
@@ -48,6 +48,8 @@ pub const X87: u32 = 1 << 27;
 pub const JUDGE: u32 = 1 << 26;
 /// Size argument of the miss helpers: place of the number of the site's counter.
 pub const SITE_SHIFT: u32 = 16;
+/// Size argument of the miss helpers: a check for several accesses, which raises nothing.
+pub const GROUP: u32 = 1 << 14;
 /// Size argument of the miss helpers: place of the number of the site's slot.
 pub const SLOT_SHIFT: u32 = 8;
 /// The size in the size argument.
@@ -206,6 +208,9 @@ fn checked(
 }
 
 extern "C" fn read_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_address: u64) -> u64 {
+    if packed as u32 & GROUP != 0 {
+        return group_miss(block, (linear, packed as u32), false, return_address);
+    }
     checked(block, return_address, (linear, packed), |vcpu| {
         let cpu = &mut vcpu.cpu;
         let mode = cpu.tlb_mode(crate::mmu::Access::Current);
@@ -224,6 +229,38 @@ extern "C" fn read_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_a
     })
 }
 
+/// The check of a group was not passed. Fills its slot if the whole of it lies in one page of RAM that may be accessed so; else
+/// the block goes on without groups, where each access is judged by itself. The walk may have set the page's dirty bit
+/// by then although the access that writes is never reached.
+fn group_miss(block: *mut EnvBlock, (linear, packed): (u64, u32), write: bool, return_address: u64) -> u64 {
+    let vcpu = owner(block);
+    let cpu = &mut vcpu.cpu;
+    let mode = cpu.tlb_mode(crate::mmu::Access::Current);
+    let size = u64::from(packed & SIZE);
+    let one_page = linear & (PAGE - 1) <= PAGE - size;
+    let target = if one_page && check(cpu, linear, packed.into()).is_ok() {
+        cpu.target(linear, mode, write).ok()
+    } else {
+        None
+    };
+    if let Some(Target::Ram(host)) = target
+        && !cpu.page_is_watched(linear)
+    {
+        let slot = (packed >> SLOT_SHIFT) as usize % SLOTS;
+        let addend = host.wrapping_sub(linear);
+        cpu.env.slots[mode][usize::from(write)][slot] = TlbSlot { tag: linear & !(PAGE - 1), addend };
+        cpu.env.scratch[7] = addend;
+        cpu.env.scratch[LINEAR] = linear;
+        if packed & JUDGE != 0 {
+            vcpu.judge_site(return_address - 1, (packed >> SITE_SHIFT) as usize % SITE_COUNTERS);
+        }
+        return 0;
+    }
+    // A page that is not there yet is no reason to do without groups for long.
+    vcpu.ungroup(return_address - 1, target.is_some() || !one_page);
+    LEAVE
+}
+
 /// Puts `bytes` of the operand at `linear` into the bounce buffer, aligned as they were, and returns their address there:
 /// the host judges the alignment as it would have.
 fn bounce(cpu: &mut Cpu, linear: u64, bytes: &[u8]) -> u64 {
@@ -233,6 +270,9 @@ fn bounce(cpu: &mut Cpu, linear: u64, bytes: &[u8]) -> u64 {
 }
 
 extern "C" fn write_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_address: u64) -> u64 {
+    if packed as u32 & GROUP != 0 {
+        return group_miss(block, (linear, packed as u32), true, return_address);
+    }
     checked(block, return_address, (linear, packed), |vcpu| {
         let cpu = &mut vcpu.cpu;
         let mode = cpu.tlb_mode(crate::mmu::Access::Current);

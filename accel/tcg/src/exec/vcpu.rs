@@ -10,7 +10,7 @@ use accel::cpu_handle::request;
 use accel::{CpuIo, VcpuExit};
 use iced_x86::{Decoder, DecoderOptions};
 
-use crate::code::tb::{PARKED, PARKING_ORDER, TbId, of_way};
+use crate::code::tb::{PARKED, PARKING_ORDER, TbId, mode, of_way};
 use crate::code::thunks::{Exit, exit};
 use crate::complex::Next;
 use crate::cpu::Cpu;
@@ -38,6 +38,8 @@ pub enum Leave {
     Exception(Exception),
     /// An exception was delivered; `env.rip` is at its handler.
     Delivered,
+    /// The block is to be gone on with without groups of accesses, from `env.rip` on.
+    Ungrouped,
     /// Triple fault.
     Shutdown,
 }
@@ -220,8 +222,9 @@ impl Vcpu {
         let single = one || stepped || shadowed || self.cpu.env.dr7 & 0xff != 0;
         self.single = single;
         let mut link: Option<(TbId, usize, u64)> = None;
+        let mut variant = if single { mode::SINGLE } else { 0 };
         loop {
-            let entry = match self.find_block(single, link.take()) {
+            let entry = match self.find_block(variant, link.take()) {
                 Ok(entry) => entry,
                 Err(exception) => {
                     self.raise(exception)?;
@@ -229,6 +232,7 @@ impl Vcpu {
                 }
             };
             let exit = self.enter(entry);
+            variant &= !mode::UNGROUPED;
             if !matches!(exit.reason, exit::LOOKUP | exit::BLOCK_END) {
                 self.cpu.env.branch_from = 0;
             }
@@ -274,6 +278,10 @@ impl Vcpu {
                         }
                         Leave::Exception(exception) => self.raise(exception)?,
                         Leave::Delivered => {}
+                        Leave::Ungrouped => {
+                            variant |= mode::UNGROUPED;
+                            continue;
+                        }
                         Leave::Shutdown => return Err(Shutdown::TripleFault),
                     }
                     return Ok(true);
@@ -309,6 +317,21 @@ impl Vcpu {
             let enter: extern "C" fn(*mut EnvBlock, u64) -> Exit =
                 std::mem::transmute(self.engine.thunks.enter);
             enter(block, entry)
+        }
+    }
+
+    /// The check of a group at `pc` cannot be made good. `often`: not just this time.
+    pub(super) fn ungroup(&mut self, pc: u64, often: bool) {
+        self.cpu.env.flags_from_code();
+        self.cpu.env.rip = self.rip_at(pc).0;
+        self.leave = Leave::Ungrouped;
+        let mut code = self.engine.code();
+        let Some(id) = code.cache.at(pc) else { return };
+        if often && let Some(key) = code.cache.failed_group(&self.cpu.ram, id) {
+            drop(code);
+            if let Some(class) = mode::class(key.mode) {
+                self.cpu.mmu.forget_jump(key.rip, class);
+            }
         }
     }
 

@@ -19,10 +19,13 @@ use crate::env_offset;
 use crate::exec::helpers;
 use crate::mmu::soft_tlb::TLB_ENTRIES;
 use crate::operand::segment_index;
+use crate::translate::bit_test::BIT_STRING_SLOT;
 use crate::translate::block::Item;
+use crate::translate::classify::Class;
 use crate::translate::flags::Flags;
 use crate::translate::generator::Translator;
-use crate::translate::native::waits;
+use crate::translate::groups::{self, Access, Base, Head};
+use crate::translate::native::{has_memory, waits};
 use crate::translate::registers::{gpr_number, host_number};
 
 /// First slot of operands with an index register.
@@ -47,6 +50,8 @@ pub enum Use {
     PushReturn,
     /// A load: no copy is needed.
     Load,
+    /// Nothing yet: several accesses follow.
+    Member,
 }
 
 /// How an instruction's memory operand is addressed on the host, once T1 (and T0) are what a check leaves.
@@ -144,6 +149,15 @@ impl MissStub {
 impl Translator {
     /// T0 = the linear address of the memory operand of `insn`, before the check. Clobbers T1; keeps EFLAGS, except for
     /// segments that a helper must check.
+    /// For a member of a group, whose address is known to be one: T0 only if the path needs it.
+    pub(super) fn member_to_t0(&mut self, insn: &Instruction) -> Path {
+        let path = self.path_of(insn);
+        if path.place == Place::Sum {
+            self.offset_to_t0(insn);
+        }
+        path
+    }
+
     pub(super) fn linear_to_t0(&mut self, insn: &Instruction, size: u32, write: bool) -> Path {
         self.offset_to_t0(insn);
         self.segment_t0(insn.memory_segment(), size, write, waits(insn));
@@ -165,7 +179,8 @@ impl Translator {
                 Some(host) if self.bits == 64 && base.size() == 8 => {
                     Path::base(guest, host as u8, displacement as i32)
                 }
-                _ => Path::sum(guest),
+                _ if self.bits == 64 && base.size() == 8 => Path::sum(guest),
+                _ => Path::sum(INDEX_SLOTS + guest),
             },
             (Some(base), Some(index)) => Path::sum(INDEX_SLOTS + (base * 5 + index) % 16),
             (None, Some(index)) => Path::sum(INDEX_SLOTS + index),
@@ -180,12 +195,14 @@ impl Translator {
             if index >= 4 {
                 let base = env_offset!(seg) + (index * size_of::<crate::env::Segment>()) as i32;
                 dynasm!(self.e ; .arch x64 ; mov r11, [rsp + base] ; lea r10, [r10 + r11]);
+                self.t1 = None;
             }
             return;
         }
         let flat = self.key.mode & mode::FLAT != 0 && matches!(index, 0 | 2 | 3);
         if !flat {
             self.flags_saved();
+            self.t1 = None;
             self.flags = Flags::Saved;
             let packed =
                 index as u32 | size << 8 | if waits { helpers::X87 } else { 0 } | u32::from(write) << 31;
@@ -206,16 +223,27 @@ impl Translator {
         let index = insn.memory_index();
         let width = address_width(insn, self.bits);
         let base = gpr_number(base);
-        let index = gpr_number(index);
-        let displacement = displacement as i64 as i32;
-        let scale = insn.memory_index_scale();
+        let index = gpr_number(index).map(|index| (index, insn.memory_index_scale()));
+        if base.is_none() && index.is_none() {
+            self.constant_to_t0(if width == 64 { displacement } else { displacement & 0xffff_ffff });
+        } else {
+            self.address_to_t0(base, index, displacement as i64 as i32);
+        }
+        // Guest registers may hold anything above the address size.
+        match width {
+            16 => dynasm!(self.e ; .arch x64 ; movzx r10d, r10w),
+            32 if base.is_some() || index.is_some() => dynasm!(self.e ; .arch x64 ; mov r10d, r10d),
+            _ => {}
+        }
+    }
+
+    /// T0 = the sum of guest registers `base`, `index` times its scale, and a constant. Clobbers T1 for a cold index.
+    fn address_to_t0(&mut self, base: Option<usize>, index: Option<(usize, u32)>, displacement: i32) {
+        let scale = index.map_or(1, |(_, scale)| scale);
         let host_base = base.map(|number| self.resident(number, 10));
-        let host_index = index.map(|number| self.resident(number, 11));
+        let host_index = index.map(|(number, _)| self.resident(number, 11));
         match (host_base, host_index) {
-            (None, None) => {
-                let absolute = insn.memory_displacement64();
-                self.constant_to_t0(if width == 64 { absolute } else { absolute & 0xffff_ffff });
-            }
+            (None, None) => self.constant_to_t0(displacement as u64),
             (Some(b), None) if displacement == 0 => {
                 if b != 10 {
                     dynasm!(self.e ; .arch x64 ; mov r10, Rq(b));
@@ -235,12 +263,6 @@ impl Translator {
                 _ => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(i) * 8 + displacement]),
             },
         }
-        // Guest registers may hold anything above the address size.
-        match width {
-            16 => dynasm!(self.e ; .arch x64 ; movzx r10d, r10w),
-            32 if base.is_some() || index.is_some() => dynasm!(self.e ; .arch x64 ; mov r10d, r10d),
-            _ => {}
-        }
     }
 
     /// The host register that has guest register `number`, which is loaded into `scratch` if it is cold.
@@ -249,6 +271,9 @@ impl Translator {
             Some(host) => host as u8,
             None => {
                 dynasm!(self.e ; .arch x64 ; mov Rq(scratch), [rsp + gpr_offset(number)]);
+                if scratch == 11 {
+                    self.t1 = None;
+                }
                 scratch
             }
         }
@@ -317,10 +342,9 @@ impl Translator {
         };
         let patch = self.e.jcc(cc::A);
         dynasm!(self.e ; .arch x64 ; mov r11, [rsp + slot + 8]);
+        self.t1 = Some(slot + 8);
         self.place = path.place;
-        let site = (self.id as usize).wrapping_mul(7).wrapping_add(self.now) % SITE_COUNTERS;
-        let packed =
-            packed | (path.slot as u32) << helpers::SLOT_SHIFT | (site as u32) << helpers::SITE_SHIFT;
+        let packed = packed | (path.slot as u32) << helpers::SLOT_SHIFT | self.site();
         MissStub::new(patch, restore, self.thunks.slot_miss[tlb_mode][usize::from(write)], packed)
     }
 
@@ -357,15 +381,130 @@ impl Translator {
         dynasm!(self.e ; .arch x64 ; cmp r10, 0x1000 - size);
         let patch = self.e.jcc(cc::A);
         dynasm!(self.e ; .arch x64 ; mov r11, [r11 + 8]);
+        self.t1 = None;
         self.place = Place::Sum;
         let packed = packed | if alignment.is_some() { helpers::CHECK_ALIGNMENT } else { 0 };
         let thunk = if write { self.thunks.write_miss } else { self.thunks.read_miss };
         MissStub { misaligned, ..MissStub::new(patch, Restore::Entry, thunk, packed) }
     }
 
-    /// The access of stub `stub` has been emitted up to here.
-    pub(super) fn checked_access_ends(&mut self, stub: usize) {
-        self.miss_stubs[stub].after = self.e.here();
+    /// Reaches the operand of the present instruction, which `path` leads to and makes an address in T0 of: by a check, or
+    /// because its group was checked. Returns what [`Translator::checked_access_ends`] is to be told.
+    pub(super) fn reach(
+        &mut self,
+        (packed, write): (u32, bool),
+        live: u8,
+        used_for: Use,
+        path: impl FnOnce(&mut Self, Use) -> Path,
+    ) -> Option<usize> {
+        if let Some(group_write) = self.groups.members[self.now] {
+            let path = path(self, Use::Member);
+            self.reach_member(path, group_write);
+            return None;
+        }
+        self.flags_free(live);
+        let path = path(self, used_for);
+        Some(self.check(packed, write, path, used_for))
+    }
+
+    /// The operand of an instruction whose group was checked.
+    fn reach_member(&mut self, path: Path, write: bool) {
+        let slot = slot_offset(mode::tlb_mode(self.key.mode), write, path.slot) + 8;
+        if self.t1 != Some(slot) {
+            dynasm!(self.e ; .arch x64 ; mov r11, [rsp + slot]);
+            self.t1 = Some(slot);
+        }
+        self.place = path.place;
+        self.mark();
+    }
+
+    /// Makes the check of a group. `live`: flags that are needed here.
+    pub(super) fn check_group(&mut self, head: &Head, live: u8) {
+        self.flags_free(live);
+        let base = usize::from(head.base.base);
+        let index = head.base.index.map(|(index, scale)| (usize::from(index), u32::from(scale)));
+        self.address_to_t0(Some(base), index, head.displacement);
+        let tlb_mode = mode::tlb_mode(self.key.mode);
+        let slot = slot_offset(tlb_mode, head.write, head.slot);
+        let size = head.size as i32;
+        dynasm!(self.e ; .arch x64 ; xor r10, [rsp + slot] ; cmp r10, 0x1000 - size);
+        let patch = self.e.jcc(cc::A);
+        let packed = head.size | helpers::GROUP | (head.slot as u32) << helpers::SLOT_SHIFT;
+        let thunk = self.thunks.slot_miss[tlb_mode][usize::from(head.write)];
+        let back = self.e.here();
+        self.miss_stubs.push(MissStub {
+            back,
+            insn: self.now,
+            flags: self.flags,
+            fp_loaded: self.fp_loaded,
+            write: head.write,
+            used_for: Use::Member,
+            ..MissStub::new(patch, Restore::Slot(slot), thunk, packed | self.site())
+        });
+        self.t1 = None;
+    }
+
+    /// The number of the present site's counter, at its place in the size argument.
+    fn site(&self) -> u32 {
+        ((self.id as usize).wrapping_mul(7).wrapping_add(self.now) % SITE_COUNTERS << helpers::SITE_SHIFT)
+            as u32
+    }
+
+    /// Finds what can be checked together in `items`.
+    pub(super) fn find_groups(&mut self, items: &[Item], grouped: bool) {
+        let mut groups = std::mem::take(&mut self.groups);
+        let apart = mode::SINGLE | mode::UNGROUPED | mode::ALIGN;
+        if !grouped
+            || self.bits != 64
+            || self.class.is_none()
+            || self.key.mode & apart != 0
+            || items.len() < 2
+        {
+            groups.clear(items.len());
+        } else {
+            groups.find(items, |index, item| self.access_of(index, item));
+        }
+        self.groups = groups;
+    }
+
+    /// See [`Groups::find`].
+    fn access_of(&mut self, index: usize, item: &Item) -> (Option<Access>, u64) {
+        if self.hashed >> index & 1 != 0 {
+            return (None, 0);
+        }
+        let insn = &item.insn;
+        let stack = |displacement: i64, size, write, base: u8| {
+            let base = Base { base, index: None };
+            let slot = usize::from(base.base);
+            (Some(Access { base, displacement, size, write, slot }), 0)
+        };
+        let step = i64::from(insn.stack_pointer_increment());
+        match item.class {
+            Class::Push | Class::Call => stack(step, step.unsigned_abs() as u32, true, 4),
+            Class::Pop => stack(0, step.unsigned_abs() as u32, false, 4),
+            Class::Return => stack(0, 8, false, 4),
+            Class::Leave => stack(0, 8, false, 5),
+            Class::Native | Class::NativeFp if has_memory(insn) => {
+                let slot = self.path_of(insn).slot;
+                let (_, write) = self.memory_access(insn);
+                match groups::operand(insn, write, slot) {
+                    None => (None, 1 << slot),
+                    access => (access, 0),
+                }
+            }
+            Class::CallIndirect if !has_memory(insn) => stack(-8, 8, true, 4),
+            Class::PushMemory | Class::CallIndirect => (None, 1 << 4 | 1 << self.path_of(insn).slot),
+            Class::JumpIndirect if has_memory(insn) => (None, 1 << self.path_of(insn).slot),
+            Class::BitTest => (None, 1 << BIT_STRING_SLOT),
+            _ => (None, 0),
+        }
+    }
+
+    /// The access that [`Translator::reach`] has led to has been emitted up to here.
+    pub(super) fn checked_access_ends(&mut self, stub: Option<usize>) {
+        if let Some(stub) = stub {
+            self.miss_stubs[stub].after = self.e.here();
+        }
     }
 
     pub(super) fn miss_stub(&mut self, items: &[Item], stub: MissStub) {
@@ -394,7 +533,7 @@ impl Translator {
             self.e.call(self.thunks.fp_restore);
             self.e.bind_short(loaded);
         }
-        if !stub.write {
+        if !stub.write || stub.used_for == Use::Member {
             self.e.jmp_to(stub.back);
             return;
         }
@@ -406,7 +545,7 @@ impl Translator {
             Use::Push => self.store_pushed(item),
             Use::PushScratch => self.store_scratch(item),
             Use::PushReturn => self.store_return(item),
-            Use::Load => {}
+            Use::Load | Use::Member => {}
         }
         self.mark();
         self.e.call(if self.flags.in_host() { self.thunks.commit_flags } else { self.thunks.commit });

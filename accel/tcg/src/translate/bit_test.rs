@@ -12,7 +12,7 @@ use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number};
 
 /// The slot of bit strings.
-const BIT_STRING_SLOT: usize = 56;
+pub const BIT_STRING_SLOT: usize = 56;
 
 impl Translator {
     /// The word that holds the bit is addressed first, then the bit is taken within it.
@@ -37,7 +37,7 @@ impl Translator {
         let packed = size | stack_bit(insn, self.bits) | helpers::ALSO_LOADS;
         let stub = self.check(packed, write, Path::sum(BIT_STRING_SLOT), Use::BitTest);
         self.bit_test_on_host(item);
-        self.checked_access_ends(stub);
+        self.checked_access_ends(Some(stub));
     }
 
     fn bit_offset_to_t1(&mut self, insn: &Instruction) {

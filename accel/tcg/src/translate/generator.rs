@@ -18,6 +18,7 @@ use crate::translate::classify::Class;
 use crate::translate::control::ExitStub;
 use crate::translate::features::Features;
 use crate::translate::flags::{self, Flags};
+use crate::translate::groups::Groups;
 use crate::translate::liveness::Peek;
 
 /// Bytes of code that a block can need at most; the caller makes room for so many.
@@ -33,6 +34,8 @@ pub struct Code<'a> {
     pub bytes: &'a [u8],
     /// The block is to go on behind jumps.
     pub extended: bool,
+    /// Accesses may be checked together.
+    pub grouped: bool,
 }
 
 /// A block's entries.
@@ -74,6 +77,10 @@ pub struct Translator {
     pub(super) live_end: u8,
     /// Where the memory operand is that was checked last.
     pub(super) place: Place,
+    /// Accesses that are checked together.
+    pub(super) groups: Groups,
+    /// What T1 is known to hold: the addend of the slot at this offset.
+    pub(super) t1: Option<i32>,
     /// Instructions whose operands are looked up in the table, a bit each.
     pub(super) hashed: u64,
     pub(super) slots: Vec<Option<Slot>>,
@@ -108,6 +115,8 @@ impl Translator {
             class: None,
             live_end: flags::ALL,
             place: Place::Sum,
+            groups: Groups::default(),
+            t1: None,
             hashed: 0,
             slots: Vec::new(),
             popped: 0,
@@ -148,6 +157,7 @@ impl Translator {
         let mut items = mem::take(&mut self.items);
         // A block that runs over into the second page is that one instruction.
         let decode_mode = if key.second_page.is_some() { key.mode | mode::SINGLE } else { key.mode };
+        let grouped = source.grouped && key.second_page.is_none();
         let source = Source {
             bytes: source.bytes,
             start: (key.physical & (PAGE - 1)) as usize,
@@ -170,10 +180,17 @@ impl Translator {
         self.slots.clear();
         self.popped = 0;
         self.fp_loaded = false;
+        self.find_groups(&items, grouped);
         let entries = self.prologue(&items[0], numbers.1);
+        self.t1 = None;
+        let mut heads = 0;
         for (index, item) in items.iter().enumerate() {
             self.now = index;
             self.mark();
+            while let Some(&head) = self.groups.heads.get(heads).filter(|head| head.at == index) {
+                self.check_group(&head, item.live_in);
+                heads += 1;
+            }
             match item.class {
                 // The block goes on at its target.
                 Class::Jump if index + 1 < items.len() => {}
@@ -212,6 +229,7 @@ impl Translator {
             insns,
             sites: mem::take(&mut self.sites),
             popped: self.popped,
+            ungrouped: 0,
             valid: true,
         })
     }
@@ -316,6 +334,10 @@ impl Translator {
     }
 
     fn instruction(&mut self, item: &Item) {
+        if !matches!(item.class, Class::Native | Class::NativeFp | Class::Push | Class::Pop | Class::Nothing)
+        {
+            self.t1 = None;
+        }
         match item.class {
             Class::Native => self.native(item),
             Class::NativeFp => self.native_fp(item),
@@ -345,6 +367,7 @@ impl Translator {
     /// Has a helper execute `insn`, or raise `raise`.
     pub(super) fn complex(&mut self, insn: &Instruction, raise: Option<Exception>) {
         self.flags_saved();
+        self.t1 = None;
         let site = Box::new(Site { insn: *insn, raise, rip: insn.ip() });
         let address = std::ptr::from_ref::<Site>(&site) as u64;
         self.sites.push(site);
@@ -408,6 +431,7 @@ impl Translator {
 
     /// EFLAGS to `env.lahf`. Clobbers T1, keeps EFLAGS but for OF.
     pub(super) fn store_flags_with_t1(&mut self) {
+        self.t1 = None;
         dynasm!(self.e ; .arch x64
             ; mov r11, rax
             ; lahf
@@ -417,6 +441,7 @@ impl Translator {
     }
 
     fn load_flags_with_t1(&mut self) {
+        self.t1 = None;
         dynasm!(self.e ; .arch x64
             ; mov r11, rax
             ; mov eax, [rsp + env_offset!(lahf)]
@@ -437,6 +462,7 @@ impl Translator {
 
     /// Sets `env.rip` to a constant. Clobbers T1.
     pub(super) fn store_rip(&mut self, rip: u64) {
+        self.t1 = None;
         match i32::try_from(rip as i64) {
             Ok(short) => dynasm!(self.e ; .arch x64 ; mov QWORD [rsp + env_offset!(rip)], short),
             Err(_) => dynasm!(self.e ; .arch x64

@@ -60,12 +60,16 @@ impl Translator {
             | if reads || x87 { helpers::ALSO_LOADS } else { 0 }
             | if fp && waits(insn) { helpers::X87 } else { 0 }
             | if needs_alignment(insn, fp) { helpers::ALIGNED } else { 0 };
-        self.flags_free(item.live_in);
-        let path = self.linear_to_t0(insn, size.max(1), write);
-        if fp {
-            self.need_fp(item.live_in);
-        }
-        let stub = self.check(packed, write, path, Use::Native);
+        let stub = self.reach((packed, write), item.live_in, Use::Native, |this, used_for| {
+            let path = match used_for {
+                Use::Member => this.member_to_t0(insn),
+                _ => this.linear_to_t0(insn, size.max(1), write),
+            };
+            if fp {
+                this.need_fp(item.live_in);
+            }
+            path
+        });
         self.native_on_host(item);
         self.checked_access_ends(stub);
     }
@@ -79,7 +83,7 @@ impl Translator {
     }
 
     /// Whether `insn` reads, and whether it writes its memory operand.
-    fn memory_access(&mut self, insn: &Instruction) -> (bool, bool) {
+    pub(super) fn memory_access(&mut self, insn: &Instruction) -> (bool, bool) {
         let info = self.info.info(insn);
         let access = (0..insn.op_count()).find(|&operand| insn.op_kind(operand) == OpKind::Memory);
         match access.map(|operand| info.op_access(operand)) {
@@ -190,6 +194,7 @@ impl Translator {
                 None => needs.push(StandIn { guest: number, host: 0, read, written }),
             }
         }
+        self.t1 = None;
         // Scratch registers stand in for free where the encoding allows; others are parked for the time.
         let mut parked: Vec<usize> = Vec::new();
         let mut scratch: Vec<usize> = match (high_byte, memory) {

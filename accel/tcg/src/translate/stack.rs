@@ -18,17 +18,29 @@ impl Translator {
         insn.stack_pointer_increment().unsigned_abs()
     }
 
-    /// T0 = the address of a new slot of `size` bytes, checked for a store.
-    fn check_push(&mut self, live: u8, size: u32, used_for: Use) -> usize {
-        self.flags_free(live);
+    /// Reaches a new slot of `size` bytes on the stack, for a store. See [`Translator::reach`].
+    fn reach_push(&mut self, live: u8, size: u32, used_for: Use) -> Option<usize> {
         let below = -(size as i32);
-        if self.bits == 64 {
-            dynasm!(self.e ; .arch x64 ; lea r10, [r9 + below]);
-        } else {
-            dynasm!(self.e ; .arch x64 ; lea r10d, [r9 + below]);
-        }
-        let path = self.stack_path(below);
-        self.check(size | STACK, true, path, used_for)
+        self.reach((size | STACK, true), live, used_for, |this, used_for| {
+            match (used_for, this.bits) {
+                (Use::Member, _) => {}
+                (_, 64) => dynasm!(this.e ; .arch x64 ; lea r10, [r9 + below]),
+                _ => dynasm!(this.e ; .arch x64 ; lea r10d, [r9 + below]),
+            }
+            this.stack_path(below)
+        })
+    }
+
+    /// Reaches `size` bytes at the top of the stack, for a load.
+    fn reach_top(&mut self, live: u8, size: u32) {
+        self.reach((size | STACK, false), live, Use::Load, |this, used_for| {
+            match (used_for, this.bits) {
+                (Use::Member, _) => {}
+                (_, 64) => dynasm!(this.e ; .arch x64 ; mov r10, r9),
+                _ => dynasm!(this.e ; .arch x64 ; mov r10d, r9d),
+            }
+            this.stack_path(0)
+        });
     }
 
     /// The way to the stack's top, plus `displacement`.
@@ -48,7 +60,7 @@ impl Translator {
     /// PUSH of a register or immediate.
     pub(super) fn push(&mut self, item: &Item) {
         let size = self.slot_size(&item.insn);
-        let stub = self.check_push(item.live_in, size, Use::Push);
+        let stub = self.reach_push(item.live_in, size, Use::Push);
         self.store_pushed(item);
         self.checked_access_ends(stub);
     }
@@ -63,6 +75,7 @@ impl Translator {
                 Some(host) => self.store(host as u8, size),
                 None => {
                     self.place_address(10);
+                    self.t1 = None;
                     dynasm!(self.e ; .arch x64 ; mov r11, [rsp + gpr_offset(number)]);
                     self.store_at_t0(size);
                 }
@@ -90,7 +103,7 @@ impl Translator {
         self.check(size | stack_bit(&item.insn, self.bits), false, path, Use::Load);
         self.load(10, size);
         dynasm!(self.e ; .arch x64 ; mov [rsp + scratch_offset(1)], r10);
-        let stub = self.check_push(item.live_in, size, Use::PushScratch);
+        let stub = self.reach_push(item.live_in, size, Use::PushScratch);
         self.store_scratch(item);
         self.checked_access_ends(stub);
     }
@@ -110,10 +123,7 @@ impl Translator {
         let insn = &item.insn;
         let size = self.slot_size(insn);
         let number = gpr_number(insn.op0_register()).expect("other registers are popped by a helper");
-        self.flags_free(item.live_in);
-        self.stack_top_to_t0();
-        let path = self.stack_path(0);
-        self.check(size | STACK, false, path, Use::Load);
+        self.reach_top(item.live_in, size);
         match (host_number(number), size) {
             // POP RSP: the value, not the incremented pointer. POP SP increments first.
             (Some(9), 4 | 8) => return self.load(9, size),
@@ -134,24 +144,18 @@ impl Translator {
         self.move_stack(size as i32);
     }
 
-    fn stack_top_to_t0(&mut self) {
-        if self.bits == 64 {
-            dynasm!(self.e ; .arch x64 ; mov r10, r9);
-        } else {
-            dynasm!(self.e ; .arch x64 ; mov r10d, r9d);
-        }
-    }
-
     /// LEAVE.
     pub(super) fn leave(&mut self, item: &Item) {
         let wide = item.insn.code() == Code::Leaveq;
-        self.flags_free(item.live_in);
         if wide {
-            dynasm!(self.e ; .arch x64 ; mov r10, rbp);
-            self.check(8 | STACK, false, Path::base(5, 5, 0), Use::Load);
+            self.reach((8 | STACK, false), item.live_in, Use::Load, |this, _| {
+                dynasm!(this.e ; .arch x64 ; mov r10, rbp);
+                Path::base(5, 5, 0)
+            });
             self.load(10, 8);
             dynasm!(self.e ; .arch x64 ; lea r9, [rbp + 8] ; mov rbp, r10);
         } else {
+            self.flags_free(item.live_in);
             dynasm!(self.e ; .arch x64 ; mov r10d, ebp);
             self.check(4 | STACK, false, Path::sum(5), Use::Load);
             self.load(10, 4);
@@ -192,7 +196,7 @@ impl Translator {
 
     fn push_return(&mut self, item: &Item) {
         let size = if self.bits == 64 { 8 } else { 4 };
-        let stub = self.check_push(item.live_in, size, Use::PushReturn);
+        let stub = self.reach_push(item.live_in, size, Use::PushReturn);
         self.store_return(item);
         self.checked_access_ends(stub);
     }
@@ -219,10 +223,7 @@ impl Translator {
     pub(super) fn ret(&mut self, item: &Item) {
         let drop = if item.insn.op_count() == 1 { item.insn.immediate16() } else { 0 };
         let size = if self.bits == 64 { 8 } else { 4 };
-        self.flags_free(item.live_in);
-        self.stack_top_to_t0();
-        let path = self.stack_path(0);
-        self.check(size | STACK, false, path, Use::Load);
+        self.reach_top(item.live_in, size);
         self.load(10, size);
         self.popped = size + u32::from(drop);
         self.move_stack(self.popped as i32);
