@@ -127,6 +127,8 @@ pub struct Env {
     pub branch_from: u32,
     /// Interrupts are held off for one instruction: [`SHADOW_STI`], [`SHADOW_SS`] or 0.
     pub interrupt_shadow: u32,
+    /// Not zero: interrupt requests may be waiting for IF. What is requested after this was set kicks.
+    pub waiting: u32,
     /// Mode bits of the running code at their place in the jump cache's tag.
     pub mode_key: u64,
     /// Jump cache of the present context.

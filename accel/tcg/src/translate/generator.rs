@@ -17,6 +17,7 @@ use crate::translate::classify::Class;
 use crate::translate::control::ExitStub;
 use crate::translate::features::Features;
 use crate::translate::flags::Flags;
+use crate::translate::system::SlowStub;
 
 /// Bytes of code that a block can need at most; the caller makes room for so many.
 pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
@@ -39,12 +40,15 @@ pub struct Translator {
     pub(super) id: TbId,
     /// The instruction being emitted.
     pub(super) now: usize,
+    /// The block's last.
+    pub(super) last: usize,
     /// Where the guest's flags are.
     pub(super) flags: Flags,
     /// The guest's vector state is known to be in the host's registers.
     pub(super) fp_loaded: bool,
     pub(super) miss_stubs: Vec<MissStub>,
     pub(super) exit_stubs: Vec<ExitStub>,
+    pub(super) slow_stubs: Vec<SlowStub>,
     pub(super) slots: [Option<Slot>; 2],
     pub(super) popped: u32,
     marks: Vec<Mark>,
@@ -68,10 +72,12 @@ impl Translator {
             bits: 64,
             id: 0,
             now: 0,
+            last: 0,
             flags: Flags::Host,
             fp_loaded: false,
             miss_stubs: Vec::new(),
             exit_stubs: Vec::new(),
+            slow_stubs: Vec::new(),
             slots: [None; 2],
             popped: 0,
             marks: Vec::new(),
@@ -111,6 +117,7 @@ impl Translator {
         self.e.reset(base);
         self.slots = [None; 2];
         self.popped = 0;
+        self.last = items.len() - 1;
         self.fp_loaded = false;
         let (entry_saved, entry) = self.prologue(&items[0]);
         for (index, item) in items.iter().enumerate() {
@@ -317,7 +324,7 @@ impl Translator {
     fn load_flags_with_t1(&mut self) {
         dynasm!(self.e ; .arch x64
             ; mov r11, rax
-            ; mov eax, [rsp + env_offset!(lahf)]
+            ; movzx eax, WORD [rsp + env_offset!(lahf)]
             ; add al, 0x7f
             ; sahf
             ; mov rax, r11);
@@ -327,7 +334,7 @@ impl Translator {
     pub(super) fn load_flags(&mut self) {
         dynasm!(self.e ; .arch x64
             ; mov [rsp + scratch_offset(0)], rax
-            ; mov eax, [rsp + env_offset!(lahf)]
+            ; movzx eax, WORD [rsp + env_offset!(lahf)]
             ; add al, 0x7f
             ; sahf
             ; mov rax, [rsp + scratch_offset(0)]);
@@ -346,6 +353,9 @@ impl Translator {
     fn emit_stubs(&mut self, items: &[Item]) {
         for stub in mem::take(&mut self.miss_stubs) {
             self.miss_stub(items, stub);
+        }
+        for stub in mem::take(&mut self.slow_stubs) {
+            self.slow_stub(items, stub);
         }
         for stub in mem::take(&mut self.exit_stubs) {
             self.exit_stub(stub);

@@ -19,7 +19,7 @@ impl Translator {
     }
 
     /// T0 = the address of a new slot of `size` bytes, checked for a store.
-    fn check_push(&mut self, live: u8, size: u32, used_for: Use) -> usize {
+    pub(super) fn check_push(&mut self, live: u8, size: u32, used_for: Use) -> usize {
         self.flags_free(live);
         let below = -(size as i32);
         if self.bits == 64 {
