@@ -105,13 +105,32 @@ unpack() {
     done
 }
 
-# pack FOLDER IMAGE [LEVEL]: a gzip-compressed newc archive; the same content always gives the same bytes.
+# archive FOLDER: a newc archive on standard output; the same content always gives the same bytes.
+archive() {
+    find "$1" -exec touch -h -d @0 {} +
+    (cd "$1" && find . -print0 | sort -z | cpio --quiet --null --create --format=newc --reproducible --owner=0:0)
+}
+
+# pack FOLDER IMAGE [LEVEL]: the same, compressed by gzip.
 pack() {
     local folder=$1 image=$2 level=${3:-6}
-    find "$folder" -exec touch -h -d @0 {} +
-    (cd "$folder" && find . -print0 | sort -z | cpio --quiet --null --create --format=newc --reproducible --owner=0:0) |
-        gzip -n "-$level" >"$image.partial"
+    archive "$folder" | gzip -n "-$level" >"$image.partial"
     mv "$image.partial" "$image"
+}
+
+# in_root ROOT COMMAND...: runs the command in that root file system, with an empty /tmp in memory and this machine's /dev.
+# A mount name space of its own keeps both from the host; a user name space does where we are not root. A root that may
+# not mount (as in containers) gets a plain chroot.
+in_root() {
+    local root=$1 become=()
+    shift
+    [ "$(id -u)" = 0 ] || become=(--map-root-user)
+    if unshare "${become[@]}" --mount sh -c 'mount -t tmpfs tmp "$1"' sh "$root/tmp" 2>/dev/null; then
+        unshare "${become[@]}" --mount sh -c 'mount --rbind /dev "$1/dev" && mount -t tmpfs tmp "$1/tmp" && exec chroot "$@"' sh "$root" "$@"
+    else
+        cp -a /dev/null /dev/zero /dev/urandom "$root/dev/"
+        chroot "$root" "$@"
+    fi
 }
 
 # busybox_root FOLDER: the folders every image has, and busybox with all its names.

@@ -101,12 +101,19 @@ impl Cpu {
         unsafe { io.as_ref() }
     }
 
+    /// Before generated code runs on: see [`Mmu::settle`].
+    pub fn settle(&mut self) {
+        self.mmu.settle(&mut self.env);
+    }
+
     /// Bytes of a page that holds translated code were written.
     pub fn code_written(&mut self, page: RamPage, offset: u32, len: u32) {
         let Some(engine) = &self.engine else { return };
         let (mmu, changed) = (&mut self.mmu, &mut self.code_changed);
         engine.code().cache.written(&self.ram, page.index, offset, len, |block| {
-            mmu.forget_jump(block.key.rip, mode::jump_key(block.key.mode));
+            if let Some(class) = mode::class(block.key.mode) {
+                mmu.forget_jump(block.key.rip, class);
+            }
             *changed = true;
         });
     }

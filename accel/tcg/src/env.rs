@@ -12,6 +12,9 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
+use crate::code::tb::mode;
+use crate::mmu::soft_tlb::EMPTY_TAG;
+
 /// A segment register and its descriptor cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -102,6 +105,50 @@ pub struct Msrs {
     pub kvm_wall_clock: u64,
 }
 
+/// Translation slots of one soft-TLB mode and direction ([`TlbSlot`]).
+pub const SLOTS: usize = 64;
+/// Counters of the misses of sites: of accesses whose slots they share.
+pub const SITE_COUNTERS: usize = 1024;
+/// Misses after which a site is judged. Counters start so far below zero.
+pub const SITE_MISSES: u16 = 1024;
+
+/// Where the page was that the accesses through one base register (or another thing that one address is like the last by)
+/// last went to.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct TlbSlot {
+    /// Linear address of the page.
+    pub tag: u64,
+    /// What makes a host address of a linear one in it. Of an empty slot: what makes one in the host's page 0 of one
+    /// that matches.
+    pub addend: u64,
+}
+
+impl TlbSlot {
+    const EMPTY: Self = Self { tag: EMPTY_TAG, addend: EMPTY_TAG.wrapping_neg() };
+}
+
+/// Entries of a return cache: the low byte of a return address is its index.
+pub const RETURN_ENTRIES: usize = 256;
+
+/// Where calls that were made lately return to: entered by the calls, looked up by the returns. Whatever changes what an
+/// address means empties it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct ReturnCache {
+    /// Return address. An empty entry has an address with another index.
+    pub tags: [u64; RETURN_ENTRIES],
+    /// Where the call's block goes on.
+    pub code: [u64; RETURN_ENTRIES],
+}
+
+impl ReturnCache {
+    fn clear(&mut self) {
+        self.tags = [0; RETURN_ENTRIES];
+        self.tags[0] = 1;
+    }
+}
+
 /// The state. Field order is layout: what generated code uses most comes first.
 #[repr(C)]
 pub struct Env {
@@ -129,10 +176,13 @@ pub struct Env {
     pub interrupt_shadow: u32,
     /// Not zero: interrupt requests may be waiting for IF. What is requested after this was set kicks.
     pub waiting: u32,
-    /// Mode bits of the running code at their place in the jump cache's tag.
-    pub mode_key: u64,
-    /// Jump cache of the present context.
-    pub jump_cache: u64,
+    /// Jump caches of the present context, one for each class of modes.
+    pub jump_caches: [u64; mode::CLASSES],
+    /// The one of them in which a helper has generated code look for the next block.
+    pub resume_jumps: u64,
+    /// Tables of the pages that code may be fetched from in the present context, for supervisor and user: the number of
+    /// each page's mapping ([`crate::code::tb::Guard`]), by the low bits of the page number.
+    pub code_pages: [u64; 2],
     /// Soft-TLB tables of the present context: read and write per mode.
     pub tlb: [[u64; 2]; TLB_MODES],
     /// Scratch for generated code.
@@ -175,6 +225,12 @@ pub struct Env {
     pub fault_eflags: u32,
     pub fault_signal: u32,
     pub fault_trap: u32,
+    /// Slots, by soft-TLB mode and for reads and writes.
+    pub slots: [[[TlbSlot; SLOTS]; 2]; TLB_MODES],
+    /// Misses of sites, counting up to zero.
+    pub site_misses: [u16; SITE_COUNTERS],
+    /// Where returns go, for each class that has its returns predicted.
+    pub returns: [ReturnCache; mode::RETURN_CLASSES],
     pub(crate) align: [u8; XSAVE_PAD],
     /// Bounce buffer for operands that the soft TLB cannot map: MMIO, page-crossing, code pages.
     pub bounce: [u8; 128],
@@ -183,7 +239,7 @@ pub struct Env {
 }
 
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
-const XSAVE_PAD: usize = 36;
+const XSAVE_PAD: usize = 56;
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);
@@ -295,6 +351,18 @@ impl Env {
     /// RFLAGS.
     pub fn rflags(&self) -> u32 {
         self.arith | self.df | self.iflag | self.ac | self.sysflags | 2
+    }
+
+    /// Empties the translation slots.
+    pub fn forget_slots(&mut self) {
+        self.slots = [[[TlbSlot::EMPTY; SLOTS]; 2]; TLB_MODES];
+    }
+
+    /// Empties the return caches.
+    pub fn forget_returns(&mut self) {
+        for cache in &mut self.returns {
+            cache.clear();
+        }
     }
 
     /// Takes the arithmetic flags over from generated code.

@@ -3,6 +3,7 @@
 pub mod blocks;
 pub mod helpers;
 pub mod signals;
+pub mod sites;
 pub mod trace;
 pub mod vcpu;
 

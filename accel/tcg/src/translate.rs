@@ -12,6 +12,7 @@ pub mod control;
 pub mod features;
 pub mod flags;
 pub mod generator;
+pub mod liveness;
 pub mod native;
 pub mod registers;
 pub mod stack;

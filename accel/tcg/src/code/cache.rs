@@ -9,10 +9,11 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
 
 use crate::code::buffer::CodeBuffer;
 use crate::code::key_table::KeyTable;
-use crate::code::tb::{Tb, TbId, TbKey};
+use crate::code::tb::{NO_PAGE, Slot, Tb, TbId, TbKey, of_way, way};
 use crate::ram::Ram;
 
 /// A multiply-and-rotate hash: keys are addresses that the guest could choose, but a slow look-up is all it would gain.
@@ -65,6 +66,11 @@ pub struct TbCache {
     blocks: Vec<Tb>,
     by_key: KeyTable<BuildHasherDefault<KeyHasher>>,
     by_page: KeyMap<u32, Vec<TbId>>,
+    /// Numbers of page mappings: (virtual page, RAM page). Never used twice, so that a stale one matches nothing.
+    mappings: KeyMap<(u64, u32), u32>,
+    next_mapping: u32,
+    /// Sites that miss their slots often: a bit for each instruction of a block.
+    hashed: KeyMap<TbKey, u64>,
 }
 
 impl TbCache {
@@ -76,7 +82,36 @@ impl TbCache {
             blocks: Vec::new(),
             by_key: KeyTable::default(),
             by_page: KeyMap::default(),
+            mappings: KeyMap::default(),
+            next_mapping: 1,
+            hashed: KeyMap::default(),
         }
+    }
+
+    /// The instructions of a block for `key` whose operands are looked up in the table, a bit each.
+    pub fn hashed_sites(&self, key: &TbKey) -> u64 {
+        self.hashed.get(key).copied().unwrap_or(0)
+    }
+
+    /// From now on the operand of instruction `insn` of block `id` is looked up in the table: the block is to be
+    /// translated anew.
+    pub fn use_table(&mut self, ram: &Ram, id: TbId, insn: usize) {
+        let key = self.blocks[id as usize].key;
+        if self.blocks[id as usize].valid {
+            *self.hashed.entry(key).or_default() |= 1 << insn;
+            self.invalidate(ram, id);
+        }
+    }
+
+    /// The number that stands for virtual page `page` being mapped to RAM page `ram_page`.
+    pub fn mapping_number(&mut self, page: u64, ram_page: u32) -> u32 {
+        let next = &mut self.next_mapping;
+        *self.mappings.entry((page, ram_page)).or_insert_with(|| {
+            let number = *next;
+            // After four billion the last one would stand for several: then it stands for none.
+            *next = next.saturating_add(1);
+            number
+        })
     }
 
     /// The block for `key`.
@@ -107,6 +142,7 @@ impl TbCache {
         // There are tens of thousands, which stay.
         block.marks.shrink_to_fit();
         block.insns.shrink_to_fit();
+        block.slots.shrink_to_fit();
         block.sites.shrink_to_fit();
         let id = self.next_id();
         self.counters.translated += 1;
@@ -126,15 +162,25 @@ impl TbCache {
         if !target.valid || !self.blocks[from as usize].valid || !target.chainable() {
             return;
         }
-        let (entry, entry_saved) = (target.entry, target.entry_saved);
-        let Some(jump) = &mut self.blocks[from as usize].slots[slot] else { return };
-        if jump.linked.is_some() {
+        let (entry, entry_saved, entry_forward) = (target.entry, target.entry_saved, target.entry_forward);
+        let page_number = target.page_number;
+        let Some(Some(jump)) = self.blocks[from as usize].slots.get_mut(slot) else { return };
+        if jump.linked.is_some() || jump.guard.is_some() && page_number == NO_PAGE {
             return;
         }
         jump.linked = Some(to);
-        let (displacement, saved) = (jump.displacement, jump.flags_saved);
-        self.blocks[to as usize].incoming.push(from * 2 + slot as u32);
-        self.buffer.patch_jump(displacement, if saved { entry_saved } else { entry });
+        let jump = *jump;
+        self.blocks[to as usize].incoming.push(way(from, slot) as u32);
+        let entry = match (jump.flags_saved, jump.forward) {
+            (true, _) => entry_saved,
+            (false, true) => entry_forward,
+            (false, false) => entry,
+        };
+        self.buffer.patch_jump(jump.displacement, entry);
+        if let Some(guard) = jump.guard {
+            self.buffer.patch_word(guard.number, page_number);
+            self.buffer.patch_jump(guard.otherwise, guard.lookup);
+        }
         self.counters.linked += 1;
     }
 
@@ -159,16 +205,17 @@ impl TbCache {
         let slots = std::mem::take(&mut block.slots);
         self.by_key.remove(&key, |id| &self.blocks[id as usize].key);
         for from in incoming {
-            if let Some(jump) = &mut self.blocks[(from / 2) as usize].slots[(from % 2) as usize]
+            let (from, slot) = of_way(from.into());
+            if let Some(Some(jump)) = self.blocks[from as usize].slots.get_mut(slot)
                 && jump.linked == Some(id)
             {
                 jump.linked = None;
-                self.buffer.patch_jump(jump.displacement, jump.stub);
+                unlink(&mut self.buffer, jump);
             }
         }
         // Its own jumps go back to their stubs too: a CPU that is still in it must come out and look again.
-        for jump in slots.into_iter().flatten() {
-            self.buffer.patch_jump(jump.displacement, jump.stub);
+        for jump in slots.iter().flatten() {
+            unlink(&mut self.buffer, jump);
         }
         for page in [Some(page), key.second_page].into_iter().flatten() {
             if let Some(ids) = self.by_page.get_mut(&page) {
@@ -190,15 +237,25 @@ impl TbCache {
         self.blocks.clear();
         self.by_key.clear();
         self.by_page.clear();
+        self.mappings.clear();
+        self.hashed.clear();
         self.buffer.clear();
     }
+}
+
+/// Has `jump` go to its stub.
+fn unlink(buffer: &mut CodeBuffer, jump: &Slot) {
+    if let Some(guard) = jump.guard {
+        buffer.patch_word(guard.number, NO_PAGE);
+        buffer.patch_jump(guard.otherwise, jump.stub);
+    }
+    buffer.patch_jump(jump.displacement, jump.stub);
 }
 
 impl Tb {
     /// Whether it was made from any of these bytes of RAM page `page`.
     fn covers(&self, page: u32, offset: u32, len: u32) -> bool {
-        let start = (self.key.physical & 0xfff) as u32;
-        let end = start + self.guest_len;
+        let Range { start, end } = self.span;
         let on_first = page == self.page.index && offset < end && start < offset + len;
         let on_second = self.key.second_page == Some(page) && offset < end.saturating_sub(4096);
         on_first || on_second

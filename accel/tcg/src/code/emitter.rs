@@ -134,6 +134,17 @@ impl Emitter {
         self.base + patch.0 as u64
     }
 
+    /// `call rel32` with a target to come.
+    pub fn call_forward(&mut self) -> Patch {
+        self.bytes.extend([0xe8, 0, 0, 0, 0]);
+        Patch(self.bytes.len() - 4)
+    }
+
+    /// The last 4 bytes as a displacement or constant to be set later.
+    pub fn last_word(&self) -> Patch {
+        Patch(self.bytes.len() - 4)
+    }
+
     /// Pads with NOPs so that the displacement of a jump with an opcode of `opcode_len` bytes is 4-aligned.
     pub fn align_displacement(&mut self, opcode_len: u64) {
         const NOPS: [&[u8]; 4] = [&[], &[0x90], &[0x66, 0x90], &[0x0f, 0x1f, 0x00]];

@@ -1,5 +1,7 @@
 //! A translation block: one entry, straight guest code, at most two direct ways on.
 
+use std::ops::Range;
+
 use iced_x86::Instruction;
 
 use crate::exception::Exception;
@@ -51,24 +53,8 @@ pub mod mode {
     pub const SMAP_OFF: u32 = 1 << 13;
     /// Real or virtual-8086 mode.
     pub const REAL: u32 = 1 << 14;
-    /// One instruction to a block, none chained: single-step, data breakpoints, interrupt shadow, `step`. Such blocks
-    /// are in no jump cache.
+    /// One instruction to a block, none chained: single-step, data breakpoints, interrupt shadow, `step`.
     pub const SINGLE: u32 = 1 << 15;
-
-    /// What the tag of a block in a jump cache differs by from the block's address.
-    ///
-    /// Bits 48 to 62 are the mode, so that no two modes' tags of canonical addresses are equal: there those bits equal
-    /// bit 47. The rest is made of a number that the guest cannot know. With a known one a program could jump to a
-    /// non-canonical address with the tag of a kernel's block.
-    pub fn jump_key(bits: u32) -> u64 {
-        let mixed = u64::from(bits + 1).wrapping_mul(*SECRET);
-        u64::from(bits & !SINGLE) << 48 | mixed >> 17
-    }
-
-    static SECRET: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| {
-        use std::hash::BuildHasher;
-        std::hash::RandomState::new().hash_one(0) | 1
-    });
 
     /// The soft-TLB mode of a block's own accesses.
     pub fn tlb_mode(bits: u32) -> usize {
@@ -77,6 +63,34 @@ pub mod mode {
             (3, _) => MODE_USER,
             (_, 0) => MODE_SMAP,
             _ => MODE_SUPERVISOR,
+        }
+    }
+
+    /// Classes of modes that have a jump cache each ([`class`]).
+    pub const CLASSES: usize = 4;
+    /// 64-bit code at CPL 3.
+    pub const USER64: usize = 0;
+    /// 64-bit code at CPL 0, SMAP in force or absent.
+    pub const KERNEL64: usize = 1;
+    /// 64-bit code at CPL 0 with SMAP suspended.
+    pub const KERNEL64_AC: usize = 2;
+    /// Flat 32-bit code at CPL 3.
+    pub const USER32: usize = 3;
+    /// Classes whose returns are predicted: the first of them.
+    pub const RETURN_CLASSES: usize = 2;
+    /// Bits that differ within a class: the CPU's vector state as the operating system has enabled it. When they change,
+    /// every jump cache is emptied.
+    pub const VARIABLE: u32 = SSE | AVX | AVX512;
+
+    /// The jump cache that finds blocks of `mode`; `None`: the loop looks them up. An entry there is found by its address
+    /// alone, so a class is what one address means one block in: it tells all bits but [`VARIABLE`].
+    pub fn class(mode: u32) -> Option<usize> {
+        match mode & !VARIABLE {
+            bits if bits == LONG | FLAT_CODE | 3 => Some(USER64),
+            bits if bits == LONG | FLAT_CODE => Some(KERNEL64),
+            bits if bits == LONG | FLAT_CODE | SMAP_OFF => Some(KERNEL64_AC),
+            bits if bits == CODE32 | STACK32 | FLAT | FLAT_CODE | 3 => Some(USER32),
+            _ => None,
         }
     }
 }
@@ -111,6 +125,20 @@ pub const PARKING_ORDER: [usize; 6] = [3, 6, 7, 2, 1, 0];
 /// First scratch word for parked registers.
 pub const PARKED: usize = 4;
 
+/// Direct ways on that a block can have, as a power of two.
+const WAY_BITS: u32 = 4;
+
+/// The number of slot `slot` of block `id`.
+pub fn way(id: TbId, slot: usize) -> u64 {
+    debug_assert!(slot < 1 << WAY_BITS);
+    u64::from(id) << WAY_BITS | slot as u64
+}
+
+/// The block and the slot of a way's number.
+pub fn of_way(way: u64) -> (TbId, usize) {
+    ((way >> WAY_BITS) as TbId, (way & ((1 << WAY_BITS) - 1)) as usize)
+}
+
 /// A direct way on.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
@@ -120,9 +148,28 @@ pub struct Slot {
     pub stub: u64,
     /// The target block is entered with its flags saved.
     pub flags_saved: bool,
+    /// The target is at a higher address: no loop closes here, so the poll is passed over.
+    pub forward: bool,
+    /// The jump goes to another page: what has to be so for it to be taken.
+    pub guard: Option<Guard>,
     /// The block that it is linked to.
     pub linked: Option<TbId>,
 }
+
+/// The guard of a jump to another page: a comparison of the target page's entry in the table of code pages
+/// ([`crate::env::Env::code_pages`]) with the number that stands for the page as it was mapped when the jump was linked.
+#[derive(Clone, Copy, Debug)]
+pub struct Guard {
+    /// Executable address of the number; [`NO_PAGE`] while unlinked.
+    pub number: u64,
+    /// Executable address of the displacement of the jump that is taken if the numbers differ.
+    pub otherwise: u64,
+    /// Where that jump goes while linked: the jump cache is asked.
+    pub lookup: u64,
+}
+
+/// Number of no page mapping: never in a table of code pages.
+pub const NO_PAGE: u32 = u32::MAX;
 
 /// A block.
 pub struct Tb {
@@ -130,8 +177,8 @@ pub struct Tb {
     pub key: TbKey,
     /// Its page.
     pub page: RamPage,
-    /// Guest bytes.
-    pub guest_len: u32,
+    /// The guest bytes that it is made of, as offsets in its page; those from 4096 on are on the second one.
+    pub span: Range<u32>,
     /// Executable address.
     pub code: u64,
     /// Bytes of code.
@@ -140,14 +187,20 @@ pub struct Tb {
     pub entry: u64,
     /// Entry with the flags in `env.lahf`.
     pub entry_saved: u64,
+    /// As `entry`, behind the poll.
+    pub entry_forward: u64,
+    /// Number of its page's mapping; see [`Guard`].
+    pub page_number: u32,
+    /// Number of the second page's mapping, if there is one.
+    pub second_page_number: Option<u32>,
     /// Direct ways on.
-    pub slots: [Option<Slot>; 2],
-    /// Blocks linked to this one: block number * 2 + slot. May name links that are gone.
+    pub slots: Vec<Option<Slot>>,
+    /// Ways of blocks linked to this one ([`way`]). May name links that are gone.
     pub incoming: Vec<u32>,
     /// Code to guest instruction, ascending.
     pub marks: Vec<Mark>,
     /// Guest offset of each instruction from `key.rip`, and of the end.
-    pub insns: Vec<u16>,
+    pub insns: Vec<i16>,
     /// Instructions for helpers.
     // Boxed: generated code has their addresses.
     pub sites: Vec<Box<Site>>,
@@ -167,12 +220,13 @@ impl Tb {
 
     /// RIP of instruction `insn`; of the end for one past the last.
     pub fn rip_of(&self, insn: usize) -> u64 {
-        self.key.rip.wrapping_add(u64::from(self.insns[insn]))
+        self.key.rip.wrapping_add_signed(self.insns[insn].into())
     }
 
-    /// Whether the block can be reached by a patched jump: it does not run over into another page, which could be
-    /// mapped elsewhere while the jump stays.
+    /// Whether the block can be reached by a patched jump. One that runs over into another page looks itself whether
+    /// that is still mapped as it was.
     pub fn chainable(&self) -> bool {
-        self.key.second_page.is_none() && self.key.mode & mode::SINGLE == 0
+        self.key.mode & mode::SINGLE == 0
+            && (self.key.second_page.is_none() || mode::class(self.key.mode).is_some())
     }
 }

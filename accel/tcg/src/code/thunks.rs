@@ -15,10 +15,11 @@ use std::mem::offset_of;
 
 use dynasmrt::{DynasmApi, dynasm};
 
-use crate::code::emitter::{Emitter, cc};
-use crate::env::{Env, EnvBlock};
-use crate::exec::helpers::RESUME;
-use crate::mmu::soft_tlb::JUMP_ENTRIES;
+use crate::code::emitter::{Emitter, Patch, cc};
+use crate::code::tb::mode;
+use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TLB_MODES, TlbSlot};
+use crate::exec::helpers::{JUDGE, RESUME, SITE_SHIFT, SLOT_SHIFT};
+use crate::mmu::soft_tlb::{JUMP_ENTRIES, TLB_ENTRIES};
 
 /// First scratch register: R10.
 pub const T0: u8 = 10;
@@ -43,8 +44,10 @@ pub const fn scratch_offset(index: usize) -> i32 {
     (offset_of!(EnvBlock, env) + offset_of!(Env, scratch) + 8 * index) as i32
 }
 
-/// Where [`Helpers::read_miss`] and `write_miss` leave the host address.
+/// Where [`Helpers::read_miss`] and `write_miss` leave their result.
 const RESULT: usize = 7;
+/// Where [`Helpers::read_miss`] and `write_miss` leave the linear address.
+pub const LINEAR: usize = 5;
 
 /// Why generated code came back. The first word of [`Exit`].
 pub mod exit {
@@ -96,14 +99,19 @@ pub struct Thunks {
     pub enter: u64,
     /// Jumped to with reason in T1 and payload in T0, flags saved.
     pub exit: u64,
-    /// Jumped to with the target in T0, flags saved: continues in the block there, or leaves.
-    pub lookup: u64,
+    /// For each class of modes: jumped to with the target in T0, flags saved: continues in the block there, or leaves.
+    pub lookup: [u64; mode::CLASSES],
+    /// As `lookup` for the first classes, for returns: leaves the host's return predictor balanced.
+    pub return_lookup: [u64; mode::RETURN_CLASSES],
     /// Called; see [`Helpers::complex`].
     pub complex: u64,
-    /// Called with the address in T0 and the size in T1; leaves 0 in T0 and the host address in T1.
+    /// Called with the linear address in T0 and the size in T1; leaves in T1 what makes the host address of it.
     pub read_miss: u64,
     /// As `read_miss`; clobbers flags.
     pub write_miss: u64,
+    /// For each soft-TLB mode, reads and writes: as `read_miss` and `write_miss` where a slot did not match; fills it from
+    /// the table where that has the page. Clobbers flags.
+    pub slot_miss: [[u64; 2]; TLB_MODES],
     /// Called after a store to the bounce buffer, the guest's flags in EFLAGS.
     pub commit_flags: u64,
     /// Called after a store to the bounce buffer, the guest's flags saved or dead.
@@ -203,32 +211,39 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
         ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx
         ; ret);
 
-    thunks.lookup = e.here();
-    dynasm!(e ; .arch x64
-        ; mov [rsp + env_offset!(rip)], r10
-        ; mov r11, r10
-        ; shr r11, 11
-        ; xor r11, r10
-        ; and r11d, JUMP_ENTRIES as i32 - 1
-        ; shl r11d, 4
-        ; add r11, [rsp + env_offset!(jump_cache)]
-        ; xor r10, [rsp + env_offset!(mode_key)]
-        ; cmp r10, [r11]);
-    let miss = e.jcc_short(cc::NE);
-    dynasm!(e ; .arch x64 ; jmp QWORD [r11 + 8]);
-    e.bind_short(miss);
-    dynasm!(e ; .arch x64 ; mov r11d, exit::LOOKUP as i32);
-    e.jmp_to(thunks.exit);
+    for class in 0..mode::CLASSES {
+        thunks.lookup[class] = e.here();
+        let miss = probe_jump_cache(e, jump_cache_offset(class));
+        dynasm!(e ; .arch x64 ; jmp QWORD [r11 + 8]);
+        lookup_missed(e, miss, thunks.exit);
+    }
+    for class in 0..mode::RETURN_CLASSES {
+        thunks.return_lookup[class] = e.here();
+        let miss = probe_jump_cache(e, jump_cache_offset(class));
+        // The site has noted where it is in case the target is no address: it is one.
+        dynasm!(e ; .arch x64
+            ; mov DWORD [rsp + env_offset!(branch_from)], 0
+            ; push QWORD [r11 + 8]
+            ; ret);
+        lookup_missed(e, miss, thunks.exit);
+    }
 
     let resume = e.here();
     load_guest(e, 0);
     dynasm!(e ; .arch x64 ; mov r10, [rsp + env_offset!(rip)]);
-    e.jmp_to(thunks.lookup);
+    let miss = probe_jump_cache(e, env_offset!(resume_jumps));
+    dynasm!(e ; .arch x64 ; jmp QWORD [r11 + 8]);
+    lookup_missed(e, miss, thunks.exit);
 
     let ways = Ways { saved, resume, fp };
     thunks.complex = helper_thunk(e, helpers.complex, &ways, After::Nothing);
     thunks.read_miss = helper_thunk(e, helpers.read_miss, &ways, After::HostAddress);
     thunks.write_miss = helper_thunk(e, helpers.write_miss, &ways, After::HostAddress);
+    for mode in 0..TLB_MODES {
+        for (write, slow) in [thunks.read_miss, thunks.write_miss].into_iter().enumerate() {
+            thunks.slot_miss[mode][write] = slot_miss(e, mode, write, slow);
+        }
+    }
     thunks.linear = helper_thunk(e, helpers.linear, &ways, After::Linear);
     thunks.commit = helper_thunk(e, helpers.commit, &ways, After::Nothing);
     thunks.commit_flags = helper_thunk(e, helpers.commit, &ways, After::Flags);
@@ -251,10 +266,91 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     thunks
 }
 
+/// Fills a slot from the table, or goes on to `slow`. T0 = linear address; T1 packed as for the helpers, see
+/// [`crate::exec::helpers`].
+fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) -> u64 {
+    // Called: everything is 8 bytes further up. Nothing is parked at a check.
+    let park = [(0, scratch_offset(4) + 8), (1, scratch_offset(5) + 8), (2, scratch_offset(6) + 8)];
+    let at = e.here();
+    for (register, place) in park {
+        dynasm!(e ; .arch x64 ; mov [rsp + place], Rq(register));
+    }
+    let slots = env_offset!(slots) + ((mode * 2 + write) * size_of::<[TlbSlot; SLOTS]>()) as i32 + 8;
+    dynasm!(e ; .arch x64
+        ; mov eax, r10d
+        ; shr eax, 8
+        ; and eax, (TLB_ENTRIES as i32 - 1) << 4
+        ; add rax, [rsp + env_offset!(tlb) + (mode * 16 + write * 8) as i32 + 8]
+        ; mov rcx, r10
+        ; and rcx, -0x1000
+        ; cmp rcx, [rax]);
+    let not_there = e.jcc(cc::NE);
+    // Does the last byte lie on the page, too?
+    dynasm!(e ; .arch x64
+        ; mov rax, [rax + 8]
+        ; sub rax, rcx
+        ; movzx edx, r11b
+        ; lea rdx, [rdx + r10 - 1]
+        ; xor rdx, rcx
+        ; cmp rdx, 0xfff);
+    let crosses = e.jcc(cc::A);
+    dynasm!(e ; .arch x64
+        ; mov edx, r11d
+        ; shr edx, SLOT_SHIFT as i8 - 4
+        ; and edx, (SLOTS as i32 - 1) << 4
+        ; mov [rsp + rdx + slots], rcx
+        ; mov [rsp + rdx + slots + 8], rax
+        ; mov edx, r11d
+        ; shr edx, SITE_SHIFT as i8
+        ; and edx, SITE_COUNTERS as i32 - 1
+        ; add WORD [rsp + rdx * 2 + env_offset!(site_misses) + 8], 1);
+    let judge = e.jcc_short(cc::E);
+    dynasm!(e ; .arch x64 ; mov r11, rax);
+    for (register, place) in park {
+        dynasm!(e ; .arch x64 ; mov Rq(register), [rsp + place]);
+    }
+    dynasm!(e ; .arch x64 ; ret);
+    e.bind_short(judge);
+    dynasm!(e ; .arch x64 ; or r11d, JUDGE as i32);
+    e.bind(not_there);
+    e.bind(crosses);
+    for (register, place) in park {
+        dynasm!(e ; .arch x64 ; mov Rq(register), [rsp + place]);
+    }
+    e.jmp_to(slow);
+    at
+}
+
+/// Offset of the pointer to the jump cache of `class` from the host's RSP.
+pub const fn jump_cache_offset(class: usize) -> i32 {
+    env_offset!(jump_caches) + 8 * class as i32
+}
+
+/// T1 = the entry for the address in T0 of the jump cache that the environment points to at `cache`. The jump that is
+/// returned is taken if it is not T0's.
+pub fn probe_jump_cache(e: &mut Emitter, cache: i32) -> Patch {
+    dynasm!(e ; .arch x64
+        ; mov r11, r10
+        ; shr r11, 11
+        ; xor r11d, r10d
+        ; and r11d, JUMP_ENTRIES as i32 - 1
+        ; shl r11d, 4
+        ; add r11, [rsp + cache]
+        ; cmp r10, [r11]);
+    e.jcc(cc::NE)
+}
+
+/// Where `miss` of [`probe_jump_cache`] leads: out.
+fn lookup_missed(e: &mut Emitter, miss: Patch, exit: u64) {
+    e.bind(miss);
+    dynasm!(e ; .arch x64 ; mov [rsp + env_offset!(rip)], r10 ; mov r11d, exit::LOOKUP as i32);
+    e.jmp_to(exit);
+}
+
 /// What a helper thunk hands back to generated code.
 enum After {
     Nothing,
-    /// T0 = 0, T1 = host address.
+    /// T0 = the linear address as it was, T1 = the result.
     HostAddress,
     /// T0 = linear address.
     Linear,
@@ -301,7 +397,9 @@ fn helper_thunk(e: &mut Emitter, helper: Helper, ways: &Ways, after: After) -> u
     match after {
         After::Nothing => {}
         After::HostAddress => {
-            dynasm!(e ; .arch x64 ; mov r11, [rsp + scratch_offset(RESULT) + 8] ; xor r10d, r10d);
+            dynasm!(e ; .arch x64
+                ; mov r11, [rsp + scratch_offset(RESULT) + 8]
+                ; mov r10, [rsp + scratch_offset(LINEAR) + 8]);
         }
         After::Linear => {
             dynasm!(e ; .arch x64 ; mov r10, [rsp + scratch_offset(RESULT) + 8]);

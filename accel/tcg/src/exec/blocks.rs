@@ -5,11 +5,13 @@ use crate::env::{Env, flag};
 use crate::exception::{Exception, Exec};
 use crate::exec::trace;
 use crate::exec::vcpu::Vcpu;
+use crate::mmu::Mmu;
 use crate::mmu::walk::cr;
 use crate::operand::is_canonical;
-use crate::ram::{PAGE, load};
+use crate::ram::{PAGE, RamPage, load};
 use crate::translate::block::MAX_INSN_BYTES;
-use crate::translate::generator::MAX_BLOCK_BYTES;
+use crate::translate::generator::{Code, MAX_BLOCK_BYTES};
+use crate::translate::liveness::{Peek, WINDOW};
 
 const CR0_EM: u64 = 1 << 2;
 const CR0_TS: u64 = 1 << 3;
@@ -50,6 +52,33 @@ pub fn mode_bits(env: &Env) -> u32 {
     bits
 }
 
+/// The code around a block, as far as it has been fetched from.
+struct Fetched<'a> {
+    mmu: &'a Mmu,
+    key: TbKey,
+    page: RamPage,
+}
+
+impl Peek for Fetched<'_> {
+    fn peek(&self, rip: u64, into: &mut [u8; WINDOW]) -> usize {
+        let page = if mode::class(self.key.mode).is_some() && rip / PAGE != self.key.rip / PAGE {
+            self.mmu.lookup_fetch(self.key.mode & mode::CPL == 3, rip)
+        } else {
+            Some(self.page)
+        };
+        let Some(page) = page else { return 0 };
+        // By distance: CS may have a base.
+        let offset = (self.key.physical & (PAGE - 1)).wrapping_add(rip.wrapping_sub(self.key.rip));
+        if page.index == self.page.index && offset >= PAGE && mode::class(self.key.mode).is_none() {
+            return 0;
+        }
+        let offset = offset & (PAGE - 1);
+        let len = into.len().min((PAGE - offset) as usize);
+        load(page.host + offset, &mut into[..len]);
+        len
+    }
+}
+
 impl Vcpu {
     /// The entry (flags saved) of the block at `env.rip`, translated if need be, and entered into the jump cache. `link`:
     /// the jump that led here, and how often the cache had been emptied then. Raises what fetching the instruction
@@ -86,7 +115,7 @@ impl Vcpu {
         let offset = linear & (PAGE - 1);
         let mut key =
             TbKey { physical: u64::from(page.index) << 12 | offset, rip, mode: bits, second_page: None };
-        cpu.env.mode_key = mode::jump_key(bits);
+        cpu.mmu.follow_mode(bits);
         let found = self.engine.code().cache.find(&key);
         let id = match found {
             Some(id) => id,
@@ -95,9 +124,9 @@ impl Vcpu {
                 cpu.ram.set_code(page.index, true);
                 cpu.mmu.revoke_write(&cpu.ram, page);
                 let mut bytes = [0; PAGE as usize + MAX_INSN_BYTES];
-                let rest = (PAGE - offset) as usize;
-                load(page.host + offset, &mut bytes[..rest]);
-                match self.translate(key, page, &bytes[..rest]) {
+                let end = PAGE as usize;
+                load(page.host, &mut bytes[..end]);
+                match self.translate(key, page, &bytes[..end]) {
                     Some(id) => id,
                     None => {
                         let cpu = &mut self.cpu;
@@ -110,8 +139,8 @@ impl Vcpu {
                             None => {
                                 cpu.ram.set_code(second.index, true);
                                 cpu.mmu.revoke_write(&cpu.ram, second);
-                                load(second.host, &mut bytes[rest..rest + MAX_INSN_BYTES]);
-                                self.translate(key, page, &bytes[..rest + MAX_INSN_BYTES])
+                                load(second.host, &mut bytes[end..end + MAX_INSN_BYTES]);
+                                self.translate(key, page, &bytes[..end + MAX_INSN_BYTES])
                                     .expect("no instruction is longer than these bytes")
                             }
                         }
@@ -127,11 +156,18 @@ impl Vcpu {
             code.cache.link(from, slot, id);
         }
         trace::entered(&self.cpu, &code.cache, id);
-        let entry = code.cache.block(id).entry_saved;
-        if bits & (mode::SINGLE | mode::FLAT_CODE) == mode::FLAT_CODE && self.chaining {
-            self.cpu.mmu.insert_jump(rip, self.cpu.env.mode_key, entry);
+        let block = code.cache.block(id);
+        if let Some(class) = mode::class(bits)
+            && self.chaining
+        {
+            let user = bits & mode::CPL == 3;
+            self.cpu.mmu.insert_code_page(user, rip, block.page_number);
+            if let Some(number) = block.second_page_number {
+                self.cpu.mmu.insert_code_page(user, rip.wrapping_add(PAGE), number);
+            }
+            self.cpu.mmu.insert_jump(rip, class, block.entry_saved);
         }
-        Ok(entry)
+        Ok(block.entry_saved)
     }
 
     /// The indirect branch or return that led to `env.rip` faults on its target: back to before it.
@@ -157,7 +193,24 @@ impl Vcpu {
             }
         }
         let base = code.cache.buffer.next_address();
-        let block = code.translator.translate(key, page, bytes, code.cache.next_id(), base)?;
+        let virtual_page = key.rip / PAGE;
+        let numbers = (
+            code.cache.mapping_number(virtual_page, page.index),
+            key.second_page.map(|second| code.cache.mapping_number(virtual_page.wrapping_add(1), second)),
+        );
+        let hashed = code.cache.hashed_sites(&key);
+        let source = Code { bytes, extended: true };
+        let peek = Fetched { mmu: &self.cpu.mmu, key, page };
+        let block = code.translator.translate(
+            key,
+            page,
+            numbers,
+            hashed,
+            source,
+            &peek,
+            code.cache.next_id(),
+            base,
+        )?;
         code.cache.buffer.append(code.translator.code());
         trace::translated(&code.translator, base);
         Some(code.cache.insert(block))

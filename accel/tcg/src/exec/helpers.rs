@@ -9,10 +9,10 @@
 use std::sync::atomic::Ordering;
 
 use crate::code::tb::{Site, mode};
-use crate::code::thunks::Helpers;
+use crate::code::thunks::{Helpers, LINEAR};
 use crate::complex::{self, Next};
 use crate::cpu::Cpu;
-use crate::env::{EnvBlock, flag};
+use crate::env::{EnvBlock, SITE_COUNTERS, flag};
 use crate::exception::{Exception, Exec, vector};
 use crate::exec::blocks::mode_bits;
 use crate::exec::vcpu::{Leave, Vcpu};
@@ -27,7 +27,7 @@ const MXCSR_MM: u32 = 1 << 17;
 
 /// A helper's answer: leave generated code; the reason is in the vCPU.
 const LEAVE: u64 = 1;
-/// A helper's answer: go on at `env.rip`, in the mode of `env.mode_key`.
+/// A helper's answer: go on at `env.rip`, in the mode whose jump cache is `env.resume_jumps`.
 pub const RESUME: u64 = 2;
 
 /// The table for the thunks.
@@ -44,6 +44,12 @@ pub const ALIGNED: u32 = 1 << 29;
 pub const CHECK_ALIGNMENT: u32 = 1 << 28;
 /// Size argument of the miss helpers: an x87 instruction that a pending exception comes before.
 pub const X87: u32 = 1 << 27;
+/// Size argument of the miss helpers: the site has missed its slot often; is it to use one at all?
+pub const JUDGE: u32 = 1 << 26;
+/// Size argument of the miss helpers: place of the number of the site's counter.
+pub const SITE_SHIFT: u32 = 16;
+/// Size argument of the miss helpers: place of the number of the site's slot.
+pub const SLOT_SHIFT: u32 = 8;
 /// The size in the size argument.
 pub const SIZE: u32 = 0xff;
 
@@ -95,6 +101,7 @@ extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) ->
             cpu.env.rip = next_rip;
             if goes_on(cpu) {
                 cpu.env.flags_to_code();
+                cpu.settle();
                 return 0;
             }
             Leave::InstructionDone
@@ -144,12 +151,16 @@ fn leave_with(vcpu: &mut Vcpu, leave: Leave) -> u64 {
     if !quiet || env.interrupt_shadow != 0 || env.dr7 & 0xff != 0 || env.sysflags & flag::TF != 0 {
         return LEAVE;
     }
+    let bits = mode_bits(env);
+    let Some(class) = mode::class(bits) else { return LEAVE };
     // What `Vcpu::find_block` does to the state.
-    cpu.code_changed = false;
     env.branch_from = 0;
     env.sysflags &= !flag::RF;
-    env.mode_key = mode::jump_key(mode_bits(env));
+    env.resume_jumps = env.jump_caches[class];
     env.flags_to_code();
+    cpu.code_changed = false;
+    cpu.mmu.follow_mode(bits);
+    cpu.settle();
     RESUME
 }
 
@@ -179,6 +190,10 @@ fn checked(
     match access(vcpu) {
         Ok(result) => {
             vcpu.cpu.env.scratch[7] = result;
+            vcpu.cpu.env.scratch[LINEAR] = linear;
+            if packed as u32 & JUDGE != 0 {
+                vcpu.judge_site(return_address - 1, (packed as u32 >> SITE_SHIFT) as usize % SITE_COUNTERS);
+            }
             0
         }
         Err(exception) => {
@@ -197,15 +212,15 @@ extern "C" fn read_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_a
         let (size, _) = check(cpu, linear, packed)?;
         if linear & (PAGE - 1) <= PAGE - size && !cpu.page_is_watched(linear) {
             match cpu.target(linear, mode, false)? {
-                Target::Ram(host) => return Ok(host),
-                Target::Code(page) => return Ok(page.host | linear & (PAGE - 1)),
+                Target::Ram(host) => return Ok(host.wrapping_sub(linear)),
+                Target::Code(page) => return Ok((page.host | linear & (PAGE - 1)).wrapping_sub(linear)),
                 Target::Mmio(_) => {}
             }
         }
         let mut bytes = [0; 64];
         let bytes = &mut bytes[..size as usize];
         cpu.read_bytes_mode(linear, bytes, mode)?;
-        Ok(bounce(cpu, linear, bytes))
+        Ok(bounce(cpu, linear, bytes).wrapping_sub(linear))
     })
 }
 
@@ -228,7 +243,7 @@ extern "C" fn write_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_
             if let Target::Ram(host) = first
                 && !cpu.page_is_watched(linear)
             {
-                return Ok(host);
+                return Ok(host.wrapping_sub(linear));
             }
         } else {
             let second = cpu.wrap(linear.wrapping_add(size - 1)) & !(PAGE - 1);
@@ -243,7 +258,7 @@ extern "C" fn write_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_
         cpu.env.bounce_va = linear;
         cpu.env.bounce_len = size as u32;
         cpu.env.bounce_mode = mode as u32;
-        Ok(address)
+        Ok(address.wrapping_sub(linear))
     })
 }
 

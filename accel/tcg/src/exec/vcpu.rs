@@ -10,13 +10,14 @@ use accel::cpu_handle::request;
 use accel::{CpuIo, VcpuExit};
 use iced_x86::{Decoder, DecoderOptions};
 
-use crate::code::tb::{PARKED, PARKING_ORDER, TbId};
+use crate::code::tb::{PARKED, PARKING_ORDER, TbId, of_way};
 use crate::code::thunks::{Exit, exit};
 use crate::complex::Next;
 use crate::cpu::Cpu;
 use crate::engine::Engine;
 use crate::env::{ARITH_FLAGS, EnvBlock, SHADOW_SS, flag};
 use crate::exception::{Exception, vector};
+use crate::exec::sites::Sites;
 use crate::exec::trace;
 use crate::interrupt::{self, Kind};
 use crate::ram::PAGE;
@@ -64,6 +65,8 @@ pub struct Vcpu {
     pub single_step: bool,
     /// Jumps are linked and cached, so that the loop sees a block only once.
     pub(super) chaining: bool,
+    /// Sites that miss their slots.
+    pub(super) sites: Sites,
     /// The code that runs is to come back after one instruction.
     pub(super) single: bool,
 }
@@ -78,6 +81,7 @@ impl Vcpu {
             breakpoints: Vec::new(),
             single_step: false,
             chaining: trace::chaining(),
+            sites: Sites::new(),
             single: false,
         }
     }
@@ -241,7 +245,8 @@ impl Vcpu {
                     self.cpu.env.flags_from_code();
                     if exit.reason == exit::LINK {
                         let emptied = self.engine.code().cache.counters.emptied;
-                        link = Some(((exit.payload / 2) as TbId, (exit.payload % 2) as usize, emptied));
+                        let (from, slot) = of_way(exit.payload);
+                        link = Some((from, slot, emptied));
                     }
                     // A helper may have found something to do without leaving the code.
                     if self.cpu.env.mapping().icount_decr().load(Ordering::Relaxed) != 0 {
@@ -297,6 +302,7 @@ impl Vcpu {
         env.flags_to_code();
         env.owner = owner;
         env.waiting = waiting;
+        self.cpu.settle();
         let block = self.cpu.env.mapping().block();
         // SAFETY: the thunk has this signature; `entry` is the entry of a live block, or was found by its key in the
         // same cache; the environment is set up and `self` is not touched until the code returns, except by helpers

@@ -12,6 +12,7 @@
 //!    non-canonical address has.
 //! 3. No entry maps a page on which a data breakpoint lies, nor MMIO: those accesses take the slow path.
 
+use crate::code::tb::mode;
 use crate::env::{Env, TLB_MODES};
 use crate::mmu::walk::cr;
 use crate::ram::{Ram, SEVERAL};
@@ -22,6 +23,8 @@ pub const TLB_ENTRIES: usize = 1024;
 pub const FETCH_ENTRIES: usize = 256;
 /// Entries of a jump cache.
 pub const JUMP_ENTRIES: usize = 2048;
+/// Entries of a table of code pages.
+pub const CODE_PAGES: usize = 4096;
 /// Address spaces kept at once. Linux uses six PCIDs for user space at a time.
 const CONTEXTS: usize = 8;
 
@@ -44,14 +47,18 @@ const EMPTY: TlbEntry = TlbEntry { tag: EMPTY_TAG, host: 0 };
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct JumpEntry {
-    /// Linear address of the block XOR [`crate::env::Env::mode_key`].
+    /// Linear address of the block. An empty entry has an address with another index.
     pub tag: u64,
     /// Host address of its code.
     pub code: u64,
 }
 
-/// No block: a tag that no canonical address and no mode makes (bit 63 and bit 47 differ and all mode bits are set).
-const NO_JUMP: JumpEntry = JumpEntry { tag: 0x7fff_8000_0000_0001, code: 0 };
+/// An empty jump cache.
+static NO_JUMPS: [JumpEntry; JUMP_ENTRIES] = {
+    let mut entries = [JumpEntry { tag: 0, code: 0 }; JUMP_ENTRIES];
+    entries[0].tag = 1;
+    entries
+};
 
 /// A page that code may be fetched from.
 #[derive(Clone, Copy)]
@@ -98,11 +105,13 @@ impl PageSet {
 #[repr(C)]
 pub struct Context {
     tables: [[[TlbEntry; TLB_ENTRIES]; 2]; TLB_MODES],
-    jumps: [JumpEntry; JUMP_ENTRIES],
+    jumps: [[JumpEntry; JUMP_ENTRIES]; mode::CLASSES],
+    code_pages: [[u32; CODE_PAGES]; 2],
     fetch: [[FetchEntry; FETCH_ENTRIES]; 2],
     used: [[bool; 2]; TLB_MODES],
     fetch_used: [bool; 2],
-    jumps_used: bool,
+    jumps_used: [bool; mode::CLASSES],
+    code_pages_used: [bool; 2],
     /// Where pieces of 2 MiB (or 4 MiB) pages are, by address: INVLPG in one must drop all of them.
     large: PageSet,
     /// Where pieces of 1 GiB pages are.
@@ -118,11 +127,13 @@ impl Context {
     fn new() -> Box<Self> {
         let mut context = Box::new(Self {
             tables: [[[EMPTY; TLB_ENTRIES]; 2]; TLB_MODES],
-            jumps: [NO_JUMP; JUMP_ENTRIES],
+            jumps: [NO_JUMPS; mode::CLASSES],
+            code_pages: [[0; CODE_PAGES]; 2],
             fetch: [[NO_FETCH; FETCH_ENTRIES]; 2],
             used: [[false; 2]; TLB_MODES],
             fetch_used: [false; 2],
-            jumps_used: false,
+            jumps_used: [false; mode::CLASSES],
+            code_pages_used: [false; 2],
             large: PageSet::new(),
             huge: PageSet::new(),
             jumped: PageSet::new(),
@@ -146,6 +157,9 @@ impl Context {
             if std::mem::take(&mut self.fetch_used[mode]) {
                 self.fetch[mode].fill(NO_FETCH);
             }
+            if std::mem::take(&mut self.code_pages_used[mode]) {
+                self.code_pages[mode].fill(0);
+            }
         }
         self.flush_jumps();
         self.large.clear();
@@ -153,10 +167,12 @@ impl Context {
     }
 
     fn flush_jumps(&mut self) {
-        if std::mem::take(&mut self.jumps_used) {
-            self.jumps.fill(NO_JUMP);
-            self.jumped.clear();
+        for class in 0..mode::CLASSES {
+            if std::mem::take(&mut self.jumps_used[class]) {
+                self.jumps[class] = NO_JUMPS;
+            }
         }
+        self.jumped.clear();
     }
 
     /// Forgets the page at `linear`; everything if it may be a piece of a large one.
@@ -184,6 +200,7 @@ impl Context {
             if entry.tag == page {
                 *entry = NO_FETCH;
             }
+            self.code_pages[mode][code_page_index(page)] = 0;
         }
         if self.jumped.may_have(page >> 12) {
             self.flush_jumps();
@@ -209,6 +226,11 @@ fn fetch_index(linear: u64) -> usize {
     (linear >> 12) as usize & (FETCH_ENTRIES - 1)
 }
 
+/// Index of `linear`'s page in a table of code pages.
+pub fn code_page_index(linear: u64) -> usize {
+    (linear >> 12) as usize & (CODE_PAGES - 1)
+}
+
 /// Index of a block at `pc` in a jump cache.
 pub fn jump_index(pc: u64) -> usize {
     (pc ^ pc >> 11) as usize & (JUMP_ENTRIES - 1)
@@ -219,6 +241,10 @@ pub struct Mmu {
     contexts: Vec<Box<Context>>,
     current: usize,
     clock: u64,
+    /// Something was forgotten that the environment's return caches may still know.
+    stale: bool,
+    /// Mode bits that blocks in the jump caches were translated for ([`mode::VARIABLE`]).
+    variable: u32,
     /// Whole flushes, for the counters.
     pub flushes: u64,
     /// Slow-path fills, for the counters.
@@ -236,7 +262,7 @@ impl Mmu {
     pub fn new() -> Self {
         let mut first = Context::new();
         first.valid = true;
-        Self { contexts: vec![first], current: 0, clock: 0, flushes: 0, fills: 0 }
+        Self { contexts: vec![first], current: 0, clock: 0, stale: true, variable: 0, flushes: 0, fills: 0 }
     }
 
     /// Points `env` at the present context.
@@ -247,7 +273,29 @@ impl Mmu {
                 env.tlb[mode][write] = context.tables[mode][write].as_ptr() as u64;
             }
         }
-        env.jump_cache = context.jumps.as_ptr() as u64;
+        for class in 0..mode::CLASSES {
+            env.jump_caches[class] = context.jumps[class].as_ptr() as u64;
+        }
+        for user in 0..2 {
+            env.code_pages[user] = context.code_pages[user].as_ptr() as u64;
+        }
+    }
+
+    /// Before generated code runs on: empties what it has in the environment if that may be out of date.
+    pub fn settle(&mut self, env: &mut Env) {
+        if std::mem::take(&mut self.stale) {
+            env.forget_returns();
+            env.forget_slots();
+        }
+    }
+
+    /// Blocks are now looked for in mode `bits`.
+    pub fn follow_mode(&mut self, bits: u32) {
+        let variable = bits & mode::VARIABLE;
+        if variable != self.variable {
+            self.variable = variable;
+            self.flush_all_jumps();
+        }
     }
 
     fn current(&mut self) -> &mut Context {
@@ -282,7 +330,10 @@ impl Mmu {
 
     /// Removes every write entry for RAM page `page`: code is going to be translated from it.
     pub fn revoke_write(&mut self, ram: &Ram, page: crate::ram::RamPage) {
-        match ram.take_write_entry(page.index) {
+        let entries = ram.take_write_entry(page.index);
+        // Slots are filled from entries.
+        self.stale |= entries != 0;
+        match entries {
             0 => {}
             SEVERAL => {
                 for context in &mut self.contexts {
@@ -322,26 +373,35 @@ impl Mmu {
         context.fetch[usize::from(user)][fetch_index(linear)] = FetchEntry { tag: linear & !0xfff, page };
     }
 
-    /// Enters a block into the jump cache.
-    pub fn insert_jump(&mut self, pc: u64, mode_key: u64, code: u64) {
+    /// Enters a block into the jump cache of `class`.
+    pub fn insert_jump(&mut self, pc: u64, class: usize, code: u64) {
         let context = self.current();
-        context.jumps_used = true;
+        context.jumps_used[class] = true;
         context.jumped.insert(pc >> 12);
-        context.jumps[jump_index(pc)] = JumpEntry { tag: pc ^ mode_key, code };
+        context.jumps[class][jump_index(pc)] = JumpEntry { tag: pc, code };
+    }
+
+    /// Enters the page of `linear`, from which code may be fetched now, with the number of its mapping.
+    pub fn insert_code_page(&mut self, user: bool, linear: u64, number: u32) {
+        let context = self.current();
+        context.code_pages_used[usize::from(user)] = true;
+        context.code_pages[usize::from(user)][code_page_index(linear)] = number;
     }
 
     /// Forgets the block at `pc` in every context.
-    pub fn forget_jump(&mut self, pc: u64, mode_key: u64) {
+    pub fn forget_jump(&mut self, pc: u64, class: usize) {
+        let index = jump_index(pc);
         for context in &mut self.contexts {
-            let entry = &mut context.jumps[jump_index(pc)];
-            if entry.tag == pc ^ mode_key {
-                *entry = NO_JUMP;
+            let entry = &mut context.jumps[class][index];
+            if entry.tag == pc {
+                *entry = NO_JUMPS[index];
             }
         }
     }
 
-    /// Forgets every cached jump in every context: blocks were freed.
+    /// Forgets every cached jump in every context: blocks were freed, or mean something else.
     pub fn flush_all_jumps(&mut self) {
+        self.stale = true;
         for context in &mut self.contexts {
             context.flush_jumps();
         }
@@ -350,6 +410,7 @@ impl Mmu {
     /// Forgets everything, global pages included, of every PCID.
     pub fn flush_all(&mut self) {
         self.flushes += 1;
+        self.stale = true;
         tracing::trace!(target: "mmu", "all address spaces flushed");
         for context in &mut self.contexts {
             context.flush();
@@ -359,12 +420,14 @@ impl Mmu {
     /// Forgets the present address space. Dropping global pages too is allowed (SDM vol. 3A, *Invalidation of TLBs*).
     pub fn flush_current(&mut self) {
         self.flushes += 1;
+        self.stale = true;
         self.current().flush();
     }
 
     /// Forgets the address space of `pcid`.
     pub fn flush_pcid(&mut self, pcid: u16) {
         self.flushes += 1;
+        self.stale = true;
         for context in self.contexts.iter_mut().filter(|context| context.pcid == pcid) {
             context.flush();
         }
@@ -373,6 +436,7 @@ impl Mmu {
     /// INVLPG: forgets the page at `linear` of the present PCID, and global ones of all.
     pub fn flush_page(&mut self, linear: u64) {
         tracing::trace!(target: "mmu", "page {linear:#x} flushed");
+        self.stale = true;
         // Which entries are global is not recorded; supervisor pages of other PCIDs are taken to be.
         let current = self.current;
         for (index, context) in self.contexts.iter_mut().enumerate() {
@@ -384,6 +448,7 @@ impl Mmu {
 
     /// INVPCID type 0: forgets the page at `linear` of `pcid`, not global ones.
     pub fn flush_page_of(&mut self, pcid: u16, linear: u64) {
+        self.stale = true;
         for context in self.contexts.iter_mut().filter(|context| context.pcid == pcid) {
             context.flush_page(linear);
         }
@@ -392,6 +457,7 @@ impl Mmu {
     /// MOV CR3: makes the address space of `value` the present one. `env.cr3` is the caller's to set.
     pub fn switch_to(&mut self, env: &mut Env, value: u64) {
         self.clock += 1;
+        self.stale = true;
         tracing::trace!(target: "mmu", "address space {value:#x}");
         if env.cr4 & cr::CR4_PCIDE == 0 {
             self.flush_current();

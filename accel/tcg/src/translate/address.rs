@@ -1,18 +1,8 @@
 //! The address check: from a guest operand to a host address. The one module that emits it.
 //!
-//! The present scheme is a hashed lookup (one probe of a direct-mapped table):
-//!
-//! ```text
-//!     lea   t0, [operand]             ; linear address
-//!     rorx  t1d, t0d, 8               ; page number * 16
-//!     and   t1d, (entries - 1) * 16
-//!     add   t1, [rsp + table]         ; read or write table of the present context and mode
-//!     xor   t0, [t1]                  ; offset in the page, if the tag is this page's
-//!     cmp   t0, 0x1000 - size         ; the page's, and not running over its end
-//!     ja    miss
-//!     mov   t1, [t1 + 8]              ; host page
-//!     ...   [t1 + t0]
-//! ```
+//! Two schemes: a slot (`env.slots`) that remembers the page that accesses through the same base register last went to,
+//! which keeps the lookup off the way from address to data; and one probe of a direct-mapped table, for sites whose
+//! addresses jump about (a site that misses its slot often is moved there, [`crate::exec::sites`]).
 //!
 //! A miss calls a helper, which translates and comes back with the host address, or raises the fault. A store that may
 //! not go straight to memory (MMIO, a page with code, two pages) goes to the bounce buffer: the stub executes a copy
@@ -24,6 +14,7 @@ use iced_x86::{Instruction, Register};
 use crate::code::emitter::{Patch, cc};
 use crate::code::tb::mode;
 use crate::code::thunks::gpr_offset;
+use crate::env::{SITE_COUNTERS, SLOTS, TlbSlot};
 use crate::env_offset;
 use crate::exec::helpers;
 use crate::mmu::soft_tlb::TLB_ENTRIES;
@@ -33,6 +24,13 @@ use crate::translate::flags::Flags;
 use crate::translate::generator::Translator;
 use crate::translate::native::waits;
 use crate::translate::registers::{gpr_number, host_number};
+
+/// First slot of operands with an index register.
+const INDEX_SLOTS: usize = 16;
+/// First slot of operands in FS and GS.
+const SEGMENT_SLOTS: usize = 32;
+/// First slot of operands at constant addresses.
+const CONSTANT_SLOTS: usize = 40;
 
 /// What is done with the host address that a check has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +49,63 @@ pub enum Use {
     Load,
 }
 
+/// How an instruction's memory operand is addressed on the host, once T1 (and T0) are what a check leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At T1 + T0.
+    Sum,
+    /// At the host register `base` + T1 + `displacement`.
+    Base {
+        /// Host register.
+        base: u8,
+        /// In bytes.
+        displacement: i32,
+    },
+}
+
+/// The way to an operand: the slot that its check looks at, and where it is after that.
+#[derive(Clone, Copy, Debug)]
+pub struct Path {
+    slot: usize,
+    place: Place,
+}
+
+impl Path {
+    /// By the base register with host number `base`, which is guest register `guest`, and a displacement.
+    pub fn base(guest: usize, base: u8, displacement: i32) -> Self {
+        Self { slot: guest, place: Place::Base { base, displacement } }
+    }
+
+    /// By an address in T0, found by way of `slot`.
+    pub fn sum(slot: usize) -> Self {
+        Self { slot: slot % SLOTS, place: Place::Sum }
+    }
+}
+
+/// Offset of a slot from the host's RSP.
+fn slot_offset(tlb_mode: usize, write: bool, slot: usize) -> i32 {
+    let index = (tlb_mode * 2 + usize::from(write)) * SLOTS + slot;
+    env_offset!(slots) + (index * size_of::<TlbSlot>()) as i32
+}
+
+/// How T0 becomes the linear address again after a check has failed.
+#[derive(Clone, Copy)]
+enum Restore {
+    /// It is.
+    Nothing,
+    /// By the tag of the slot at this offset.
+    Slot(i32),
+    /// By the tag of the table's entry at T1.
+    Entry,
+}
+
 /// The way for accesses that miss, emitted behind the block.
 pub struct MissStub {
     patch: Patch,
     misaligned: Option<Patch>,
+    restore: Restore,
+    thunk: u64,
+    place: Place,
     /// After the host page was loaded.
     back: u64,
     /// After the access.
@@ -69,12 +120,57 @@ pub struct MissStub {
     fp_loaded: bool,
 }
 
+impl MissStub {
+    /// With what the check's kind decides; the rest is [`Translator::check`]'s.
+    fn new(patch: Patch, restore: Restore, thunk: u64, packed: u32) -> Self {
+        Self {
+            patch,
+            misaligned: None,
+            restore,
+            thunk,
+            place: Place::Sum,
+            back: 0,
+            after: 0,
+            packed,
+            write: false,
+            used_for: Use::Load,
+            insn: 0,
+            flags: Flags::Dead,
+            fp_loaded: false,
+        }
+    }
+}
+
 impl Translator {
     /// T0 = the linear address of the memory operand of `insn`, before the check. Clobbers T1; keeps EFLAGS, except for
     /// segments that a helper must check.
-    pub(super) fn linear_to_t0(&mut self, insn: &Instruction, size: u32, write: bool) {
+    pub(super) fn linear_to_t0(&mut self, insn: &Instruction, size: u32, write: bool) -> Path {
         self.offset_to_t0(insn);
         self.segment_t0(insn.memory_segment(), size, write, waits(insn));
+        self.path_of(insn)
+    }
+
+    /// The way to the operand of `insn`. Sites share a slot that go by the same base register, by the same two registers,
+    /// to the same page of a segment, or to the same constant page.
+    fn path_of(&self, insn: &Instruction) -> Path {
+        let displacement = insn.memory_displacement64();
+        let segment = segment_index(insn.memory_segment());
+        let base = insn.memory_base();
+        if segment >= 4 {
+            return Path::sum(SEGMENT_SLOTS + (segment - 4) * 4 + (displacement >> 12 & 3) as usize);
+        }
+        let (base_number, index) = (gpr_number(base), gpr_number(insn.memory_index()));
+        match (base_number, index) {
+            (Some(guest), None) => match host_number(guest) {
+                Some(host) if self.bits == 64 && base.size() == 8 => {
+                    Path::base(guest, host as u8, displacement as i32)
+                }
+                _ => Path::sum(guest),
+            },
+            (Some(base), Some(index)) => Path::sum(INDEX_SLOTS + (base * 5 + index) % 16),
+            (None, Some(index)) => Path::sum(INDEX_SLOTS + index),
+            (None, None) => Path::sum(CONSTANT_SLOTS + (displacement >> 12) as usize % 16),
+        }
     }
 
     /// T0 = T0 made linear in `segment`. `waits`: a pending x87 exception comes before what the segment raises.
@@ -166,14 +262,82 @@ impl Translator {
         }
     }
 
-    /// Checks an access at the linear address in T0, of as many bytes as `packed` says (see [`helpers::ALSO_LOADS`]). Afterwards the host address is T1 + T0. The flags
-    /// must be free ([`Translator::flags_free`]). Returns the number of the stub, whose `after` the caller sets for
-    /// stores.
-    pub(super) fn check(&mut self, packed: u32, write: bool, used_for: Use) -> usize {
-        let size = packed & helpers::SIZE;
-        let alignment = helpers::alignment(size.into()) as u32;
+    /// Checks an access of as many bytes as `packed` says (see [`helpers::ALSO_LOADS`]) at the linear address in T0, which
+    /// `path` leads to. Afterwards the operand is at [`Translator::place`]. The flags must be free
+    /// ([`Translator::flags_free`]). Returns the number of the stub, whose `after` the caller sets for stores.
+    pub(super) fn check(&mut self, packed: u32, write: bool, path: Path, used_for: Use) -> usize {
+        let alignment = helpers::alignment((packed & helpers::SIZE).into()) as u32;
         let aligned = self.key.mode & mode::ALIGN != 0 && alignment > 1 && alignment.is_power_of_two();
-        let packed = packed | if aligned { helpers::CHECK_ALIGNMENT } else { 0 };
+        let hashed = aligned || self.hashed >> self.now & 1 != 0;
+        let stub = if hashed {
+            self.check_hashed(packed, write, aligned.then_some(alignment))
+        } else {
+            self.check_slot(packed, write, path)
+        };
+        // The access itself can fault, with the flags where they are now.
+        self.mark();
+        let back = self.e.here();
+        self.miss_stubs.push(MissStub {
+            back,
+            after: back,
+            packed: stub.packed,
+            write,
+            used_for,
+            insn: self.now,
+            flags: self.flags,
+            fp_loaded: self.fp_loaded,
+            place: self.place,
+            ..stub
+        });
+        self.miss_stubs.len() - 1
+    }
+
+    /// By the slot of `path`:
+    ///
+    /// ```text
+    ///     xor t0, [slot.tag]          ; offset in the page, if it is this page's
+    ///     cmp t0, 0x1000 - size       ; the page's, and not running over its end
+    ///     ja  miss
+    ///     mov t1, [slot.addend]
+    ///     ... [base + t1 + disp]
+    /// ```
+    fn check_slot(&mut self, packed: u32, write: bool, path: Path) -> MissStub {
+        let size = (packed & helpers::SIZE) as i32;
+        let tlb_mode = mode::tlb_mode(self.key.mode);
+        let slot = slot_offset(tlb_mode, write, path.slot);
+        let restore = match path.place {
+            Place::Base { .. } => {
+                dynasm!(self.e ; .arch x64 ; xor r10, [rsp + slot] ; cmp r10, 0x1000 - size);
+                Restore::Slot(slot)
+            }
+            Place::Sum => {
+                dynasm!(self.e ; .arch x64 ; mov r11, r10 ; xor r11, [rsp + slot] ; cmp r11, 0x1000 - size);
+                Restore::Nothing
+            }
+        };
+        let patch = self.e.jcc(cc::A);
+        dynasm!(self.e ; .arch x64 ; mov r11, [rsp + slot + 8]);
+        self.place = path.place;
+        let site = (self.id as usize).wrapping_mul(7).wrapping_add(self.now) % SITE_COUNTERS;
+        let packed =
+            packed | (path.slot as u32) << helpers::SLOT_SHIFT | (site as u32) << helpers::SITE_SHIFT;
+        MissStub::new(patch, restore, self.thunks.slot_miss[tlb_mode][usize::from(write)], packed)
+    }
+
+    /// By one probe of the table, for sites whose addresses jump about:
+    ///
+    /// ```text
+    ///     rorx  t1d, t0d, 8               ; page number * 16
+    ///     and   t1d, (entries - 1) * 16
+    ///     add   t1, [rsp + table]
+    ///     xor   t0, [t1]
+    ///     cmp   t0, 0x1000 - size
+    ///     ja    miss
+    ///     mov   t1, [t1 + 8]              ; host page
+    ///     ...   [t1 + t0]
+    /// ```
+    fn check_hashed(&mut self, packed: u32, write: bool, alignment: Option<u32>) -> MissStub {
+        let size = (packed & helpers::SIZE) as i32;
         let tlb_mode = mode::tlb_mode(self.key.mode) as i32;
         let table = env_offset!(tlb) + 16 * tlb_mode + 8 * i32::from(write);
         let mask = (TLB_ENTRIES as i32 - 1) << 4;
@@ -186,30 +350,17 @@ impl Translator {
             ; and r11d, mask
             ; add r11, [rsp + table]
             ; xor r10, [r11]);
-        let misaligned = aligned.then(|| {
+        let misaligned = alignment.map(|alignment| {
             dynasm!(self.e ; .arch x64 ; test r10d, alignment as i32 - 1);
             self.e.jcc(cc::NE)
         });
-        dynasm!(self.e ; .arch x64 ; cmp r10, 0x1000 - size as i32);
+        dynasm!(self.e ; .arch x64 ; cmp r10, 0x1000 - size);
         let patch = self.e.jcc(cc::A);
         dynasm!(self.e ; .arch x64 ; mov r11, [r11 + 8]);
-        let back = self.e.here();
-        // The access itself can fault, with the flags where they are now.
-        self.mark();
-        let (insn, flags, fp_loaded) = (self.now, self.flags, self.fp_loaded);
-        self.miss_stubs.push(MissStub {
-            patch,
-            misaligned,
-            back,
-            after: back,
-            packed,
-            write,
-            used_for,
-            insn,
-            flags,
-            fp_loaded,
-        });
-        self.miss_stubs.len() - 1
+        self.place = Place::Sum;
+        let packed = packed | if alignment.is_some() { helpers::CHECK_ALIGNMENT } else { 0 };
+        let thunk = if write { self.thunks.write_miss } else { self.thunks.read_miss };
+        MissStub { misaligned, ..MissStub::new(patch, Restore::Entry, thunk, packed) }
     }
 
     /// The access of stub `stub` has been emitted up to here.
@@ -228,10 +379,20 @@ impl Translator {
             self.e.bind(patch);
         }
         // XOR again: T0 is the linear address once more.
-        dynasm!(self.e ; .arch x64 ; xor r10, [r11] ; mov r11d, stub.packed as i32);
-        self.e.call(if stub.write { self.thunks.write_miss } else { self.thunks.read_miss });
+        match stub.restore {
+            Restore::Nothing => {}
+            Restore::Slot(slot) => dynasm!(self.e ; .arch x64 ; xor r10, [rsp + slot]),
+            Restore::Entry => dynasm!(self.e ; .arch x64 ; xor r10, [r11]),
+        }
+        dynasm!(self.e ; .arch x64 ; mov r11d, stub.packed as i32);
+        self.e.call(stub.thunk);
+        self.place = stub.place;
         if stub.fp_loaded {
+            // Not every way through the thunk gives them up.
+            dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + env_offset!(fp_loaded)], 0);
+            let loaded = self.e.jcc_short(cc::NE);
             self.e.call(self.thunks.fp_restore);
+            self.e.bind_short(loaded);
         }
         if !stub.write {
             self.e.jmp_to(stub.back);
@@ -258,12 +419,72 @@ impl Translator {
     /// T0 = the zero-extended word of `size` (4 or 8) bytes that `item`'s memory operand names.
     pub(super) fn memory_to_t0(&mut self, item: &Item, size: u32) {
         self.flags_free(item.live_in);
-        self.linear_to_t0(&item.insn, size, false);
-        self.check(size | stack_bit(&item.insn, self.bits), false, Use::Load);
-        if size == 8 {
-            dynasm!(self.e ; .arch x64 ; mov r10, [r11 + r10]);
-        } else {
-            dynasm!(self.e ; .arch x64 ; mov r10d, [r11 + r10]);
+        let path = self.linear_to_t0(&item.insn, size, false);
+        self.check(size | stack_bit(&item.insn, self.bits), false, path, Use::Load);
+        self.load(10, size);
+    }
+
+    /// Loads `size` bytes at the place, zero-extended for sizes above 1, into host register `to`; 2 bytes only change its low part.
+    pub(super) fn load(&mut self, to: u8, size: u32) {
+        match (self.place, size) {
+            (Place::Sum, 8) => dynasm!(self.e ; .arch x64 ; mov Rq(to), [r11 + r10]),
+            (Place::Sum, 4) => dynasm!(self.e ; .arch x64 ; mov Rd(to), [r11 + r10]),
+            (Place::Sum, _) => dynasm!(self.e ; .arch x64 ; mov Rw(to), [r11 + r10]),
+            (Place::Base { base, displacement }, 8) => {
+                dynasm!(self.e ; .arch x64 ; mov Rq(to), [Rq(base) + r11 + displacement]);
+            }
+            (Place::Base { base, displacement }, 4) => {
+                dynasm!(self.e ; .arch x64 ; mov Rd(to), [Rq(base) + r11 + displacement]);
+            }
+            (Place::Base { base, displacement }, _) => {
+                dynasm!(self.e ; .arch x64 ; mov Rw(to), [Rq(base) + r11 + displacement]);
+            }
+        }
+    }
+
+    /// Stores the low `size` bytes of host register `from` at the place.
+    pub(super) fn store(&mut self, from: u8, size: u32) {
+        match (self.place, size) {
+            (Place::Sum, 8) => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rq(from)),
+            (Place::Sum, 4) => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rd(from)),
+            (Place::Sum, _) => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rw(from)),
+            (Place::Base { base, displacement }, 8) => {
+                dynasm!(self.e ; .arch x64 ; mov [Rq(base) + r11 + displacement], Rq(from));
+            }
+            (Place::Base { base, displacement }, 4) => {
+                dynasm!(self.e ; .arch x64 ; mov [Rq(base) + r11 + displacement], Rd(from));
+            }
+            (Place::Base { base, displacement }, _) => {
+                dynasm!(self.e ; .arch x64 ; mov [Rq(base) + r11 + displacement], Rw(from));
+            }
+        }
+    }
+
+    /// Stores a constant of `size` bytes, sign-extended from 32 bits, at the place.
+    pub(super) fn store_constant(&mut self, value: i32, size: u32) {
+        match (self.place, size) {
+            (Place::Sum, 8) => dynasm!(self.e ; .arch x64 ; mov QWORD [r11 + r10], value),
+            (Place::Sum, 4) => dynasm!(self.e ; .arch x64 ; mov DWORD [r11 + r10], value),
+            (Place::Sum, _) => dynasm!(self.e ; .arch x64 ; mov WORD [r11 + r10], value as i16),
+            (Place::Base { base, displacement }, 8) => {
+                dynasm!(self.e ; .arch x64 ; mov QWORD [Rq(base) + r11 + displacement], value);
+            }
+            (Place::Base { base, displacement }, 4) => {
+                dynasm!(self.e ; .arch x64 ; mov DWORD [Rq(base) + r11 + displacement], value);
+            }
+            (Place::Base { base, displacement }, _) => {
+                dynasm!(self.e ; .arch x64 ; mov WORD [Rq(base) + r11 + displacement], value as i16);
+            }
+        }
+    }
+
+    /// Host register `to` = the host address of the place.
+    pub(super) fn place_address(&mut self, to: u8) {
+        match self.place {
+            Place::Sum => dynasm!(self.e ; .arch x64 ; lea Rq(to), [r11 + r10]),
+            Place::Base { base, displacement } => {
+                dynasm!(self.e ; .arch x64 ; lea Rq(to), [Rq(base) + r11 + displacement]);
+            }
         }
     }
 }

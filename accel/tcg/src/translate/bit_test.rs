@@ -6,10 +6,13 @@ use iced_x86::{Instruction, Mnemonic, Register};
 
 use crate::code::thunks::gpr_offset;
 use crate::exec::helpers;
-use crate::translate::address::{Use, address_width, stack_bit};
+use crate::translate::address::{Path, Use, address_width, stack_bit};
 use crate::translate::block::Item;
 use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number};
+
+/// The slot of bit strings.
+const BIT_STRING_SLOT: usize = 56;
 
 impl Translator {
     /// The word that holds the bit is addressed first, then the bit is taken within it.
@@ -31,7 +34,8 @@ impl Translator {
             _ => {}
         }
         self.segment_t0(insn.memory_segment(), size, write, false);
-        let stub = self.check(size | stack_bit(insn, self.bits) | helpers::ALSO_LOADS, write, Use::BitTest);
+        let packed = size | stack_bit(insn, self.bits) | helpers::ALSO_LOADS;
+        let stub = self.check(packed, write, Path::sum(BIT_STRING_SLOT), Use::BitTest);
         self.bit_test_on_host(item);
         self.checked_access_ends(stub);
     }
@@ -47,7 +51,7 @@ impl Translator {
     pub(super) fn bit_test_on_host(&mut self, item: &Item) {
         let insn = &item.insn;
         let size = insn.memory_size().size();
-        dynasm!(self.e ; .arch x64 ; lea r10, [r11 + r10]);
+        self.place_address(10);
         self.bit_offset_to_t1(insn);
         dynasm!(self.e ; .arch x64 ; and r11d, (size * 8 - 1) as i32);
         self.flags_for(item);

@@ -7,9 +7,13 @@ use crate::exception::Exception;
 use crate::translate::classify::{Class, classify};
 use crate::translate::features::Features;
 use crate::translate::flags::{self, Effect};
+use crate::translate::liveness::{self, Peek};
+use crate::translate::native::has_memory;
 
 /// Instructions in a block at most.
 pub const MAX_INSNS: usize = 48;
+/// Jumps that a block goes on behind at most: each is a way out of its own.
+const MAX_JUMPS: usize = 6;
 /// Bytes of an instruction at most.
 pub const MAX_INSN_BYTES: usize = 15;
 
@@ -20,8 +24,8 @@ pub struct Item {
     pub insn: Instruction,
     /// What is done with it.
     pub class: Class,
-    /// Bytes from the block's start.
-    pub offset: u16,
+    /// Bytes from the block's start. Negative where the block has gone on at a jump's target.
+    pub offset: i16,
     /// What it does to the arithmetic flags.
     pub flags: Effect,
     /// Flags that are read later on, as they are before it (its own reads included).
@@ -39,24 +43,38 @@ pub enum Cut {
     NeedsNextPage,
 }
 
-/// Decodes a block at `rip` from `bytes`, which begin there and end with the page (or later). Fills `items`.
-pub fn decode(
-    bytes: &[u8],
-    rip: u64,
-    bits: u32,
-    mode: u32,
-    features: &Features,
-    items: &mut Vec<Item>,
-) -> Cut {
+/// Guest code to make a block of.
+pub struct Source<'a> {
+    /// The block's page, and what of the next one is needed.
+    pub bytes: &'a [u8],
+    /// Where in them the block starts.
+    pub start: usize,
+    /// Offset in CS of that byte.
+    pub rip: u64,
+    /// 16, 32 or 64.
+    pub bits: u32,
+    /// The key's mode bits.
+    pub mode: u32,
+    /// The block goes on behind conditional jumps, and at the targets of others.
+    pub extended: bool,
+}
+
+/// Decodes a block from `source`. Fills `items`.
+pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut Vec<Item>) -> Cut {
+    let &Source { bytes, start, rip, bits, mode, .. } = source;
     items.clear();
-    let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP);
+    let mut decoder = Decoder::new(bits, bytes, DecoderOptions::FORCE_RESERVED_NOP);
+    decoder.set_position(start).expect("the block starts within its page");
+    decoder.set_ip(rip);
     let limit = if mode & mode::SINGLE != 0 { 1 } else { MAX_INSNS };
+    let mut jumps = 0;
     while items.len() < limit && decoder.can_decode() {
-        let offset = decoder.position() as u16;
+        let position = decoder.position();
+        let offset = (decoder.ip().wrapping_sub(rip)) as i16;
         let mut insn = Instruction::default();
         decoder.decode_out(&mut insn);
         if insn.code() == Code::INVALID && decoder.last_error() == DecoderError::NoMoreBytes {
-            if items.is_empty() && bytes.len() < MAX_INSN_BYTES {
+            if items.is_empty() && bytes.len() - start < MAX_INSN_BYTES {
                 return Cut::NeedsNextPage;
             }
             if !items.is_empty() {
@@ -64,9 +82,7 @@ pub fn decode(
             }
         }
         let class = match insn.code() {
-            Code::INVALID if is_too_long(&bytes[usize::from(offset)..], bits) => {
-                Class::Raise(Exception::gp(0))
-            }
+            Code::INVALID if is_too_long(&bytes[position..], bits) => Class::Raise(Exception::gp(0)),
             _ => classify(&insn, bits, mode, features),
         };
         let effect = match class {
@@ -80,17 +96,72 @@ pub fn decode(
             _ => Effect::default(),
         };
         items.push(Item { insn, class, offset, flags: effect, live_in: flags::ALL, live_out: flags::ALL });
-        if ends_block(class, &insn, mode) {
+        if !ends_block(class, &insn, mode) {
+            continue;
+        }
+        jumps += 1;
+        if !source.extended || jumps > MAX_JUMPS {
             break;
         }
+        match class {
+            Class::JumpIf => {}
+            Class::Jump => match place_of(source, &insn) {
+                Some(place) if !items.iter().any(|item| item.insn.ip() == insn.near_branch_target()) => {
+                    decoder.set_position(place).expect("the target is on the page");
+                    decoder.set_ip(insn.near_branch_target());
+                }
+                _ => break,
+            },
+            _ => break,
+        }
     }
-    let mut live = flags::ALL;
-    for item in items.iter_mut().rev() {
+    let mut live = match items.last() {
+        Some(last) if mode & mode::SINGLE == 0 && end_matters(items) => {
+            liveness::after(&last.insn, bits, peek)
+        }
+        _ => flags::ALL,
+    };
+    let count = items.len();
+    for (index, item) in items.iter_mut().enumerate().rev() {
+        if item.class == Class::JumpIf && index + 1 < count {
+            // Nobody has looked where it leads.
+            live = flags::ALL;
+        }
         item.live_out = live;
         live = live & !item.flags.killed | item.flags.read;
         item.live_in = live;
     }
     Cut::Inside
+}
+
+/// Where in the page the jump `insn` leads to, if it is a place that the block can go on at.
+fn place_of(source: &Source, insn: &Instruction) -> Option<usize> {
+    let place = (source.start as u64).wrapping_add(insn.near_branch_target().wrapping_sub(source.rip));
+    // The last instruction of the page is left to a block of its own: it may run over the end.
+    (place <= 4096 - MAX_INSN_BYTES as u64).then_some(place as usize)
+}
+
+/// Whether it makes a difference which flags are read behind the block: not if all are given new values by an instruction
+/// after which nothing stands in the way of keeping them in EFLAGS.
+fn end_matters(items: &[Item]) -> bool {
+    let mut open = flags::ALL;
+    for item in items.iter().rev() {
+        let in_the_way = match item.class {
+            Class::Native | Class::NativeFp => has_memory(&item.insn),
+            Class::Lea | Class::Nothing | Class::Direction(_) | Class::JumpIf | Class::Jump => false,
+            // Flags are stored for a helper in any case.
+            Class::Complex(_) | Class::Raise(_) => return false,
+            _ => true,
+        };
+        if in_the_way {
+            return true;
+        }
+        open &= !item.flags.killed;
+        if open == 0 {
+            return false;
+        }
+    }
+    true
 }
 
 /// Whether prefixes make an otherwise good instruction longer than one may be, which is #GP(0) and not #UD.

@@ -1,16 +1,30 @@
 //! Ways on from a block: direct, conditional, indirect.
 
+use std::mem::offset_of;
+
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{ConditionCode, Mnemonic, OpKind};
 
 use crate::code::emitter::{Patch, cc};
-use crate::code::tb::{Slot, mode};
-use crate::code::thunks::{exit, gpr_offset};
+use crate::code::tb::{Guard, NO_PAGE, Slot, mode};
+use crate::code::thunks::{exit, gpr_offset, jump_cache_offset, probe_jump_cache};
+use crate::env::{Env, EnvBlock, ReturnCache};
 use crate::env_offset;
+use crate::mmu::soft_tlb::code_page_index;
 use crate::translate::block::Item;
-use crate::translate::flags::Flags;
+use crate::translate::flags::{self, Flags};
 use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number};
+
+/// Offset of the return addresses in the return cache of `class` from the host's RSP.
+const fn return_tags(class: usize) -> i32 {
+    (offset_of!(EnvBlock, env) + offset_of!(Env, returns) + class * size_of::<ReturnCache>()) as i32
+}
+
+/// Offset of the code addresses there.
+const fn return_code(class: usize) -> i32 {
+    return_tags(class) + offset_of!(ReturnCache, code) as i32
+}
 
 /// A way out of the block that is emitted behind it.
 pub struct ExitStub {
@@ -26,6 +40,12 @@ pub struct ExitStub {
     pub payload: u64,
     /// The jump may be linked as this slot of the block.
     pub slot: Option<usize>,
+    /// The jump goes to a higher address.
+    pub forward: bool,
+    /// Flags that may be read there.
+    pub live: u8,
+    /// For a jump to another page that may be linked: its guard's number and the jump to here if that is another one.
+    pub guard: Option<(Patch, Patch)>,
 }
 
 impl Translator {
@@ -41,44 +61,154 @@ impl Translator {
     }
 
     /// Goes on at the constant `target`.
-    pub(super) fn go_to(&mut self, slot: usize, target: u64) {
-        if self.same_page(target) && !self.single() {
+    pub(super) fn go_to(&mut self, target: u64) {
+        if self.single() {
+            self.flags_saved();
+            self.leave_to(target);
+        } else if self.same_page(target) {
             self.e.align_displacement(1);
             let patch = self.e.jmp();
-            self.linkable(patch, slot, target);
+            self.linkable(patch, target, None);
+        } else if self.class.is_some() {
+            self.go_to_page(target);
         } else {
             self.flags_saved();
             self.leave_to(target);
         }
     }
 
-    /// Goes on at a constant on another page, flags saved.
-    fn leave_to(&mut self, target: u64) {
-        if self.single() || self.key.mode & mode::FLAT_CODE == 0 {
-            self.store_rip(target);
-            dynasm!(self.e ; .arch x64 ; mov r11d, exit::BLOCK_END as i32);
-            self.e.jmp_to(self.thunks.exit);
-        } else {
-            match i32::try_from(target as i64) {
-                Ok(short) => dynasm!(self.e ; .arch x64 ; mov r10, short),
-                Err(_) => dynasm!(self.e ; .arch x64 ; mov r10, QWORD target as i64),
-            }
-            self.e.jmp_to(self.thunks.lookup);
+    /// Goes on at a constant on another page. What is there depends on how that page is mapped now, so the jump, once
+    /// linked, is taken only if the page is entered as it was then:
+    ///
+    /// ```text
+    ///     mov  t1, [code_pages]
+    ///     cmp  dword [t1 + 4 * index], number     ; no page's while unlinked
+    ///     jne  lookup                             ; to the stub while unlinked
+    ///     jmp  block
+    /// ```
+    fn go_to_page(&mut self, target: u64) {
+        self.flags_free(self.live_end);
+        let user = usize::from(self.key.mode & mode::CPL == 3);
+        let entry = 4 * code_page_index(target) as i32;
+        // The number must be aligned to be patched: it is behind 8 + 7 bytes.
+        self.e.align_displacement(15);
+        dynasm!(self.e ; .arch x64
+            ; mov r11, [rsp + env_offset!(code_pages) + 8 * user as i32]
+            ; cmp DWORD [DWORD r11 + entry], NO_PAGE as i32);
+        let number = self.e.last_word();
+        self.e.align_displacement(2);
+        let otherwise = self.e.jcc(cc::NE);
+        self.e.align_displacement(1);
+        let patch = self.e.jmp();
+        self.linkable(patch, target, Some((number, otherwise)));
+    }
+
+    /// T0 = the constant `value`.
+    fn target_to_t0(&mut self, value: u64) {
+        match i32::try_from(value as i64) {
+            Ok(short) => dynasm!(self.e ; .arch x64 ; mov r10, short),
+            Err(_) => dynasm!(self.e ; .arch x64 ; mov r10, QWORD value as i64),
         }
+    }
+
+    /// Leaves for the loop, to go on at a constant; flags saved.
+    fn leave_to(&mut self, target: u64) {
+        self.store_rip(target);
+        dynasm!(self.e ; .arch x64 ; mov r11d, exit::BLOCK_END as i32);
+        self.e.jmp_to(self.thunks.exit);
     }
 
     /// Goes on at the address in T0. Where that is no address, the fault is the branch's own: the loop must know it.
     pub(super) fn go_to_t0(&mut self) {
         self.flags_saved();
-        dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(branch_from)], self.id as i32 + 1);
-        if self.single() || self.key.mode & mode::FLAT_CODE == 0 {
-            dynasm!(self.e ; .arch x64
-                ; mov [rsp + env_offset!(rip)], r10
-                ; mov r11d, exit::BLOCK_END as i32);
-            self.e.jmp_to(self.thunks.exit);
-        } else {
-            self.e.jmp_to(self.thunks.lookup);
+        match self.class {
+            Some(class) => {
+                let patch = probe_jump_cache(&mut self.e, jump_cache_offset(class));
+                dynasm!(self.e ; .arch x64 ; jmp QWORD [r11 + 8]);
+                self.branch_misses.push(patch);
+            }
+            None => {
+                self.note_branch();
+                dynasm!(self.e ; .arch x64
+                    ; mov [rsp + env_offset!(rip)], r10
+                    ; mov r11d, exit::BLOCK_END as i32);
+                self.e.jmp_to(self.thunks.exit);
+            }
         }
+    }
+
+    /// Tells the loop that this block's branch leads to where it is asked for.
+    fn note_branch(&mut self) {
+        dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(branch_from)], self.id as i32 + 1);
+    }
+
+    /// Emits the ways of indirect branches that the jump cache did not have.
+    pub(super) fn branch_miss(&mut self, patch: Patch) {
+        self.e.bind(patch);
+        self.note_branch();
+        dynasm!(self.e ; .arch x64 ; mov [rsp + env_offset!(rip)], r10 ; mov r11d, exit::LOOKUP as i32);
+        self.e.jmp_to(self.thunks.exit);
+    }
+
+    /// Emits the ways of returns that the return cache did not have.
+    pub(super) fn return_miss(&mut self, patch: Patch, class: usize) {
+        self.e.bind(patch);
+        self.note_branch();
+        self.e.jmp_to(self.thunks.return_lookup[class]);
+    }
+
+    /// The class whose returns are predicted, if this block's are.
+    fn return_class(&self) -> Option<usize> {
+        self.class.filter(|&class| class < mode::RETURN_CLASSES)
+    }
+
+    /// Goes on at the return address in T0.
+    ///
+    /// A call enters into the return cache where its block goes on, and pushes the same onto the host's return predictor;
+    /// the return that finds its address there returns on the host, too:
+    ///
+    /// ```text
+    ///     movzx t1d, t0b
+    ///     cmp   t0, [returns.tags + 8 * t1]
+    ///     jne   miss
+    ///     push  qword [returns.code + 8 * t1]
+    ///     ret
+    /// ```
+    pub(super) fn return_to_t0(&mut self) {
+        let Some(class) = self.return_class() else { return self.go_to_t0() };
+        self.flags_saved();
+        dynasm!(self.e ; .arch x64
+            ; movzx r11d, r10b
+            ; cmp r10, [rsp + r11 * 8 + return_tags(class)]);
+        let miss = self.e.jcc(cc::NE);
+        dynasm!(self.e ; .arch x64 ; push QWORD [rsp + r11 * 8 + return_code(class)] ; ret);
+        self.return_misses.push((miss, class));
+    }
+
+    /// Has the host note that the block goes on at `next` (where a call returns to), and emits what goes to the
+    /// callee by `target`.
+    pub(super) fn call_to(&mut self, next: u64, target: impl FnOnce(&mut Self)) {
+        let Some(class) = self.return_class() else { return target(self) };
+        // The flags of the caller are of no interest at the return: the callee's come back.
+        let index = (next & 0xff) as i32 * 8;
+        match i32::try_from(next as i64) {
+            Ok(short) => dynasm!(self.e ; .arch x64 ; mov QWORD [rsp + return_tags(class) + index], short),
+            Err(_) => dynasm!(self.e ; .arch x64
+                ; mov r11, QWORD next as i64
+                ; mov [rsp + return_tags(class) + index], r11),
+        }
+        // LEA with a displacement to come: the address behind the call below.
+        dynasm!(self.e ; .arch x64 ; lea r11, [rip + 0]);
+        let after = self.e.last_word();
+        dynasm!(self.e ; .arch x64 ; mov [rsp + return_code(class) + index], r11);
+        let call = self.e.call_forward();
+        self.e.bind(after);
+        let flags = std::mem::replace(&mut self.flags, Flags::Saved);
+        self.go_to(next);
+        self.flags = flags;
+        self.e.bind(call);
+        dynasm!(self.e ; .arch x64 ; lea rsp, [rsp + 8]);
+        target(self);
     }
 
     /// Jcc.
@@ -96,12 +226,26 @@ impl Translator {
     fn two_ways(&mut self, target: u64, next: u64, jump: impl FnOnce(&mut Self) -> Patch) {
         let patch = jump(self);
         if self.same_page(target) && !self.single() {
-            self.linkable(patch, 1, target);
+            self.linkable(patch, target, None);
         } else {
-            let flags = self.flags;
-            self.exit_stubs.push(ExitStub { patch, flags, rip: target, reason: 0, payload: 0, slot: None });
+            self.way_out(patch, self.flags, target, true);
         }
-        self.go_to(0, next);
+        self.go_to(next);
+    }
+
+    /// A conditional jump in the midst of an extended block.
+    pub(super) fn jump_out_if(&mut self, item: &Item) {
+        self.flags_for(item);
+        let target = item.insn.near_branch_target();
+        self.e.align_displacement(2);
+        let patch = self.e.jcc(condition_number(item.insn.condition_code()));
+        let live_end = std::mem::replace(&mut self.live_end, flags::ALL);
+        if self.same_page(target) {
+            self.linkable(patch, target, None);
+        } else {
+            self.way_out(patch, self.flags, target, true);
+        }
+        self.live_end = live_end;
     }
 
     /// JCXZ and LOOP: counts without touching the flags.
@@ -140,30 +284,41 @@ impl Translator {
             match mnemonic {
                 Mnemonic::Loope => {
                     let out = self.e.jcc(cc::NE);
-                    self.way_out(out, flags, next);
+                    self.way_out(out, flags, next, false);
                 }
                 Mnemonic::Loopne => {
                     let out = self.e.jcc(cc::E);
-                    self.way_out(out, flags, next);
+                    self.way_out(out, flags, next, false);
                 }
                 _ => {}
             }
-            self.go_to(1, target);
+            self.go_to(target);
         } else {
-            self.go_to(0, next);
+            self.go_to(next);
         }
         self.e.bind_short(zero);
         self.flags = flags;
         dynasm!(self.e ; .arch x64 ; mov rcx, r10);
         if counts {
-            self.go_to(0, next);
+            self.go_to(next);
         } else {
-            self.go_to(1, target);
+            self.go_to(target);
         }
     }
 
-    fn way_out(&mut self, patch: Patch, flags: Flags, rip: u64) {
-        self.exit_stubs.push(ExitStub { patch, flags, rip, reason: 0, payload: 0, slot: None });
+    /// A jump whose way on is emitted behind the block, to be linked or by way of the loop.
+    fn way_out(&mut self, patch: Patch, flags: Flags, rip: u64, linked: bool) {
+        self.exit_stubs.push(ExitStub {
+            patch,
+            flags,
+            rip,
+            reason: 0,
+            payload: linked.into(),
+            slot: None,
+            forward: false,
+            guard: None,
+            live: self.live_end,
+        });
     }
 
     /// JMP r/m.
@@ -191,6 +346,26 @@ impl Translator {
 
     /// Emits a way out that was left for later.
     pub(super) fn exit_stub(&mut self, stub: ExitStub) {
+        self.flags = stub.flags;
+        if stub.reason == 0 {
+            self.e.bind(stub.patch);
+            if stub.payload == 0 {
+                self.flags_saved();
+                self.leave_to(stub.rip);
+            } else {
+                self.live_end = stub.live;
+                self.go_to(stub.rip);
+            }
+            return;
+        }
+        let guard = stub.guard.map(|(number, otherwise)| {
+            let lookup = self.e.here();
+            let class = self.class.expect("jumps to other pages are linked for such modes only");
+            self.target_to_t0(stub.rip);
+            self.e.jmp_to(self.thunks.lookup[class]);
+            self.e.bind(otherwise);
+            Guard { number: self.e.address_of(number), otherwise: self.e.address_of(otherwise), lookup }
+        });
         let at = self.e.here();
         self.e.bind(stub.patch);
         if let Some(slot) = stub.slot {
@@ -198,15 +373,12 @@ impl Translator {
                 displacement: self.e.address_of(stub.patch),
                 stub: at,
                 flags_saved: stub.flags == Flags::Saved,
+                forward: stub.forward,
+                guard,
                 linked: None,
             });
         }
-        self.flags = stub.flags;
         self.flags_saved();
-        if stub.reason == 0 {
-            self.leave_to(stub.rip);
-            return;
-        }
         self.store_rip(stub.rip);
         dynasm!(self.e ; .arch x64 ; mov r10d, stub.payload as i32 ; mov r11d, stub.reason as i32);
         self.e.jmp_to(self.thunks.exit);

@@ -73,6 +73,19 @@ pub fn effect(insn: &Instruction) -> Effect {
         | Mnemonic::Rcr
         | Mnemonic::Shld
         | Mnemonic::Shrd => read |= if killed | undefined != 0 { ALL } else { 0 },
+        // So does one of elements.
+        Mnemonic::Cmpsb
+        | Mnemonic::Cmpsw
+        | Mnemonic::Cmpsd
+        | Mnemonic::Cmpsq
+        | Mnemonic::Scasb
+        | Mnemonic::Scasw
+        | Mnemonic::Scasd
+        | Mnemonic::Scasq
+            if insn.has_rep_prefix() || insn.has_repne_prefix() =>
+        {
+            read |= ALL;
+        }
         other if undefined_is_written(other) => killed |= undefined,
         _ => {}
     }

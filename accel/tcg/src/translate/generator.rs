@@ -6,17 +6,19 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use crate::code::emitter::{Emitter, Patch, cc};
-use crate::code::tb::{Mark, Site, Slot, Tb, TbId, TbKey, mode};
+use crate::code::tb::{self, Mark, Site, Slot, Tb, TbId, TbKey, mode};
 use crate::code::thunks::{Thunks, exit, scratch_offset};
 use crate::env_offset;
 use crate::exception::Exception;
-use crate::ram::RamPage;
-use crate::translate::address::MissStub;
-use crate::translate::block::{self, Cut, Item};
+use crate::mmu::soft_tlb::code_page_index;
+use crate::ram::{PAGE, RamPage};
+use crate::translate::address::{MissStub, Place};
+use crate::translate::block::{self, Cut, Item, Source};
 use crate::translate::classify::Class;
 use crate::translate::control::ExitStub;
 use crate::translate::features::Features;
-use crate::translate::flags::Flags;
+use crate::translate::flags::{self, Flags};
+use crate::translate::liveness::Peek;
 use crate::translate::system::SlowStub;
 
 /// Bytes of code that a block can need at most; the caller makes room for so many.
@@ -24,6 +26,25 @@ pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
 
 /// Bytes of the poll word's displacement: it is the first word of the environment block.
 const POLL: i32 = 0;
+
+/// The guest's code that a block is made of.
+#[derive(Clone, Copy)]
+pub struct Code<'a> {
+    /// The block's page, and what of the next one is needed.
+    pub bytes: &'a [u8],
+    /// The block is to go on behind jumps.
+    pub extended: bool,
+}
+
+/// A block's entries.
+struct Entries {
+    /// Flags in `env.lahf`.
+    saved: u64,
+    /// Flags in EFLAGS.
+    host: u64,
+    /// As `host`, behind the poll.
+    forward: u64,
+}
 
 /// Turns guest bytes into blocks. Reused from block to block; one per cache.
 pub struct Translator {
@@ -49,7 +70,17 @@ pub struct Translator {
     pub(super) miss_stubs: Vec<MissStub>,
     pub(super) exit_stubs: Vec<ExitStub>,
     pub(super) slow_stubs: Vec<SlowStub>,
-    pub(super) slots: [Option<Slot>; 2],
+    pub(super) branch_misses: Vec<Patch>,
+    pub(super) return_misses: Vec<(Patch, usize)>,
+    /// The class of the block's mode.
+    pub(super) class: Option<usize>,
+    /// Flags that what follows the block may read.
+    pub(super) live_end: u8,
+    /// Where the memory operand is that was checked last.
+    pub(super) place: Place,
+    /// Instructions whose operands are looked up in the table, a bit each.
+    pub(super) hashed: u64,
+    pub(super) slots: Vec<Option<Slot>>,
     pub(super) popped: u32,
     marks: Vec<Mark>,
     #[expect(clippy::vec_box, reason = "generated code has the sites' addresses")]
@@ -78,7 +109,13 @@ impl Translator {
             miss_stubs: Vec::new(),
             exit_stubs: Vec::new(),
             slow_stubs: Vec::new(),
-            slots: [None; 2],
+            branch_misses: Vec::new(),
+            return_misses: Vec::new(),
+            class: None,
+            live_end: flags::ALL,
+            place: Place::Sum,
+            hashed: 0,
+            slots: Vec::new(),
             popped: 0,
             marks: Vec::new(),
             sites: Vec::new(),
@@ -95,10 +132,20 @@ impl Translator {
         self.e.bytes()
     }
 
-    /// Translates the block `key` from `bytes`, which begin at its first byte in RAM page `page` and end with the page,
-    /// or with the second page if the key names one. The code will be executed at `base`. `None`: the first
+    /// Translates the block `key` from `source`, the bytes of RAM page `page`, and of the second page if the key names one. The code will be executed at `base`. `None`: the first
     /// instruction runs over the end of `bytes`.
-    pub fn translate(&mut self, key: TbKey, page: RamPage, bytes: &[u8], id: TbId, base: u64) -> Option<Tb> {
+    /// `numbers`: of the mappings of its page and of the second one. `hashed`: sites that are not to use slots.
+    pub fn translate(
+        &mut self,
+        key: TbKey,
+        page: RamPage,
+        numbers: (u32, Option<u32>),
+        hashed: u64,
+        source: Code,
+        peek: &dyn Peek,
+        id: TbId,
+        base: u64,
+    ) -> Option<Tb> {
         self.bits = match key.mode & (mode::LONG | mode::CODE32) {
             0 => 16,
             mode::CODE32 => 32,
@@ -107,43 +154,66 @@ impl Translator {
         let mut items = mem::take(&mut self.items);
         // A block that runs over into the second page is that one instruction.
         let decode_mode = if key.second_page.is_some() { key.mode | mode::SINGLE } else { key.mode };
-        let cut = block::decode(bytes, key.rip, self.bits, decode_mode, &self.features, &mut items);
+        let source = Source {
+            bytes: source.bytes,
+            start: (key.physical & (PAGE - 1)) as usize,
+            rip: key.rip,
+            bits: self.bits,
+            mode: decode_mode,
+            extended: source.extended && mode::class(key.mode).is_some() && key.second_page.is_none(),
+        };
+        let cut = block::decode(&source, &self.features, peek, &mut items);
         if cut == Cut::NeedsNextPage {
             self.items = items;
             return None;
         }
         self.key = key;
+        self.hashed = hashed;
+        self.class = mode::class(key.mode);
+        self.live_end = items[items.len() - 1].live_out;
         self.id = id;
         self.e.reset(base);
-        self.slots = [None; 2];
+        self.slots.clear();
         self.popped = 0;
         self.last = items.len() - 1;
         self.fp_loaded = false;
-        let (entry_saved, entry) = self.prologue(&items[0]);
+        let entries = self.prologue(&items[0], numbers.1);
         for (index, item) in items.iter().enumerate() {
             self.now = index;
             self.mark();
-            self.instruction(item);
+            match item.class {
+                // The block goes on at its target.
+                Class::Jump if index + 1 < items.len() => {}
+                Class::JumpIf if index + 1 < items.len() => self.jump_out_if(item),
+                _ => self.instruction(item),
+            }
         }
         let last = &items[items.len() - 1];
         let end = last.insn.next_ip();
         if !ends_flow(last.class, key.mode) {
-            self.go_to(0, end);
+            self.go_to(end);
         }
         self.emit_stubs(&items);
-        let mut insns: Vec<u16> = items.iter().map(|item| item.offset).collect();
-        let len = last.offset + last.insn.len() as u16;
-        insns.push(len);
+        let start = source.start as u32;
+        let ends = items.iter().map(|item| i32::from(item.offset) + item.insn.len() as i32);
+        let first = items.iter().map(|item| item.offset).min().unwrap_or(0);
+        let span =
+            start.wrapping_add_signed(first.into())..start.wrapping_add_signed(ends.max().unwrap_or(0));
+        let mut insns: Vec<i16> = items.iter().map(|item| item.offset).collect();
+        insns.push(last.offset + last.insn.len() as i16);
         self.items = items;
         Some(Tb {
             key,
             page,
-            guest_len: u32::from(len),
+            span,
             code: base,
             code_len: self.e.len() as u32,
-            entry,
-            entry_saved,
-            slots: self.slots,
+            entry: entries.host,
+            entry_saved: entries.saved,
+            entry_forward: entries.forward,
+            page_number: numbers.0,
+            second_page_number: numbers.1,
+            slots: self.slots.clone(),
             incoming: Vec::new(),
             marks: mem::take(&mut self.marks),
             insns,
@@ -153,52 +223,84 @@ impl Translator {
         })
     }
 
-    /// The two entries and the poll.
-    fn prologue(&mut self, first: &Item) -> (u64, u64) {
+    /// The entries and the poll.
+    fn prologue(&mut self, first: &Item, second_page: Option<u32>) -> Entries {
         let live = first.live_in != 0;
-        let entry_saved = self.e.here();
         self.now = 0;
+        let saved = self.e.here();
         self.flags = Flags::Saved;
         self.mark();
+        if let (Some(number), Some(_)) = (second_page, self.class) {
+            return self.prologue_of_crossing(number, live);
+        }
         if live {
             self.load_flags_with_t1();
         }
-        let entry = self.e.here();
+        let host = self.e.here();
         self.flags = if live { Flags::Host } else { Flags::Dead };
         self.mark();
         if self.key.mode & mode::SINGLE != 0 {
-            return (entry_saved, entry);
+            return Entries { saved, host, forward: host };
         }
-        let rip = self.key.rip;
         if live {
             // JRCXZ looks without touching the flags.
             dynasm!(self.e ; .arch x64 ; mov r10, rcx ; mov ecx, [rsp + POLL]);
             let quiet = self.e.jrcxz();
             dynasm!(self.e ; .arch x64 ; mov rcx, r10);
             let patch = self.e.jmp();
-            self.exit_stubs.push(ExitStub {
-                patch,
-                flags: Flags::Host,
-                rip,
-                reason: exit::POLL,
-                payload: 0,
-                slot: None,
-            });
+            self.leave_at_start(patch, exit::POLL);
             self.e.bind_short(quiet);
             dynasm!(self.e ; .arch x64 ; mov rcx, r10);
         } else {
-            dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + POLL], 0);
-            let patch = self.e.jcc(cc::NE);
-            self.exit_stubs.push(ExitStub {
-                patch,
-                flags: Flags::Dead,
-                rip,
-                reason: exit::POLL,
-                payload: 0,
-                slot: None,
-            });
+            self.poll();
         }
-        (entry_saved, entry)
+        let forward = self.e.here();
+        self.mark();
+        Entries { saved, host, forward }
+    }
+
+    /// The entries of a block that runs over into another page, which must be mapped as it was when it was translated.
+    fn prologue_of_crossing(&mut self, number: u32, live: bool) -> Entries {
+        let host = self.e.here();
+        if live {
+            self.flags = Flags::Host;
+            self.mark();
+            self.store_flags_with_t1();
+        }
+        let saved = self.e.here();
+        self.flags = Flags::Saved;
+        self.mark();
+        let user = usize::from(self.key.mode & mode::CPL == 3);
+        let entry = 4 * code_page_index(self.key.rip.wrapping_add(PAGE)) as i32;
+        dynasm!(self.e ; .arch x64
+            ; mov r11, [rsp + env_offset!(code_pages) + 8 * user as i32]
+            ; cmp DWORD [DWORD r11 + entry], number as i32);
+        let other = self.e.jcc(cc::NE);
+        self.leave_at_start(other, exit::LOOKUP);
+        self.poll();
+        Entries { saved, host, forward: host }
+    }
+
+    /// Looks whether the CPU is to leave; EFLAGS is free.
+    fn poll(&mut self) {
+        dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + POLL], 0);
+        let patch = self.e.jcc(cc::NE);
+        self.leave_at_start(patch, exit::POLL);
+    }
+
+    /// `patch` leaves before the block's first instruction.
+    fn leave_at_start(&mut self, patch: Patch, reason: u64) {
+        self.exit_stubs.push(ExitStub {
+            patch,
+            flags: self.flags,
+            rip: self.key.rip,
+            reason,
+            payload: 0,
+            slot: None,
+            forward: false,
+            guard: None,
+            live: flags::ALL,
+        });
     }
 
     /// Code from here on belongs to the present instruction.
@@ -231,7 +333,7 @@ impl Translator {
             Class::PushMemory => self.push_memory(item),
             Class::Pop => self.pop(item),
             Class::Leave => self.leave(item),
-            Class::Jump => self.go_to(0, item.insn.near_branch_target()),
+            Class::Jump => self.go_to(item.insn.near_branch_target()),
             Class::JumpIf => self.jump_if(item),
             Class::JumpCount => self.jump_count(item),
             Class::JumpIndirect => self.jump_indirect(item),
@@ -357,16 +459,34 @@ impl Translator {
         for stub in mem::take(&mut self.slow_stubs) {
             self.slow_stub(items, stub);
         }
-        for stub in mem::take(&mut self.exit_stubs) {
+        // These may leave further ones.
+        while let Some(stub) = self.exit_stubs.pop() {
             self.exit_stub(stub);
+        }
+        for patch in mem::take(&mut self.branch_misses) {
+            self.branch_miss(patch);
+        }
+        for (patch, class) in mem::take(&mut self.return_misses) {
+            self.return_miss(patch, class);
         }
     }
 
     /// A jump that was just emitted and its way out while it is not linked.
-    pub(super) fn linkable(&mut self, patch: Patch, slot: usize, rip: u64) {
-        let payload = u64::from(self.id) * 2 + slot as u64;
-        let flags = self.flags;
-        self.exit_stubs.push(ExitStub { patch, flags, rip, reason: exit::LINK, payload, slot: Some(slot) });
+    pub(super) fn linkable(&mut self, patch: Patch, rip: u64, guard: Option<(Patch, Patch)>) {
+        let slot = self.slots.len();
+        self.slots.push(None);
+        let payload = tb::way(self.id, slot);
+        self.exit_stubs.push(ExitStub {
+            patch,
+            flags: self.flags,
+            rip,
+            reason: exit::LINK,
+            payload,
+            slot: Some(slot),
+            forward: rip > self.key.rip,
+            guard,
+            live: self.live_end,
+        });
     }
 }
 

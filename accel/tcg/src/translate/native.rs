@@ -7,7 +7,7 @@ use crate::code::tb::{PARKED, PARKING_ORDER};
 use crate::code::thunks::{gpr_offset, scratch_offset};
 use crate::cpu::is_high_byte;
 use crate::exec::helpers;
-use crate::translate::address::{Use, address_width, stack_bit};
+use crate::translate::address::{Place, Use, address_width, stack_bit};
 use crate::translate::block::Item;
 use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number, sized};
@@ -61,11 +61,11 @@ impl Translator {
             | if fp && waits(insn) { helpers::X87 } else { 0 }
             | if needs_alignment(insn, fp) { helpers::ALIGNED } else { 0 };
         self.flags_free(item.live_in);
-        self.linear_to_t0(insn, size.max(1), write);
+        let path = self.linear_to_t0(insn, size.max(1), write);
         if fp {
             self.need_fp(item.live_in);
         }
-        let stub = self.check(packed, write, Use::Native);
+        let stub = self.check(packed, write, path, Use::Native);
         self.native_on_host(item);
         self.checked_access_ends(stub);
     }
@@ -114,11 +114,17 @@ impl Translator {
         to_64bit_code(&mut new);
         let memory = has_memory(insn);
         if memory {
-            new.set_memory_base(Register::R11);
-            new.set_memory_index(Register::R10);
+            let (base, index, displacement) = match self.place {
+                Place::Sum => (Register::R11, Register::R10, 0),
+                Place::Base { base, displacement } => {
+                    (sized(usize::from(base), 8), Register::R11, displacement)
+                }
+            };
+            new.set_memory_base(base);
+            new.set_memory_index(index);
             new.set_memory_index_scale(1);
-            new.set_memory_displacement64(0);
-            new.set_memory_displ_size(0);
+            new.set_memory_displacement64(displacement as u64);
+            new.set_memory_displ_size(u32::from(displacement != 0));
         }
         let registers = (0..insn.op_count()).filter(|&op| insn.op_kind(op) == OpKind::Register);
         let (mut cold, mut high_byte, mut extended) = (false, false, memory);
@@ -204,13 +210,11 @@ impl Translator {
         };
         if memory && high_byte {
             let host = stand_in(self, &mut parked, &mut busy);
-            dynasm!(self.e ; .arch x64 ; lea Rq(host as u8), [r11 + r10]);
-            new.set_memory_base(sized(host, 8));
-            new.set_memory_index(Register::None);
+            self.place_address(host as u8);
+            set_address(&mut new, sized(host, 8));
         } else if memory && !needs.is_empty() {
-            dynasm!(self.e ; .arch x64 ; lea r10, [r11 + r10]);
-            new.set_memory_base(Register::R10);
-            new.set_memory_index(Register::None);
+            self.place_address(10);
+            set_address(&mut new, Register::R10);
         }
         for need in &mut needs {
             need.host = stand_in(self, &mut parked, &mut busy);
@@ -267,6 +271,14 @@ impl Translator {
             }
         }
     }
+}
+
+/// Has the memory operand of `insn` be at `base`.
+fn set_address(insn: &mut Instruction, base: Register) {
+    insn.set_memory_base(base);
+    insn.set_memory_index(Register::None);
+    insn.set_memory_displacement64(0);
+    insn.set_memory_displ_size(0);
 }
 
 /// Whether `insn` has an explicit memory operand.

@@ -7,7 +7,7 @@ use crate::code::emitter::cc;
 use crate::code::thunks::{gpr_offset, scratch_offset};
 use crate::exception::Exception;
 use crate::exec::helpers::STACK;
-use crate::translate::address::{Use, stack_bit};
+use crate::translate::address::{Path, Use, stack_bit};
 use crate::translate::block::Item;
 use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number};
@@ -27,7 +27,13 @@ impl Translator {
         } else {
             dynasm!(self.e ; .arch x64 ; lea r10d, [r9 + below]);
         }
-        self.check(size | STACK, true, used_for)
+        let path = self.stack_path(below);
+        self.check(size | STACK, true, path, used_for)
+    }
+
+    /// The way to the stack's top, plus `displacement`.
+    pub(super) fn stack_path(&self, displacement: i32) -> Path {
+        if self.bits == 64 { Path::base(4, 9, displacement) } else { Path::sum(4) }
     }
 
     /// The stack pointer moves by `delta`, flags untouched.
@@ -53,27 +59,16 @@ impl Translator {
         let size = self.slot_size(insn);
         if insn.op0_kind() == OpKind::Register {
             let number = gpr_number(insn.op0_register()).expect("other registers are pushed by a helper");
-            let host = match host_number(number) {
-                Some(host) => host as u8,
+            match host_number(number) {
+                Some(host) => self.store(host as u8, size),
                 None => {
-                    dynasm!(self.e ; .arch x64 ; lea r10, [r11 + r10] ; mov r11, [rsp + gpr_offset(number)]);
+                    self.place_address(10);
+                    dynasm!(self.e ; .arch x64 ; mov r11, [rsp + gpr_offset(number)]);
                     self.store_at_t0(size);
-                    self.move_stack(-(size as i32));
-                    return;
                 }
-            };
-            match size {
-                8 => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rq(host)),
-                4 => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rd(host)),
-                _ => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rw(host)),
             }
         } else {
-            let value = insn.immediate(0);
-            match size {
-                8 => dynasm!(self.e ; .arch x64 ; mov QWORD [r11 + r10], value as i32),
-                4 => dynasm!(self.e ; .arch x64 ; mov DWORD [r11 + r10], value as i32),
-                _ => dynasm!(self.e ; .arch x64 ; mov WORD [r11 + r10], value as i16),
-            }
+            self.store_constant(insn.immediate(0) as i32, size);
         }
         self.move_stack(-(size as i32));
     }
@@ -91,13 +86,9 @@ impl Translator {
     pub(super) fn push_memory(&mut self, item: &Item) {
         let size = self.slot_size(&item.insn);
         self.flags_free(item.live_in);
-        self.linear_to_t0(&item.insn, size, false);
-        self.check(size | stack_bit(&item.insn, self.bits), false, Use::Load);
-        match size {
-            8 => dynasm!(self.e ; .arch x64 ; mov r10, [r11 + r10]),
-            4 => dynasm!(self.e ; .arch x64 ; mov r10d, [r11 + r10]),
-            _ => dynasm!(self.e ; .arch x64 ; movzx r10d, WORD [r11 + r10]),
-        }
+        let path = self.linear_to_t0(&item.insn, size, false);
+        self.check(size | stack_bit(&item.insn, self.bits), false, path, Use::Load);
+        self.load(10, size);
         dynasm!(self.e ; .arch x64 ; mov [rsp + scratch_offset(1)], r10);
         let stub = self.check_push(item.live_in, size, Use::PushScratch);
         self.store_scratch(item);
@@ -108,7 +99,8 @@ impl Translator {
     pub(super) fn store_scratch(&mut self, item: &Item) {
         // A CALL through memory pushes its return address; only PUSH comes here.
         let size = self.slot_size(&item.insn);
-        dynasm!(self.e ; .arch x64 ; lea r10, [r11 + r10] ; mov r11, [rsp + scratch_offset(1)]);
+        self.place_address(10);
+        dynasm!(self.e ; .arch x64 ; mov r11, [rsp + scratch_offset(1)]);
         self.store_at_t0(size);
         self.move_stack(-(size as i32));
     }
@@ -120,25 +112,24 @@ impl Translator {
         let number = gpr_number(insn.op0_register()).expect("other registers are popped by a helper");
         self.flags_free(item.live_in);
         self.stack_top_to_t0();
-        self.check(size | STACK, false, Use::Load);
+        let path = self.stack_path(0);
+        self.check(size | STACK, false, path, Use::Load);
         match (host_number(number), size) {
             // POP RSP: the value, not the incremented pointer. POP SP increments first.
-            (Some(9), 8) => return dynasm!(self.e ; .arch x64 ; mov r9, [r11 + r10]),
-            (Some(9), 4) => return dynasm!(self.e ; .arch x64 ; mov r9d, [r11 + r10]),
+            (Some(9), 4 | 8) => return self.load(9, size),
             (Some(9), _) => {
-                dynasm!(self.e ; .arch x64 ; movzx r10d, WORD [r11 + r10]);
+                self.load(10, 2);
                 self.move_stack(2);
                 return dynasm!(self.e ; .arch x64 ; mov r9w, r10w);
             }
-            (Some(host), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), [r11 + r10]),
-            (Some(host), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8), [r11 + r10]),
-            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8), [r11 + r10]),
-            (None, 2) => dynasm!(self.e ; .arch x64
-                ; mov r10w, [r11 + r10]
-                ; mov [rsp + gpr_offset(number)], r10w),
-            (None, _) => dynasm!(self.e ; .arch x64
-                ; mov r10, [r11 + r10]
-                ; mov [rsp + gpr_offset(number)], r10),
+            (Some(host), _) => self.load(host as u8, size),
+            (None, _) => {
+                self.load(10, size);
+                match size {
+                    2 => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10w),
+                    _ => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10),
+                }
+            }
         }
         self.move_stack(size as i32);
     }
@@ -157,19 +148,21 @@ impl Translator {
         self.flags_free(item.live_in);
         if wide {
             dynasm!(self.e ; .arch x64 ; mov r10, rbp);
-            self.check(8 | STACK, false, Use::Load);
-            dynasm!(self.e ; .arch x64 ; mov r10, [r11 + r10] ; lea r9, [rbp + 8] ; mov rbp, r10);
+            self.check(8 | STACK, false, Path::base(5, 5, 0), Use::Load);
+            self.load(10, 8);
+            dynasm!(self.e ; .arch x64 ; lea r9, [rbp + 8] ; mov rbp, r10);
         } else {
             dynasm!(self.e ; .arch x64 ; mov r10d, ebp);
-            self.check(4 | STACK, false, Use::Load);
-            dynasm!(self.e ; .arch x64 ; mov r10d, [r11 + r10] ; lea r9d, [rbp + 4] ; mov ebp, r10d);
+            self.check(4 | STACK, false, Path::sum(5), Use::Load);
+            self.load(10, 4);
+            dynasm!(self.e ; .arch x64 ; lea r9d, [rbp + 4] ; mov ebp, r10d);
         }
     }
 
     /// CALL rel.
     pub(super) fn call(&mut self, item: &Item) {
         self.push_return(item);
-        self.go_to(0, item.insn.near_branch_target());
+        self.call_to(item.insn.next_ip(), |this| this.go_to(item.insn.near_branch_target()));
     }
 
     /// CALL r/m: the target is read before the return address is pushed.
@@ -180,8 +173,10 @@ impl Translator {
             self.fault_unless_canonical(item);
         }
         self.push_return(item);
-        dynasm!(self.e ; .arch x64 ; mov r10, [rsp + scratch_offset(1)]);
-        self.go_to_t0();
+        self.call_to(item.insn.next_ip(), |this| {
+            dynasm!(this.e ; .arch x64 ; mov r10, [rsp + scratch_offset(1)]);
+            this.go_to_t0();
+        });
     }
 
     /// Raises #GP(0) if T0 is not canonical: a call faults before it pushes.
@@ -206,16 +201,16 @@ impl Translator {
     pub(super) fn store_return(&mut self, item: &Item) {
         let next = item.insn.next_ip();
         if self.bits != 64 {
-            dynasm!(self.e ; .arch x64 ; mov DWORD [r11 + r10], next as i32);
+            self.store_constant(next as i32, 4);
             self.move_stack(-4);
             return;
         }
         match i32::try_from(next as i64) {
-            Ok(short) => dynasm!(self.e ; .arch x64 ; mov QWORD [r11 + r10], short),
-            Err(_) => dynasm!(self.e ; .arch x64
-                ; lea r10, [r11 + r10]
-                ; mov r11, QWORD next as i64
-                ; mov [r10], r11),
+            Ok(short) => self.store_constant(short, 8),
+            Err(_) => {
+                self.place_address(10);
+                dynasm!(self.e ; .arch x64 ; mov r11, QWORD next as i64 ; mov [r10], r11);
+            }
         }
         self.move_stack(-8);
     }
@@ -226,14 +221,11 @@ impl Translator {
         let size = if self.bits == 64 { 8 } else { 4 };
         self.flags_free(item.live_in);
         self.stack_top_to_t0();
-        self.check(size | STACK, false, Use::Load);
-        if size == 8 {
-            dynasm!(self.e ; .arch x64 ; mov r10, [r11 + r10]);
-        } else {
-            dynasm!(self.e ; .arch x64 ; mov r10d, [r11 + r10]);
-        }
+        let path = self.stack_path(0);
+        self.check(size | STACK, false, path, Use::Load);
+        self.load(10, size);
         self.popped = size + u32::from(drop);
         self.move_stack(self.popped as i32);
-        self.go_to_t0();
+        self.return_to_t0();
     }
 }

@@ -52,9 +52,10 @@ pub enum System {
 
 /// What generated code does with `insn` in mode `mode`, if it does anything.
 pub fn plan(insn: &Instruction, mode: u32, features: &Features) -> Option<System> {
-    let plain = mode::LONG | mode::FLAT_CODE;
     let shown = insn.cpuid_features().iter().all(|&feature| features.has(feature));
-    if mode & (plain | mode::SINGLE) != plain || !shown {
+    // The modes that are left for each other here have classes.
+    let plain = matches!(mode::class(mode), Some(mode::USER64 | mode::KERNEL64 | mode::KERNEL64_AC));
+    if !plain || !shown {
         return None;
     }
     let kernel = mode & mode::CPL == 0;
@@ -170,16 +171,8 @@ impl Translator {
         self.e.jcc(cc::E)
     }
 
-    /// Code of mode `bits` comes next. Clobbers T1.
+    /// Code of mode `bits` comes next.
     fn change_mode(&mut self, bits: u32) {
-        dynasm!(self.e ; .arch x64
-            ; mov r11, QWORD mode::jump_key(bits) as i64
-            ; mov [rsp + env_offset!(mode_key)], r11);
-    }
-
-    /// The mode bits of 64-bit code at privilege level `cpl`, with SMAP in force and no alignment checks.
-    fn mode_at(&self, cpl: u32) -> u32 {
-        let kept = mode::TS | mode::EM | mode::SSE | mode::AVX | mode::AVX512;
-        self.key.mode & kept | mode::LONG | mode::FLAT_CODE | cpl
+        self.class = mode::class(bits);
     }
 }

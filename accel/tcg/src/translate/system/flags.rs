@@ -32,7 +32,7 @@ impl Translator {
             (true, false) => {
                 dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(ac)], flag::AC as i32);
                 self.change_mode(self.key.mode | mode::SMAP_OFF);
-                self.go_to(0, item.insn.next_ip());
+                self.go_to(item.insn.next_ip());
             }
             (false, true) => {
                 self.flags_free(item.live_in);
@@ -40,7 +40,7 @@ impl Translator {
                 self.slow_from(vec![slow]);
                 dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(ac)], 0);
                 self.change_mode(self.key.mode & !mode::SMAP_OFF);
-                self.go_to(0, item.insn.next_ip());
+                self.go_to(item.insn.next_ip());
             }
         }
     }
@@ -90,9 +90,10 @@ impl Translator {
     pub(super) fn pop_flags(&mut self) {
         self.flags_free(0);
         dynasm!(self.e ; .arch x64 ; mov r10, r9);
-        self.check(8 | STACK, false, Use::Load);
+        let path = self.stack_path(0);
+        self.check(8 | STACK, false, path, Use::Load);
+        self.load(10, 8);
         dynasm!(self.e ; .arch x64
-            ; mov r10, [r11 + r10]
             // TF, or another AC than now: other code comes next.
             ; mov r11d, r10d
             ; and r11d, (flag::TF | flag::AC) as i32

@@ -4,6 +4,7 @@
 use dynasmrt::{DynasmApi, dynasm};
 
 use crate::code::emitter::{Patch, cc};
+use crate::code::tb::mode;
 use crate::code::thunks::{gpr_offset, scratch_offset};
 use crate::complex::syscall::{CODE64, DATA, USER};
 use crate::env::{Segment, flag};
@@ -13,10 +14,11 @@ use crate::mmu::access::MODE_SMAP;
 use crate::mmu::soft_tlb::TLB_ENTRIES;
 use crate::msr::spec::efer;
 use crate::segment::null_stack;
-use crate::translate::address::Use;
+use crate::translate::address::{Path, Use};
 use crate::translate::block::Item;
 use crate::translate::generator::Translator;
 
+const GPR_RSP: usize = 4;
 const CS: usize = 1;
 const SS: usize = 2;
 /// Scratch words of IRET's frame: RIP, CS, RFLAGS, RSP, SS.
@@ -64,9 +66,8 @@ impl Translator {
             ; lea r11d, [r10 + 8]);
         self.flat_segment(CS, 10, CODE64);
         self.flat_segment(SS, 11, DATA);
-        self.change_mode(self.mode_at(0));
         dynasm!(self.e ; .arch x64 ; mov r10, [rsp + env_offset!(msr.lstar)]);
-        self.e.jmp_to(self.thunks.lookup);
+        self.e.jmp_to(self.thunks.lookup[mode::KERNEL64]);
     }
 
     /// SYSRET to 64-bit code.
@@ -94,16 +95,15 @@ impl Translator {
             ; or r11d, 3);
         self.flat_segment(CS, 10, CODE64 | USER);
         self.flat_segment(SS, 11, DATA | USER);
-        self.change_mode(self.mode_at(3));
         dynasm!(self.e ; .arch x64 ; mov r10, rcx);
-        self.e.jmp_to(self.thunks.lookup);
+        self.e.jmp_to(self.thunks.lookup[mode::USER64]);
     }
 
     /// IRETQ at CPL 0.
     pub(super) fn iret(&mut self) {
         self.flags_free(0);
         dynasm!(self.e ; .arch x64 ; mov r10, r9);
-        self.check(40 | STACK, false, Use::Load);
+        self.check(40 | STACK, false, Path::sum(GPR_RSP), Use::Load);
         dynasm!(self.e ; .arch x64 ; lea r10, [r11 + r10]);
         for (word, scratch) in FRAME.into_iter().enumerate() {
             let at = 8 * word as i32;
@@ -141,7 +141,7 @@ impl Translator {
             slow.push(self.e.jcc(cc::NE));
             self.e.bind_short(null);
         }
-        self.iret_to(3);
+        self.iret_to(mode::USER64, USER);
 
         // To CPL 0.
         self.e.bind(inner);
@@ -153,19 +153,18 @@ impl Translator {
         let null = self.e.jcc(cc::E);
         self.unless_descriptor(DATA, &mut slow);
         self.slow_from(slow);
-        self.iret_to(0);
+        self.iret_to(mode::KERNEL64, 0);
         self.e.bind(null);
         self.iret_to_null_stack();
     }
 
-    /// The frame in scratch is good: takes it, with flat segments at privilege `cpl`.
-    fn iret_to(&mut self, cpl: u32) {
-        let user = if cpl == 3 { USER } else { 0 };
+    /// The frame in scratch is good: takes it, to code of `class`, with flat segments of privilege `user`.
+    fn iret_to(&mut self, class: usize, user: u16) {
         let [_, at_cs, _, _, at_ss] = FRAME.map(scratch_offset);
         dynasm!(self.e ; .arch x64 ; movzx r10d, WORD [rsp + at_cs] ; movzx r11d, WORD [rsp + at_ss]);
         self.flat_segment(CS, 10, CODE64 | user);
         self.flat_segment(SS, 11, DATA | user);
-        self.iret_on(cpl);
+        self.iret_on(class);
     }
 
     /// As [`Translator::iret_to`], at CPL 0 with a null SS.
@@ -179,20 +178,19 @@ impl Translator {
             ; mov QWORD [rsp + segment_offset(SS)], base as i32
             ; mov DWORD [rsp + segment_offset(SS) + 8], limit as i32
             ; mov DWORD [rsp + rights_offset(SS)], rights as i32);
-        self.iret_on(0);
+        self.iret_on(mode::KERNEL64);
     }
 
     /// RSP, RFLAGS and RIP of the frame in scratch.
-    fn iret_on(&mut self, cpl: u32) {
+    fn iret_on(&mut self, class: usize) {
         let [at_rip, _, at_flags, at_sp, _] = FRAME.map(scratch_offset);
         dynasm!(self.e ; .arch x64
             ; mov BYTE [rsp + env_offset!(nmi_blocked)], 0
             ; mov r9, [rsp + at_sp]
             ; mov r10d, [rsp + at_flags]);
         self.rflags_from_t0();
-        self.change_mode(self.mode_at(cpl));
         dynasm!(self.e ; .arch x64 ; mov r10, [rsp + at_rip]);
-        self.e.jmp_to(self.thunks.lookup);
+        self.e.jmp_to(self.thunks.lookup[class]);
     }
 
     /// Segment register `index` becomes flat, with its selector in host register `selector`, which is clobbered.

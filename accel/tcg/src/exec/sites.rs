@@ -1,0 +1,54 @@
+//! Sites of memory accesses that miss their slots often: their blocks are translated anew, with a look-up in the table
+//! there.
+//!
+//! A miss of a slot costs more than ten times what it saves when it hits. Misses alone tell nothing: a loop that walks
+//! through memory misses at every page. So it is their rate that counts, and of that only what can be seen without
+//! counting hits: how soon one follows another.
+
+use std::time::{Duration, Instant};
+
+use crate::code::tb::mode;
+use crate::env::{SITE_COUNTERS, SITE_MISSES};
+use crate::exec::vcpu::Vcpu;
+
+/// Misses that follow each other sooner than this, on the average, are too many.
+const TOO_SOON: Duration = Duration::from_nanos(40);
+
+/// When each counter was last full.
+pub struct Sites {
+    full: Vec<Option<Instant>>,
+}
+
+impl Sites {
+    /// None was.
+    pub fn new() -> Self {
+        Self { full: vec![None; SITE_COUNTERS] }
+    }
+}
+
+impl Default for Sites {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Vcpu {
+    /// `counter` of the site whose code is at `pc` is full.
+    pub(super) fn judge_site(&mut self, pc: u64, counter: usize) {
+        self.cpu.env.site_misses[counter] = 0u16.wrapping_sub(SITE_MISSES);
+        let now = Instant::now();
+        let Some(before) = self.sites.full[counter].replace(now) else { return };
+        if now - before > TOO_SOON * u32::from(SITE_MISSES) {
+            return;
+        }
+        let mut code = self.engine.code();
+        let Some(id) = code.cache.at(pc) else { return };
+        let block = code.cache.block(id);
+        let Some(mark) = block.mark_at(pc) else { return };
+        let (rip, class) = (block.key.rip, mode::class(block.key.mode));
+        code.cache.use_table(&self.cpu.ram, id, usize::from(mark.insn));
+        if let Some(class) = class {
+            self.cpu.mmu.forget_jump(rip, class);
+        }
+    }
+}
