@@ -174,6 +174,8 @@ pub struct Env {
     pub branch_from: u32,
     /// Interrupts are held off for one instruction: [`SHADOW_STI`], [`SHADOW_SS`] or 0.
     pub interrupt_shadow: u32,
+    /// Not zero: interrupt requests may be waiting for IF. What is requested after this was set kicks.
+    pub waiting: u32,
     /// Jump caches of the present context, one for each class of modes.
     pub jump_caches: [u64; mode::CLASSES],
     /// The one of them in which a helper has generated code look for the next block.

@@ -405,7 +405,7 @@ fn helper_thunk(e: &mut Emitter, helper: Helper, ways: &Ways, after: After) -> u
             dynasm!(e ; .arch x64 ; mov r10, [rsp + scratch_offset(RESULT) + 8]);
         }
         After::Flags => {
-            dynasm!(e ; .arch x64 ; mov eax, [rsp + env_offset!(lahf) + 8] ; add al, 0x7f ; sahf);
+            dynasm!(e ; .arch x64 ; movzx eax, WORD [rsp + env_offset!(lahf) + 8] ; add al, 0x7f ; sahf);
         }
     }
     load_guest(e, 8);

@@ -13,11 +13,13 @@ const RDX: usize = 2;
 const RSP: usize = 4;
 const R11: usize = 11;
 
-/// Flat code and data, DPL 0; [`USER`] makes it DPL 3.
-const CODE64: u16 = 0xa09b;
+/// Rights of flat 64-bit code, DPL 0; [`USER`] makes it DPL 3.
+pub const CODE64: u16 = 0xa09b;
 const CODE32: u16 = 0xc09b;
-const DATA: u16 = 0xc093;
-const USER: u16 = 0x60;
+/// Rights of flat data, DPL 0.
+pub const DATA: u16 = 0xc093;
+/// DPL 3.
+pub const USER: u16 = 0x60;
 
 fn flat(selector: u16, access: u16) -> Segment {
     Segment { base: 0, limit: u32::MAX, access, selector }

@@ -305,9 +305,11 @@ impl Vcpu {
     /// Enters generated code.
     fn enter(&mut self, entry: u64) -> Exit {
         let owner = std::ptr::from_mut(self) as u64;
+        let waiting = u32::from(self.cpu.handle.interrupt_request() != 0);
         let env = &mut *self.cpu.env;
         env.flags_to_code();
         env.owner = owner;
+        env.waiting = waiting;
         self.cpu.settle();
         let block = self.cpu.env.mapping().block();
         // SAFETY: the thunk has this signature; `entry` is the entry of a live block, or was found by its key in the

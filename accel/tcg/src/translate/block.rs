@@ -90,6 +90,7 @@ pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut
             Class::JumpIf | Class::JumpCount => {
                 Effect { read: flags::effect(&insn).read, ..Effect::default() }
             }
+            Class::System(system) => system.effect(),
             // Helpers may show the flags to the guest.
             Class::Complex(_) | Class::Raise(_) => Effect { read: flags::ALL, ..Effect::default() },
             _ => Effect::default(),

@@ -20,6 +20,7 @@ use crate::translate::features::Features;
 use crate::translate::flags::{self, Flags};
 use crate::translate::groups::Groups;
 use crate::translate::liveness::Peek;
+use crate::translate::system::SlowStub;
 
 /// Bytes of code that a block can need at most; the caller makes room for so many.
 pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
@@ -63,12 +64,15 @@ pub struct Translator {
     pub(super) id: TbId,
     /// The instruction being emitted.
     pub(super) now: usize,
+    /// The block's last.
+    pub(super) last: usize,
     /// Where the guest's flags are.
     pub(super) flags: Flags,
     /// The guest's vector state is known to be in the host's registers.
     pub(super) fp_loaded: bool,
     pub(super) miss_stubs: Vec<MissStub>,
     pub(super) exit_stubs: Vec<ExitStub>,
+    pub(super) slow_stubs: Vec<SlowStub>,
     pub(super) branch_misses: Vec<Patch>,
     pub(super) return_misses: Vec<(Patch, usize)>,
     /// The class of the block's mode.
@@ -106,10 +110,12 @@ impl Translator {
             bits: 64,
             id: 0,
             now: 0,
+            last: 0,
             flags: Flags::Host,
             fp_loaded: false,
             miss_stubs: Vec::new(),
             exit_stubs: Vec::new(),
+            slow_stubs: Vec::new(),
             branch_misses: Vec::new(),
             return_misses: Vec::new(),
             class: None,
@@ -179,6 +185,7 @@ impl Translator {
         self.e.reset(base);
         self.slots.clear();
         self.popped = 0;
+        self.last = items.len() - 1;
         self.fp_loaded = false;
         self.find_groups(&items, grouped);
         let entries = self.prologue(&items[0], numbers.1);
@@ -334,10 +341,18 @@ impl Translator {
     }
 
     fn instruction(&mut self, item: &Item) {
-        if !matches!(item.class, Class::Native | Class::NativeFp | Class::Push | Class::Pop | Class::Nothing)
-        {
+        let keeps_t1 =
+            matches!(item.class, Class::Native | Class::NativeFp | Class::Push | Class::Pop | Class::Nothing);
+        if !keeps_t1 {
             self.t1 = None;
         }
+        self.emit(item);
+        if !keeps_t1 {
+            self.t1 = None;
+        }
+    }
+
+    fn emit(&mut self, item: &Item) {
         match item.class {
             Class::Native => self.native(item),
             Class::NativeFp => self.native_fp(item),
@@ -444,7 +459,7 @@ impl Translator {
         self.t1 = None;
         dynasm!(self.e ; .arch x64
             ; mov r11, rax
-            ; mov eax, [rsp + env_offset!(lahf)]
+            ; movzx eax, WORD [rsp + env_offset!(lahf)]
             ; add al, 0x7f
             ; sahf
             ; mov rax, r11);
@@ -454,7 +469,7 @@ impl Translator {
     pub(super) fn load_flags(&mut self) {
         dynasm!(self.e ; .arch x64
             ; mov [rsp + scratch_offset(0)], rax
-            ; mov eax, [rsp + env_offset!(lahf)]
+            ; movzx eax, WORD [rsp + env_offset!(lahf)]
             ; add al, 0x7f
             ; sahf
             ; mov rax, [rsp + scratch_offset(0)]);
@@ -474,6 +489,9 @@ impl Translator {
     fn emit_stubs(&mut self, items: &[Item]) {
         for stub in mem::take(&mut self.miss_stubs) {
             self.miss_stub(items, stub);
+        }
+        for stub in mem::take(&mut self.slow_stubs) {
+            self.slow_stub(items, stub);
         }
         // These may leave further ones.
         while let Some(stub) = self.exit_stubs.pop() {

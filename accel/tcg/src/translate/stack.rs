@@ -19,7 +19,7 @@ impl Translator {
     }
 
     /// Reaches a new slot of `size` bytes on the stack, for a store. See [`Translator::reach`].
-    fn reach_push(&mut self, live: u8, size: u32, used_for: Use) -> Option<usize> {
+    pub(super) fn reach_push(&mut self, live: u8, size: u32, used_for: Use) -> Option<usize> {
         let below = -(size as i32);
         self.reach((size | STACK, true), live, used_for, |this, used_for| {
             match (used_for, this.bits) {
@@ -44,7 +44,7 @@ impl Translator {
     }
 
     /// The way to the stack's top, plus `displacement`.
-    fn stack_path(&self, displacement: i32) -> Path {
+    pub(super) fn stack_path(&self, displacement: i32) -> Path {
         if self.bits == 64 { Path::base(4, 9, displacement) } else { Path::sum(4) }
     }
 

@@ -1,18 +1,24 @@
 //! System instructions that have generated code of their own, in 64-bit mode. All others are helpers'.
 //!
 //! They work on the state in memory with T0 and T1 alone, so vector state stays where it is. What is rare about one
-//! (a fault, a mode that Linux does not use) goes to the helper, which executes the whole instruction.
+//! (a fault, a mode that Linux does not use, an interrupt that waits for IF) goes to the helper, which executes the
+//! whole instruction: nothing is written before the last check.
+
+pub mod flags;
+pub mod gates;
+pub mod registers;
 
 use dynasmrt::{DynasmApi, dynasm};
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use crate::code::emitter::cc;
+use crate::code::emitter::{Patch, cc};
 use crate::code::tb::mode;
-use crate::env::flag;
+use crate::code::thunks::exit;
 use crate::env_offset;
 use crate::mmu::walk::cr;
 use crate::translate::block::Item;
 use crate::translate::features::Features;
+use crate::translate::flags::{ALL, Effect, Flags};
 use crate::translate::generator::Translator;
 
 /// A system instruction.
@@ -20,21 +26,64 @@ use crate::translate::generator::Translator;
 pub enum System {
     /// CLAC and STAC.
     SetAc(bool),
+    /// CLI.
+    Cli,
+    /// STI.
+    Sti,
+    /// PUSHFQ.
+    PushFlags,
+    /// POPFQ at CPL 0.
+    PopFlags,
+    /// SWAPGS.
+    SwapGs,
+    /// RDFSBASE, RDGSBASE: from segment register 4 or 5.
+    ReadBase(usize),
+    /// WRFSBASE, WRGSBASE.
+    WriteBase(usize),
+    /// MOV from CR0, CR2, CR3 or CR4.
+    ReadControl,
+    /// SYSCALL.
+    Syscall,
+    /// SYSRET to 64-bit code.
+    Sysret,
+    /// IRETQ at CPL 0.
+    Iret,
 }
 
 /// What generated code does with `insn` in mode `mode`, if it does anything.
 pub fn plan(insn: &Instruction, mode: u32, features: &Features) -> Option<System> {
-    let plain = mode & (mode::LONG | mode::SINGLE) == mode::LONG;
     let shown = insn.cpuid_features().iter().all(|&feature| features.has(feature));
+    // The modes that are left for each other here have classes.
+    let plain = matches!(mode::class(mode), Some(mode::USER64 | mode::KERNEL64 | mode::KERNEL64_AC));
     if !plain || !shown {
         return None;
     }
     let kernel = mode & mode::CPL == 0;
     Some(match insn.mnemonic() {
-        Mnemonic::Clac if kernel => System::SetAc(false),
-        Mnemonic::Stac if kernel => System::SetAc(true),
+        Mnemonic::Syscall => System::Syscall,
+        Mnemonic::Pushfq => System::PushFlags,
+        Mnemonic::Rdfsbase => System::ReadBase(4),
+        Mnemonic::Rdgsbase => System::ReadBase(5),
+        Mnemonic::Wrfsbase => System::WriteBase(4),
+        Mnemonic::Wrgsbase => System::WriteBase(5),
+        _ if !kernel => return None,
+        Mnemonic::Clac => System::SetAc(false),
+        Mnemonic::Stac => System::SetAc(true),
+        Mnemonic::Cli => System::Cli,
+        Mnemonic::Sti => System::Sti,
+        Mnemonic::Popfq => System::PopFlags,
+        Mnemonic::Swapgs => System::SwapGs,
+        Mnemonic::Sysretq => System::Sysret,
+        Mnemonic::Iretq => System::Iret,
+        Mnemonic::Mov if insn.op1_kind() == OpKind::Register && is_stored_control(insn.op1_register()) => {
+            System::ReadControl
+        }
         _ => return None,
     })
+}
+
+fn is_stored_control(register: Register) -> bool {
+    matches!(register, Register::CR0 | Register::CR2 | Register::CR3 | Register::CR4)
 }
 
 impl System {
@@ -43,53 +92,83 @@ impl System {
         match self {
             // From one view of memory to the other.
             System::SetAc(set) => set != (mode & mode::SMAP_OFF != 0),
+            System::Syscall | System::Sysret | System::Iret => true,
+            _ => false,
         }
     }
 
     /// Whether its code goes on to another block by itself.
     pub fn ends_flow(self, mode: u32) -> bool {
+        self.ends_block(mode)
+    }
+
+    /// What it does to the arithmetic flags.
+    pub fn effect(self) -> Effect {
         match self {
-            System::SetAc(_) => self.ends_block(mode),
+            System::PushFlags | System::Syscall => Effect { read: ALL, ..Effect::default() },
+            System::PopFlags | System::Sysret | System::Iret => Effect { read: 0, killed: ALL, writes: true },
+            _ => Effect::default(),
         }
     }
+}
+
+/// The way of an instruction that the helper must execute, emitted behind the block.
+pub struct SlowStub {
+    patches: Vec<Patch>,
+    insn: usize,
+    /// State at the jumps.
+    flags: Flags,
+    fp_loaded: bool,
 }
 
 impl Translator {
     pub(super) fn system(&mut self, item: &Item, system: System) {
         match system {
             System::SetAc(set) => self.set_ac(item, set),
+            System::Cli => self.cli(),
+            System::Sti => self.sti(item),
+            System::PushFlags => self.push_flags(item),
+            System::PopFlags => self.pop_flags(),
+            System::SwapGs => self.swap_gs(),
+            System::ReadBase(segment) => self.read_base(item, segment),
+            System::WriteBase(segment) => self.write_base(item, segment),
+            System::ReadControl => self.read_control(item),
+            System::Syscall => self.syscall(item),
+            System::Sysret => self.sysret(),
+            System::Iret => self.iret(),
         }
     }
 
-    /// CLAC and STAC. The code that follows is that of the other mode.
-    fn set_ac(&mut self, item: &Item, set: bool) {
-        let off = self.key.mode & mode::SMAP_OFF != 0;
-        match (set, off) {
-            // AC is clear: SMAP is in force.
-            (false, false) => {}
-            // It may be clear, where CR4.SMAP is too.
-            (true, true) => {
-                dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(ac)], flag::AC as i32);
-            }
-            (true, false) => {
-                dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(ac)], flag::AC as i32);
-                self.change_mode(self.key.mode | mode::SMAP_OFF);
-                self.go_to(item.insn.next_ip());
-            }
-            (false, true) => {
-                self.flags_free(item.live_in);
-                dynasm!(self.e ; .arch x64
-                    ; test DWORD [rsp + env_offset!(cr4)], cr::CR4_SMAP as i32);
-                let smap = self.e.jcc_short(cc::NE);
-                let (flags, fp_loaded) = (self.flags, self.fp_loaded);
-                self.complex(&item.insn, None);
-                (self.flags, self.fp_loaded) = (flags, fp_loaded);
-                self.e.bind_short(smap);
-                dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + env_offset!(ac)], 0);
-                self.change_mode(self.key.mode & !mode::SMAP_OFF);
-                self.go_to(item.insn.next_ip());
-            }
+    /// From `patches` on the helper executes the instruction.
+    pub(super) fn slow_from(&mut self, patches: Vec<Patch>) {
+        let (insn, flags, fp_loaded) = (self.now, self.flags, self.fp_loaded);
+        self.slow_stubs.push(SlowStub { patches, insn, flags, fp_loaded });
+    }
+
+    pub(super) fn slow_stub(&mut self, items: &[Item], stub: SlowStub) {
+        let item = &items[stub.insn];
+        (self.now, self.flags, self.fp_loaded) = (stub.insn, stub.flags, stub.fp_loaded);
+        self.mark();
+        for patch in stub.patches {
+            self.e.bind(patch);
         }
+        self.complex(&item.insn, None);
+        // The helper found nothing to leave for.
+        self.store_rip(item.insn.next_ip());
+        dynasm!(self.e ; .arch x64 ; mov r11d, exit::BLOCK_END as i32);
+        self.e.jmp_to(self.thunks.exit);
+    }
+
+    /// Jumps away if an interrupt may be waiting for IF. Clobbers EFLAGS.
+    fn if_interrupts_wait(&mut self) -> Patch {
+        dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + env_offset!(waiting)], 0);
+        self.e.jcc(cc::NE)
+    }
+
+    /// Jumps away unless SMAP is enabled: the mode of the next block is known then. Clobbers EFLAGS.
+    fn unless_smap(&mut self) -> Patch {
+        dynasm!(self.e ; .arch x64 ; test DWORD [rsp + env_offset!(cr4)], cr::CR4_SMAP as i32);
+        self.e.jcc(cc::E)
     }
 
     /// Code of mode `bits` comes next.
