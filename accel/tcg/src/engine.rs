@@ -11,7 +11,7 @@ use crate::translate::features::Features;
 use crate::translate::generator::{MAX_BLOCK_BYTES, Translator};
 
 /// Bytes of code memory unless told otherwise.
-pub const CODE_BYTES: usize = 32 << 20;
+pub const CODE_BYTES: usize = 256 << 20;
 /// Bytes of code memory at least: the thunks and two of the largest blocks.
 pub const MIN_CODE_BYTES: usize = 4 * MAX_BLOCK_BYTES;
 

@@ -22,7 +22,9 @@ pub struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
-        self.0 ^ self.0 >> 29
+        // The last product's low bits know little of the high ones.
+        let mixed = (self.0 ^ self.0 >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        mixed ^ mixed >> 32
     }
     fn write(&mut self, bytes: &[u8]) {
         for &byte in bytes {
@@ -163,12 +165,7 @@ impl TbCache {
     }
 
     /// Enters a block.
-    pub fn insert(&mut self, mut block: Tb) -> TbId {
-        // There are tens of thousands, which stay.
-        block.marks.shrink_to_fit();
-        block.insns.shrink_to_fit();
-        block.slots.shrink_to_fit();
-        block.sites.shrink_to_fit();
+    pub fn insert(&mut self, block: Tb) -> TbId {
         let id = self.next_id();
         self.counters.translated += 1;
         self.counters.instructions += block.insns.len() as u64 - 1;

@@ -13,10 +13,19 @@ const EMPTY: u32 = u32::MAX;
 const REMOVED: u32 = u32::MAX - 1;
 const MIN_PLACES: usize = 1024;
 
+/// A block's number, and some of its key's hash: other keys are told apart without a look at their blocks.
+#[derive(Clone, Copy)]
+struct Place {
+    id: u32,
+    hash: u32,
+}
+
+const EMPTY_PLACE: Place = Place { id: EMPTY, hash: 0 };
+
 /// The index. `key_of` of each method gives the key of a block that is in it.
 pub struct KeyTable<S> {
     /// A power of two of them, never all taken.
-    places: Vec<u32>,
+    places: Vec<Place>,
     /// Places that are not [`EMPTY`].
     taken: usize,
     live: usize,
@@ -25,14 +34,19 @@ pub struct KeyTable<S> {
 
 impl<S: BuildHasher + Default> Default for KeyTable<S> {
     fn default() -> Self {
-        Self { places: vec![EMPTY; MIN_PLACES], taken: 0, live: 0, hasher: S::default() }
+        Self { places: vec![EMPTY_PLACE; MIN_PLACES], taken: 0, live: 0, hasher: S::default() }
     }
 }
 
 impl<S: BuildHasher> KeyTable<S> {
-    /// Where the search for `key` begins: the hash's high bits, which all of the key's bits went into.
-    fn start(&self, key: &TbKey) -> usize {
-        (self.hasher.hash_one(key) >> (u64::BITS - self.places.len().ilog2())) as usize
+    /// The hash of `key`: its high bits, which all of the key's bits went into.
+    fn hash(&self, key: &TbKey) -> u32 {
+        (self.hasher.hash_one(key) >> 32) as u32
+    }
+
+    /// Where the search for a key with `hash` begins.
+    fn start(&self, hash: u32) -> usize {
+        (hash >> (u32::BITS - self.places.len().ilog2())) as usize
     }
 
     fn next(&self, place: usize) -> usize {
@@ -40,12 +54,13 @@ impl<S: BuildHasher> KeyTable<S> {
     }
 
     fn place_of<'a>(&self, key: &TbKey, key_of: impl Fn(TbId) -> &'a TbKey) -> Option<usize> {
-        let mut place = self.start(key);
+        let hash = self.hash(key);
+        let mut place = self.start(hash);
         loop {
             match self.places[place] {
-                EMPTY => return None,
-                REMOVED => {}
-                id if key_of(id) == key => return Some(place),
+                Place { id: EMPTY, .. } => return None,
+                Place { id: REMOVED, .. } => {}
+                found if found.hash == hash && key_of(found.id) == key => return Some(place),
                 _ => {}
             }
             place = self.next(place);
@@ -54,55 +69,63 @@ impl<S: BuildHasher> KeyTable<S> {
 
     /// The block for `key`.
     pub fn find<'a>(&self, key: &TbKey, key_of: impl Fn(TbId) -> &'a TbKey) -> Option<TbId> {
-        self.place_of(key, key_of).map(|place| self.places[place])
+        self.place_of(key, key_of).map(|place| self.places[place].id)
     }
 
     /// Enters `id` for `key`, in the place of another block if there is one.
     pub fn insert<'a>(&mut self, key: &TbKey, id: TbId, key_of: impl Fn(TbId) -> &'a TbKey) {
         assert!(id < REMOVED, "code memory is full long before");
         if let Some(place) = self.place_of(key, &key_of) {
-            self.places[place] = id;
+            self.places[place].id = id;
             return;
         }
-        if (self.taken + 1) * 4 > self.places.len() * 3 {
-            self.rebuild(key_of);
+        // Half empty at least: searches that find nothing are the most frequent ones while code is new.
+        if (self.taken + 1) * 2 > self.places.len() {
+            self.rebuild();
         }
         self.live += 1;
-        self.put(key, id);
+        self.put(Place { id, hash: self.hash(key) });
     }
 
     /// Into the first empty place: there is no such key yet.
-    fn put(&mut self, key: &TbKey, id: TbId) {
-        let mut place = self.start(key);
-        while self.places[place] != EMPTY {
+    fn put(&mut self, new: Place) {
+        let mut place = self.start(new.hash);
+        while self.places[place].id != EMPTY {
             place = self.next(place);
         }
-        self.places[place] = id;
+        self.places[place] = new;
         self.taken += 1;
     }
 
     /// More room, or the same without the places of what was removed.
-    fn rebuild<'a>(&mut self, key_of: impl Fn(TbId) -> &'a TbKey) {
-        let room = ((self.live + 1) * 2).next_power_of_two().max(MIN_PLACES);
-        let old = std::mem::replace(&mut self.places, vec![EMPTY; room]);
+    fn rebuild(&mut self) {
+        let room = ((self.live + 1) * 4).next_power_of_two().max(MIN_PLACES);
+        let old = std::mem::replace(&mut self.places, vec![EMPTY_PLACE; room]);
         self.taken = 0;
-        for id in old.into_iter().filter(|&id| id < REMOVED) {
-            self.put(key_of(id), id);
+        for place in old.into_iter().filter(|place| place.id < REMOVED) {
+            self.put(place);
         }
     }
 
     /// Takes the block for `key` out.
     pub fn remove<'a>(&mut self, key: &TbKey, key_of: impl Fn(TbId) -> &'a TbKey) {
         if let Some(place) = self.place_of(key, key_of) {
-            self.places[place] = REMOVED;
+            self.places[place].id = REMOVED;
             self.live -= 1;
+            // What no search passes by need not be kept.
+            let mut last = place;
+            while self.places[last].id == REMOVED && self.places[self.next(last)].id == EMPTY {
+                self.places[last].id = EMPTY;
+                self.taken -= 1;
+                last = last.wrapping_sub(1) & (self.places.len() - 1);
+            }
         }
     }
 
     /// Takes all out.
     pub fn clear(&mut self) {
         self.places.clear();
-        self.places.resize(MIN_PLACES, EMPTY);
+        self.places.resize(MIN_PLACES, EMPTY_PLACE);
         (self.taken, self.live) = (0, 0);
     }
 }
@@ -147,7 +170,7 @@ mod tests {
             assert_eq!(table.find(&other, |id| &keys[id as usize]), map.get(&other).copied());
         }
         assert_eq!(table.live, map.len());
-        assert!(table.places.len() <= 4 * map.len(), "it grows with what is in it, not with what was");
+        assert!(table.places.len() <= 8 * map.len(), "it grows with what is in it, not with what was");
         table.clear();
         assert_eq!(table.find(&key(1), |id| &keys[id as usize]), None);
     }
@@ -162,7 +185,7 @@ mod tests {
         }
         let steps = |key: &TbKey| {
             let place = table.place_of(key, |id| &keys[id as usize]).unwrap();
-            place.wrapping_sub(table.start(key)) & (table.places.len() - 1)
+            place.wrapping_sub(table.start(table.hash(key))) & (table.places.len() - 1)
         };
         let total: usize = keys.iter().map(steps).sum();
         assert!(total < 3 * keys.len(), "{total} steps to {} keys", keys.len());

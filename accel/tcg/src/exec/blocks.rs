@@ -52,6 +52,26 @@ pub fn mode_bits(env: &Env) -> u32 {
     bits
 }
 
+/// A copy of the page that was translated from last. Up to date as long as the page holds translated code: then its stores
+/// are seen ([`crate::cpu::Cpu::code_written`]).
+pub struct PageCopy {
+    /// Its bytes, and the first ones of the page that follows it.
+    bytes: Box<[u8; PAGE as usize + MAX_INSN_BYTES]>,
+}
+
+impl PageCopy {
+    /// Of none, as [`crate::cpu::Cpu::copied`] says.
+    pub fn new() -> Self {
+        Self { bytes: Box::new([0; PAGE as usize + MAX_INSN_BYTES]) }
+    }
+}
+
+impl Default for PageCopy {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// The code around a block, as far as it has been fetched from.
 struct Fetched<'a> {
     mmu: &'a Mmu,
@@ -118,12 +138,15 @@ impl Vcpu {
             Some(id) => id,
             None => {
                 // The page is marked and its write entries are gone before its bytes are read; see `code::cache`.
-                cpu.ram.set_code(page.index, true);
-                cpu.mmu.revoke_write(&cpu.ram, page);
-                let mut bytes = [0; PAGE as usize + MAX_INSN_BYTES];
                 let end = PAGE as usize;
-                load(page.host, &mut bytes[..end]);
-                match self.translate(key, page, &bytes[..end]) {
+                let known = cpu.ram.is_code(page.index) && cpu.copied == Some(page.index);
+                cpu.ram.set_code(page.index, true);
+                if !known {
+                    cpu.mmu.revoke_write(&cpu.ram, page);
+                    load(page.host, &mut self.copy.bytes[..end]);
+                    cpu.copied = Some(page.index);
+                }
+                match self.translate(key, page, end) {
                     Some(id) => id,
                     None => {
                         let cpu = &mut self.cpu;
@@ -136,8 +159,8 @@ impl Vcpu {
                             None => {
                                 cpu.ram.set_code(second.index, true);
                                 cpu.mmu.revoke_write(&cpu.ram, second);
-                                load(second.host, &mut bytes[end..end + MAX_INSN_BYTES]);
-                                self.translate(key, page, &bytes[..end + MAX_INSN_BYTES])
+                                load(second.host, &mut self.copy.bytes[end..end + MAX_INSN_BYTES]);
+                                self.translate(key, page, end + MAX_INSN_BYTES)
                                     .expect("no instruction is longer than these bytes")
                             }
                         }
@@ -180,11 +203,13 @@ impl Vcpu {
         self.cpu.env.gpr[4] = self.cpu.env.gpr[4].wrapping_sub(u64::from(block.popped));
     }
 
-    fn translate(&mut self, key: TbKey, page: crate::ram::RamPage, bytes: &[u8]) -> Option<TbId> {
+    /// Translates from the copied page, `len` bytes of it and what follows.
+    fn translate(&mut self, key: TbKey, page: RamPage, len: usize) -> Option<TbId> {
         let mut guard = self.engine.code();
         let code = &mut *guard;
         if code.cache.buffer.free() < MAX_BLOCK_BYTES {
             code.cache.clear(&self.cpu.ram);
+            self.cpu.copied = None;
             self.cpu.mmu.flush_all_jumps();
             for page in [Some(page.index), key.second_page].into_iter().flatten() {
                 self.cpu.ram.set_code(page, true);
@@ -198,7 +223,7 @@ impl Vcpu {
         );
         let hashed = code.cache.hashed_sites(&key);
         let grouped = code.cache.groups_pay(&key);
-        let source = Code { bytes, extended: true, grouped };
+        let source = Code { bytes: &self.copy.bytes[..len], extended: true, grouped };
         let peek = Fetched { mmu: &self.cpu.mmu, key, page };
         let block = code.translator.translate(
             key,

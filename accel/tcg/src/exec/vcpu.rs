@@ -17,6 +17,7 @@ use crate::cpu::Cpu;
 use crate::engine::Engine;
 use crate::env::{ARITH_FLAGS, EnvBlock, SHADOW_SS, flag};
 use crate::exception::{Exception, vector};
+use crate::exec::blocks::PageCopy;
 use crate::exec::sites::Sites;
 use crate::exec::trace;
 use crate::interrupt::{self, Kind};
@@ -69,6 +70,8 @@ pub struct Vcpu {
     pub(super) chaining: bool,
     /// Sites that miss their slots.
     pub(super) sites: Sites,
+    /// The page that is translated from.
+    pub(super) copy: PageCopy,
     /// The code that runs is to come back after one instruction.
     pub(super) single: bool,
 }
@@ -84,6 +87,7 @@ impl Vcpu {
             single_step: false,
             chaining: trace::chaining(),
             sites: Sites::new(),
+            copy: PageCopy::new(),
             single: false,
         }
     }

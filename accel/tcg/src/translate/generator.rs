@@ -184,6 +184,7 @@ impl Translator {
         self.id = id;
         self.e.reset(base);
         self.slots.clear();
+        self.marks.clear();
         self.popped = 0;
         self.last = items.len() - 1;
         self.fp_loaded = false;
@@ -232,7 +233,7 @@ impl Translator {
             second_page_number: numbers.1,
             slots: self.slots.clone(),
             incoming: Vec::new(),
-            marks: mem::take(&mut self.marks),
+            marks: self.marks.clone(),
             insns,
             sites: mem::take(&mut self.sites),
             popped: self.popped,
