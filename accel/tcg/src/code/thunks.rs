@@ -16,6 +16,7 @@ use std::mem::offset_of;
 use dynasmrt::{DynasmApi, dynasm};
 
 use crate::code::emitter::{Emitter, Patch, cc};
+use crate::code::refill;
 use crate::code::tb::mode;
 use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TLB_MODES, TlbSlot};
 use crate::exec::helpers::{JUDGE, RESUME, SITE_SHIFT, SLOT_SHIFT};
@@ -112,6 +113,9 @@ pub struct Thunks {
     /// For each soft-TLB mode, reads and writes: as `read_miss` and `write_miss` where a slot did not match; fills it from
     /// the table where that has the page. Clobbers flags.
     pub slot_miss: [[u64; 2]; TLB_MODES],
+    /// For each soft-TLB mode, reads and writes: as `read_miss` and `write_miss`, from the guest's page tables where that is
+    /// simple. Clobbers flags.
+    pub refill: [[u64; 2]; TLB_MODES],
     /// Called after a store to the bounce buffer, the guest's flags in EFLAGS.
     pub commit_flags: u64,
     /// Called after a store to the bounce buffer, the guest's flags saved or dead.
@@ -241,7 +245,11 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     thunks.write_miss = helper_thunk(e, helpers.write_miss, &ways, After::HostAddress);
     for mode in 0..TLB_MODES {
         for (write, slow) in [thunks.read_miss, thunks.write_miss].into_iter().enumerate() {
-            thunks.slot_miss[mode][write] = slot_miss(e, mode, write, slow);
+            let (is_store, filled) = (write != 0, e.here());
+            thunks.slot_miss[mode][write] = filled;
+            slot_miss(e, mode, write, slow);
+            refill::emit(e, mode, is_store, Some(filled), slow);
+            thunks.refill[mode][write] = refill::emit(e, mode, is_store, None, slow);
         }
     }
     thunks.linear = helper_thunk(e, helpers.linear, &ways, After::Linear);
@@ -266,12 +274,11 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     thunks
 }
 
-/// Fills a slot from the table, or goes on to `slow`. T0 = linear address; T1 packed as for the helpers, see
-/// [`crate::exec::helpers`].
-fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) -> u64 {
+/// Fills a slot from the table, or goes on behind itself where the table does not have the page, or else to `slow`. T0 =
+/// linear address; T1 packed as for the helpers, see [`crate::exec::helpers`].
+fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) {
     // Called: everything is 8 bytes further up. Nothing is parked at a check.
     let park = [(0, scratch_offset(4) + 8), (1, scratch_offset(5) + 8), (2, scratch_offset(6) + 8)];
-    let at = e.here();
     for (register, place) in park {
         dynasm!(e ; .arch x64 ; mov [rsp + place], Rq(register));
     }
@@ -312,13 +319,15 @@ fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) -> u64 {
     dynasm!(e ; .arch x64 ; ret);
     e.bind_short(judge);
     dynasm!(e ; .arch x64 ; or r11d, JUDGE as i32);
-    e.bind(not_there);
     e.bind(crosses);
     for (register, place) in park {
         dynasm!(e ; .arch x64 ; mov Rq(register), [rsp + place]);
     }
     e.jmp_to(slow);
-    at
+    e.bind(not_there);
+    for (register, place) in park {
+        dynasm!(e ; .arch x64 ; mov Rq(register), [rsp + place]);
+    }
 }
 
 /// Offset of the pointer to the jump cache of `class` from the host's RSP.

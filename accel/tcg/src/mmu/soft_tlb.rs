@@ -14,7 +14,7 @@
 
 use crate::code::tb::mode;
 use crate::env::{Env, TLB_MODES};
-use crate::mmu::walk::cr;
+use crate::mmu::walk::{self, cr};
 use crate::ram::{Ram, SEVERAL};
 
 /// Entries of one table; a power of two.
@@ -72,10 +72,14 @@ pub struct FetchEntry {
 const NO_FETCH: FetchEntry = FetchEntry { tag: EMPTY_TAG, page: crate::ram::RamPage { host: 0, index: 0 } };
 
 /// A set of page numbers that may say yes to one that is not in it, never no to one that is.
+#[repr(C)]
 struct PageSet {
     bits: [u64; 64],
     used: bool,
 }
+
+// Refills write sets too.
+const _: () = assert!(std::mem::offset_of!(PageSet, used) == 512);
 
 impl PageSet {
     const fn new() -> Self {
@@ -279,11 +283,16 @@ impl Mmu {
         for user in 0..2 {
             env.code_pages[user] = context.code_pages[user].as_ptr() as u64;
         }
+        env.walk.first_entry = (self.current as u64) << 16 | 1;
+        env.walk.used = (&raw const context.used) as u64;
+        env.walk.large = (&raw const context.large) as u64;
+        env.walk.huge = (&raw const context.huge) as u64;
     }
 
     /// Before generated code runs on: empties what it has in the environment if that may be out of date.
-    pub fn settle(&mut self, env: &mut Env) {
+    pub fn settle(&mut self, env: &mut Env, ram: &Ram) {
         if std::mem::take(&mut self.stale) {
+            env.walk.root = walk::root(env, ram).unwrap_or(0);
             env.forget_returns();
             env.forget_slots();
         }

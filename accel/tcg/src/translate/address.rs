@@ -362,8 +362,8 @@ impl Translator {
     /// ```
     fn check_hashed(&mut self, packed: u32, write: bool, alignment: Option<u32>) -> MissStub {
         let size = (packed & helpers::SIZE) as i32;
-        let tlb_mode = mode::tlb_mode(self.key.mode) as i32;
-        let table = env_offset!(tlb) + 16 * tlb_mode + 8 * i32::from(write);
+        let tlb_mode = mode::tlb_mode(self.key.mode);
+        let table = env_offset!(tlb) + 16 * tlb_mode as i32 + 8 * i32::from(write);
         let mask = (TLB_ENTRIES as i32 - 1) << 4;
         if self.bmi2 {
             dynasm!(self.e ; .arch x64 ; rorx r11d, r10d, 8);
@@ -384,7 +384,7 @@ impl Translator {
         self.t1 = None;
         self.place = Place::Sum;
         let packed = packed | if alignment.is_some() { helpers::CHECK_ALIGNMENT } else { 0 };
-        let thunk = if write { self.thunks.write_miss } else { self.thunks.read_miss };
+        let thunk = self.thunks.refill[tlb_mode][usize::from(write)];
         MissStub { misaligned, ..MissStub::new(patch, Restore::Entry, thunk, packed) }
     }
 
