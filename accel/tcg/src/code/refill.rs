@@ -54,7 +54,7 @@ fn unpark(e: &mut Emitter) {
 
 /// Emits the refill for soft-TLB mode `mode` and one direction: called with the linear address in T0 and the packed
 /// argument of the helpers in T1. It goes on to `filled`, the arguments as they were; without one it returns, with what
-/// makes the host address of T0 in T1. What it cannot do is `slow`'s.
+/// makes the host address of T0 in T1 and ZF set. What it cannot do is `slow`'s.
 pub fn emit(e: &mut Emitter, mode: usize, write: bool, filled: Option<u64>, slow: u64) -> u64 {
     let at = e.here();
     park(e);
@@ -138,7 +138,8 @@ pub fn emit(e: &mut Emitter, mode: usize, write: bool, filled: Option<u64>, slow
     unpark(e);
     match filled {
         Some(on) => e.jmp_to(on),
-        None => dynasm!(e ; .arch x64 ; ret),
+        // ZF: it has succeeded.
+        None => dynasm!(e ; .arch x64 ; cmp r11, r11 ; ret),
     }
     for (patch, (shift, reserved)) in large.into_iter().zip([(30, RESERVED_1G), (21, RESERVED_2M)]) {
         e.bind(patch);

@@ -116,6 +116,8 @@ pub struct Thunks {
     /// For each soft-TLB mode, reads and writes: as `read_miss` and `write_miss`, from the guest's page tables where that is
     /// simple. Clobbers flags.
     pub refill: [[u64; 2]; TLB_MODES],
+    /// As `refill`; ZF says whether it has succeeded. If not, nothing has happened.
+    pub try_refill: [[u64; 2]; TLB_MODES],
     /// Called after a store to the bounce buffer, the guest's flags in EFLAGS.
     pub commit_flags: u64,
     /// Called after a store to the bounce buffer, the guest's flags saved or dead.
@@ -243,6 +245,9 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     thunks.complex = helper_thunk(e, helpers.complex, &ways, After::Nothing);
     thunks.read_miss = helper_thunk(e, helpers.read_miss, &ways, After::HostAddress);
     thunks.write_miss = helper_thunk(e, helpers.write_miss, &ways, After::HostAddress);
+    // ZF clear.
+    let failed = e.here();
+    dynasm!(e ; .arch x64 ; test rsp, rsp ; ret);
     for mode in 0..TLB_MODES {
         for (write, slow) in [thunks.read_miss, thunks.write_miss].into_iter().enumerate() {
             let (is_store, filled) = (write != 0, e.here());
@@ -250,6 +255,7 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
             slot_miss(e, mode, write, slow);
             refill::emit(e, mode, is_store, Some(filled), slow);
             thunks.refill[mode][write] = refill::emit(e, mode, is_store, None, slow);
+            thunks.try_refill[mode][write] = refill::emit(e, mode, is_store, None, failed);
         }
     }
     thunks.linear = helper_thunk(e, helpers.linear, &ways, After::Linear);

@@ -7,6 +7,7 @@
 pub mod flags;
 pub mod gates;
 pub mod registers;
+pub mod strings;
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -16,10 +17,12 @@ use crate::code::tb::mode;
 use crate::code::thunks::exit;
 use crate::env_offset;
 use crate::mmu::walk::cr;
+use crate::operand::segment_index;
 use crate::translate::block::Item;
 use crate::translate::features::Features;
 use crate::translate::flags::{ALL, Effect, Flags};
 use crate::translate::generator::Translator;
+use crate::translate::system::strings::Repeated;
 
 /// A system instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +51,10 @@ pub enum System {
     Sysret,
     /// IRETQ at CPL 0.
     Iret,
+    /// MOV from a segment register.
+    ReadSelector(usize),
+    /// REP MOVS, REP STOS.
+    Repeated(Repeated),
 }
 
 /// What generated code does with `insn` in mode `mode`, if it does anything.
@@ -58,6 +65,9 @@ pub fn plan(insn: &Instruction, mode: u32, features: &Features) -> Option<System
     if !plain || !shown {
         return None;
     }
+    if let Some(repeated) = strings::plan(insn) {
+        return Some(System::Repeated(repeated));
+    }
     let kernel = mode & mode::CPL == 0;
     Some(match insn.mnemonic() {
         Mnemonic::Syscall => System::Syscall,
@@ -66,6 +76,9 @@ pub fn plan(insn: &Instruction, mode: u32, features: &Features) -> Option<System
         Mnemonic::Rdgsbase => System::ReadBase(5),
         Mnemonic::Wrfsbase => System::WriteBase(4),
         Mnemonic::Wrgsbase => System::WriteBase(5),
+        Mnemonic::Mov if is_selector_to_register(insn) => {
+            System::ReadSelector(segment_index(insn.op1_register()))
+        }
         _ if !kernel => return None,
         Mnemonic::Clac => System::SetAc(false),
         Mnemonic::Stac => System::SetAc(true),
@@ -80,6 +93,11 @@ pub fn plan(insn: &Instruction, mode: u32, features: &Features) -> Option<System
         }
         _ => return None,
     })
+}
+
+fn is_selector_to_register(insn: &Instruction) -> bool {
+    let register = |operand| insn.op_kind(operand) == OpKind::Register;
+    register(0) && register(1) && insn.op1_register().is_segment_register()
 }
 
 fn is_stored_control(register: Register) -> bool {
@@ -123,7 +141,10 @@ pub struct SlowStub {
 
 impl Translator {
     pub(super) fn system(&mut self, item: &Item, system: System) {
+        self.t1 = None;
         match system {
+            System::ReadSelector(segment) => self.read_selector(item, segment),
+            System::Repeated(repeated) => self.repeated(item, repeated),
             System::SetAc(set) => self.set_ac(item, set),
             System::Cli => self.cli(),
             System::Sti => self.sti(item),

@@ -53,6 +53,13 @@ impl Translator {
         dynasm!(self.e ; .arch x64 ; mov [rsp + base_offset(segment)], r10);
     }
 
+    /// MOV from a segment register to a general one: zero-extended to 4 and 8 bytes.
+    pub(super) fn read_selector(&mut self, item: &Item, segment: usize) {
+        let at = base_offset(segment) + std::mem::offset_of!(Segment, selector) as i32;
+        dynasm!(self.e ; .arch x64 ; movzx r10d, WORD [rsp + at]);
+        self.set_from_t0(item.insn.op0_register());
+    }
+
     fn unless_fsgsbase(&mut self) {
         dynasm!(self.e ; .arch x64 ; test DWORD [rsp + env_offset!(cr4)], CR4_FSGSBASE as i32);
         let slow = self.e.jcc(cc::E);
@@ -77,13 +84,15 @@ impl Translator {
         self.set_from_t0(item.insn.op0_register());
     }
 
-    /// The general register `register`, of 4 or 8 bytes, = T0.
+    /// The general register `register`, of 2, 4 or 8 bytes, = T0.
     fn set_from_t0(&mut self, register: Register) {
         let number = gpr_number(register).expect("these name general registers");
         match (host_number(number), register.size()) {
             (Some(host), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), r10),
-            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8), r10d),
+            (Some(host), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8), r10d),
+            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8), r10w),
             (None, 8) => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10),
+            (None, 2) => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10w),
             (None, _) => dynasm!(self.e ; .arch x64 ; mov r10d, r10d ; mov [rsp + gpr_offset(number)], r10),
         }
     }
