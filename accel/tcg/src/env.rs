@@ -387,6 +387,13 @@ impl Env {
         self.slots = [[[TlbSlot::EMPTY; SLOTS]; 2]; TLB_MODES];
     }
 
+    /// Empties the translation slots of the page at linear address `page`.
+    pub fn forget_slots_of(&mut self, page: u64) {
+        for slot in self.slots.iter_mut().flatten().flatten().filter(|slot| slot.tag == page) {
+            *slot = TlbSlot::EMPTY;
+        }
+    }
+
     /// Empties the return caches.
     pub fn forget_returns(&mut self) {
         for cache in &mut self.returns {

@@ -28,6 +28,9 @@ pub const CODE_PAGES: usize = 4096;
 /// Address spaces kept at once. Linux uses six PCIDs for user space at a time.
 const CONTEXTS: usize = 8;
 
+/// Pages that are looked for in the slots one by one; more empty them.
+const MAX_DROPPED: usize = 4;
+
 /// Matches no canonical address.
 pub const EMPTY_TAG: u64 = 0x8000_0000_0000_0000;
 
@@ -122,6 +125,8 @@ pub struct Context {
     huge: PageSet,
     /// Pages that the jump cache has blocks of.
     jumped: PageSet,
+    /// Pages that blocks were looked for on since everything was forgotten: return caches know no others.
+    executed: PageSet,
     pcid: u16,
     valid: bool,
     last_use: u64,
@@ -141,6 +146,7 @@ impl Context {
             large: PageSet::new(),
             huge: PageSet::new(),
             jumped: PageSet::new(),
+            executed: PageSet::new(),
             pcid: 0,
             valid: false,
             last_use: 0,
@@ -168,6 +174,7 @@ impl Context {
         self.flush_jumps();
         self.large.clear();
         self.huge.clear();
+        self.executed.clear();
     }
 
     fn flush_jumps(&mut self) {
@@ -179,15 +186,15 @@ impl Context {
         self.jumped.clear();
     }
 
-    /// Forgets the page at `linear`; everything if it may be a piece of a large one.
-    fn flush_page(&mut self, linear: u64) {
+    /// Forgets the page at `linear`; everything if it may be a piece of a large one. Whether return caches may know it too.
+    fn flush_page(&mut self, linear: u64) -> bool {
         if self.large.may_have(linear >> 21)
             || self.large.may_have(linear >> 21 ^ 1)
             || self.huge.may_have(linear >> 30)
         {
             // Pieces of a large page are spread over the tables.
             self.flush();
-            return;
+            return true;
         }
         let page = linear & !0xfff;
         let index = table_index(page);
@@ -209,6 +216,7 @@ impl Context {
         if self.jumped.may_have(page >> 12) {
             self.flush_jumps();
         }
+        self.executed.may_have(page >> 12)
     }
 
     /// Notes that a piece of a page of `size` bytes is entered.
@@ -247,6 +255,8 @@ pub struct Mmu {
     clock: u64,
     /// Something was forgotten that the environment's return caches may still know.
     stale: bool,
+    /// Pages that were forgotten and that its slots may still have, where nothing else is stale.
+    dropped: Vec<u64>,
     /// Mode bits that blocks in the jump caches were translated for ([`mode::VARIABLE`]).
     variable: u32,
     /// Whole flushes, for the counters.
@@ -266,7 +276,16 @@ impl Mmu {
     pub fn new() -> Self {
         let mut first = Context::new();
         first.valid = true;
-        Self { contexts: vec![first], current: 0, clock: 0, stale: true, variable: 0, flushes: 0, fills: 0 }
+        Self {
+            contexts: vec![first],
+            current: 0,
+            clock: 0,
+            stale: true,
+            dropped: Vec::new(),
+            variable: 0,
+            flushes: 0,
+            fills: 0,
+        }
     }
 
     /// Points `env` at the present context.
@@ -295,7 +314,12 @@ impl Mmu {
             env.walk.root = walk::root(env, ram).unwrap_or(0);
             env.forget_returns();
             env.forget_slots();
+        } else {
+            for &page in &self.dropped {
+                env.forget_slots_of(page);
+            }
         }
+        self.dropped.clear();
     }
 
     /// Blocks are now looked for in mode `bits`.
@@ -387,6 +411,7 @@ impl Mmu {
         let context = self.current();
         context.jumps_used[class] = true;
         context.jumped.insert(pc >> 12);
+        context.executed.insert(pc >> 12);
         context.jumps[class][jump_index(pc)] = JumpEntry { tag: pc, code };
     }
 
@@ -445,13 +470,18 @@ impl Mmu {
     /// INVLPG: forgets the page at `linear` of the present PCID, and global ones of all.
     pub fn flush_page(&mut self, linear: u64) {
         tracing::trace!(target: "mmu", "page {linear:#x} flushed");
-        self.stale = true;
         // Which entries are global is not recorded; supervisor pages of other PCIDs are taken to be.
         let current = self.current;
         for (index, context) in self.contexts.iter_mut().enumerate() {
-            if index == current || linear >> 63 != 0 {
+            if index == current {
+                self.stale |= context.flush_page(linear);
+            } else if linear >> 63 != 0 {
                 context.flush_page(linear);
             }
+        }
+        self.stale |= self.dropped.len() >= MAX_DROPPED;
+        if !self.stale {
+            self.dropped.push(linear & !0xfff);
         }
     }
 
