@@ -4,6 +4,9 @@
 //! entries present, with their accessed (and for stores dirty) bits set, rights given, RAM at the end, for stores RAM
 //! without translated code. Everything else is left to the helper, which starts over.
 
+#[cfg(test)]
+mod tests;
+
 use dynasmrt::{DynasmApi, dynasm};
 
 use crate::code::emitter::{Emitter, Patch, cc};
