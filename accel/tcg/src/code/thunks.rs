@@ -89,6 +89,8 @@ pub struct Helpers {
     pub write_miss: Helper,
     /// Writes the bounce buffer to where it belongs.
     pub commit: Helper,
+    /// Gives the time-stamp counter itself, and always goes on.
+    pub time_stamp: Helper,
     /// Checks a segmented access: offset, packed segment, size and direction. Leaves the linear address.
     pub linear: Helper,
 }
@@ -124,6 +126,8 @@ pub struct Thunks {
     pub commit: u64,
     /// Called with the offset in T0 and the packed rest in T1; leaves the linear address in T0.
     pub linear: u64,
+    /// Called: RDTSC. Clobbers flags.
+    pub time_stamp: u64,
     /// Called: loads the guest's vector and x87 state. Preserves everything else, flags included.
     pub fp_restore: u64,
     /// Where the signal handler sends the CPU after a fault in generated code.
@@ -262,6 +266,8 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     thunks.commit = helper_thunk(e, helpers.commit, &ways, After::Nothing);
     thunks.commit_flags = helper_thunk(e, helpers.commit, &ways, After::Flags);
 
+    thunks.time_stamp = time_stamp(e, helpers.time_stamp, fp);
+
     thunks.fp_restore = e.here();
     dynasm!(e ; .arch x64
         ; mov [rsp + scratch_offset(2) + 8], rax
@@ -334,6 +340,30 @@ fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) {
     for (register, place) in park {
         dynasm!(e ; .arch x64 ; mov Rq(register), [rsp + place]);
     }
+}
+
+/// RDTSC: of the guest's registers only those are saved that a function may change.
+fn time_stamp(e: &mut Emitter, helper: Helper, fp: FpSave) -> u64 {
+    let at = e.here();
+    let changed = || RESIDENT.into_iter().filter(|(_, host)| matches!(host, 1 | 6..=9));
+    for (guest, host) in changed() {
+        dynasm!(e ; .arch x64 ; mov [rsp + gpr_offset(guest) + 8], Rq(host));
+    }
+    save_fp(e, 8, fp);
+    dynasm!(e ; .arch x64
+        ; lea rdi, [rsp + 8]
+        ; sub rsp, 8
+        ; mov rax, QWORD helper as usize as i64
+        ; call rax
+        ; add rsp, 8
+        ; mov rdx, rax
+        ; shr rdx, 32
+        ; mov eax, eax);
+    for (guest, host) in changed() {
+        dynasm!(e ; .arch x64 ; mov Rq(host), [rsp + gpr_offset(guest) + 8]);
+    }
+    dynasm!(e ; .arch x64 ; ret);
+    at
 }
 
 /// Offset of the pointer to the jump cache of `class` from the host's RSP.

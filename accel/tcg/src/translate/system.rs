@@ -45,6 +45,8 @@ pub enum System {
     WriteBase(usize),
     /// MOV from CR0, CR2, CR3 or CR4.
     ReadControl,
+    /// RDTSC, and RDTSCP if that is said.
+    ReadTsc(bool),
     /// SYSCALL.
     Syscall,
     /// SYSRET to 64-bit code.
@@ -71,6 +73,8 @@ pub fn plan(insn: &Instruction, mode: u32, features: &Features) -> Option<System
     let kernel = mode & mode::CPL == 0;
     Some(match insn.mnemonic() {
         Mnemonic::Syscall => System::Syscall,
+        Mnemonic::Rdtsc => System::ReadTsc(false),
+        Mnemonic::Rdtscp => System::ReadTsc(true),
         Mnemonic::Pushfq => System::PushFlags,
         Mnemonic::Rdfsbase => System::ReadBase(4),
         Mnemonic::Rdgsbase => System::ReadBase(5),
@@ -154,6 +158,7 @@ impl Translator {
             System::ReadBase(segment) => self.read_base(item, segment),
             System::WriteBase(segment) => self.write_base(item, segment),
             System::ReadControl => self.read_control(item),
+            System::ReadTsc(and_aux) => self.read_tsc(item, and_aux),
             System::Syscall => self.syscall(item),
             System::Sysret => self.sysret(),
             System::Iret => self.iret(),

@@ -170,7 +170,7 @@ fn it_leaves_alone_what_is_not_simple() {
         machine.memory.write_obj(entry, GuestAddress(at)).unwrap();
     }
     machine.cpu.mmu.flush_all();
-    let mut attempt = |machine: &mut Machine, linear| refills.attempt(machine, 2, false, linear, 8);
+    let attempt = |machine: &mut Machine, linear| refills.attempt(machine, 2, false, linear, 8);
     assert!(attempt(&mut machine, 0x5000).is_some());
     assert_eq!(attempt(&mut machine, 0x0001_0000_0000_5000), None, "not canonical");
     machine.cpu.env.dr7 = 1;

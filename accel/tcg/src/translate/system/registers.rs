@@ -4,6 +4,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::Register;
 
 use crate::code::emitter::cc;
+use crate::code::tb::mode;
 use crate::code::thunks::gpr_offset;
 use crate::env::Segment;
 use crate::env_offset;
@@ -11,6 +12,7 @@ use crate::translate::block::Item;
 use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number};
 
+const CR4_TSD: u32 = 1 << 2;
 const CR4_FSGSBASE: u32 = 1 << 16;
 
 /// Offset of a segment's base.
@@ -19,6 +21,21 @@ fn base_offset(segment: usize) -> i32 {
 }
 
 impl Translator {
+    /// RDTSC and RDTSCP.
+    pub(super) fn read_tsc(&mut self, item: &Item, and_aux: bool) {
+        self.flags_free(item.live_in);
+        if self.key.mode & mode::CPL != 0 {
+            dynasm!(self.e ; .arch x64 ; test DWORD [rsp + env_offset!(cr4)], CR4_TSD as i32);
+            let slow = self.e.jcc(cc::NE);
+            self.slow_from(vec![slow]);
+        }
+        self.e.call(self.thunks.time_stamp);
+        self.fp_loaded = false;
+        if and_aux {
+            dynasm!(self.e ; .arch x64 ; mov ecx, [rsp + env_offset!(msr.tsc_aux)]);
+        }
+    }
+
     /// SWAPGS.
     pub(super) fn swap_gs(&mut self) {
         dynasm!(self.e ; .arch x64
