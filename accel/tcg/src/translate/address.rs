@@ -293,7 +293,7 @@ impl Translator {
     pub(super) fn check(&mut self, packed: u32, write: bool, path: Path, used_for: Use) -> usize {
         let alignment = helpers::alignment((packed & helpers::SIZE).into()) as u32;
         let aligned = self.key.mode & mode::ALIGN != 0 && alignment > 1 && alignment.is_power_of_two();
-        let hashed = aligned || self.hashed >> self.now & 1 != 0 || self.wanders(path);
+        let hashed = aligned || self.hashed >> self.now & 1 != 0 || self.wanders(path.slot);
         let stub = if hashed {
             self.check_hashed(packed, write, aligned.then_some(alignment))
         } else {
@@ -317,11 +317,11 @@ impl Translator {
         self.miss_stubs.len() - 1
     }
 
-    /// Whether a slot would rarely have the page. A kernel goes from object to object, and its registers with it: there only
+    /// Whether `slot` would rarely have the page. A kernel goes from object to object, and its registers with it: there only
     /// the stack, per-CPU data and constants stay where they are. (Measured over system calls, pipes, signals and faults: a
     /// tenth less time than with slots.)
-    fn wanders(&self, path: Path) -> bool {
-        self.key.mode & mode::CPL == 0 && path.slot != 4 && path.slot < SEGMENT_SLOTS
+    fn wanders(&self, slot: usize) -> bool {
+        self.key.mode & mode::CPL == 0 && slot != 4 && slot < SEGMENT_SLOTS
     }
 
     /// By the slot of `path`:
@@ -494,6 +494,9 @@ impl Translator {
             Class::Native | Class::NativeFp if has_memory(insn) => {
                 let slot = self.path_of(insn).slot;
                 let (_, write) = self.memory_access(insn);
+                if self.wanders(slot) {
+                    return (None, 0);
+                }
                 match groups::operand(insn, write, slot) {
                     None => (None, 1 << slot),
                     access => (access, 0),
