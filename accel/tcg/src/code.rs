@@ -4,5 +4,6 @@ pub mod buffer;
 pub mod cache;
 pub mod emitter;
 pub mod key_table;
+pub mod refill;
 pub mod tb;
 pub mod thunks;

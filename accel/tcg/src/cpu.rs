@@ -51,8 +51,10 @@ impl Cpu {
     /// A CPU over a zeroed environment; the caller sets its state.
     ///
     /// Its time-stamp counter and CPUID are those of a lone CPU of the `max` model until the caller replaces them.
-    pub fn new(env: EnvRef, ram: Arc<Ram>, handle: CpuHandle, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(mut env: EnvRef, ram: Arc<Ram>, handle: CpuHandle, clock: Arc<dyn Clock>) -> Self {
         let index = handle.index();
+        env.walk.address_mask = crate::mmu::walk::PHYS_MASK;
+        ram.describe(&mut env.walk);
         let tsc = ScaledTsc::new(Arc::clone(&clock), crate::msr::TSC_HZ);
         let cpuid = Arc::clone(&crate::cpuid::MAX);
         Self {
@@ -106,7 +108,7 @@ impl Cpu {
 
     /// Before generated code runs on: see [`Mmu::settle`].
     pub fn settle(&mut self) {
-        self.mmu.settle(&mut self.env);
+        self.mmu.settle(&mut self.env, &self.ram);
     }
 
     /// Bytes of a page that holds translated code were written.

@@ -149,6 +149,33 @@ impl ReturnCache {
     }
 }
 
+/// What the walk of page tables in generated code goes by ([`crate::code::refill`]).
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Walk {
+    /// Host address of the level-4 table; 0: helpers walk.
+    pub root: u64,
+    /// Of the bits of an entry that make an address.
+    pub address_mask: u64,
+    /// RAM from address 0 on: its end, and where the host has it.
+    pub low_end: u64,
+    pub low_host: u64,
+    /// RAM elsewhere: its start, its length, where the host has it, and the number of its first page.
+    pub high_start: u64,
+    pub high_len: u64,
+    pub high_host: u64,
+    pub high_page: u64,
+    /// Addresses of the tables of [`crate::ram::Ram`]: pages with code, and write entries.
+    pub code: u64,
+    pub write_entry: u64,
+    /// Of the present context: the number that stands for the first write entry, and where it notes which tables it uses
+    /// and what large and huge pages pieces were entered of.
+    pub first_entry: u64,
+    pub used: u64,
+    pub large: u64,
+    pub huge: u64,
+}
+
 /// The state. Field order is layout: what generated code uses most comes first.
 #[repr(C)]
 pub struct Env {
@@ -185,6 +212,8 @@ pub struct Env {
     pub code_pages: [u64; 2],
     /// Soft-TLB tables of the present context: read and write per mode.
     pub tlb: [[u64; 2]; TLB_MODES],
+    /// For refills.
+    pub walk: Walk,
     /// Scratch for generated code.
     pub scratch: [u64; 8],
     /// ES CS SS DS FS GS.
@@ -239,7 +268,7 @@ pub struct Env {
 }
 
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
-const XSAVE_PAD: usize = 56;
+const XSAVE_PAD: usize = 8;
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);
@@ -356,6 +385,13 @@ impl Env {
     /// Empties the translation slots.
     pub fn forget_slots(&mut self) {
         self.slots = [[[TlbSlot::EMPTY; SLOTS]; 2]; TLB_MODES];
+    }
+
+    /// Empties the translation slots of the page at linear address `page`.
+    pub fn forget_slots_of(&mut self, page: u64) {
+        for slot in self.slots.iter_mut().flatten().flatten().filter(|slot| slot.tag == page) {
+            *slot = TlbSlot::EMPTY;
+        }
     }
 
     /// Empties the return caches.

@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use crate::env::Walk;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Bytes of a page.
@@ -59,6 +60,23 @@ impl Ram {
             write_entry: (0..pages).map(|_| AtomicU32::new(0)).collect(),
             _memory: memory.clone(),
         }
+    }
+
+    /// Tells refills in generated code where RAM is: its first two regions.
+    pub fn describe(&self, walk: &mut Walk) {
+        let mut rest = self.regions.as_slice();
+        if let [first, others @ ..] = rest
+            && first.start == 0
+        {
+            (walk.low_end, walk.low_host) = (first.len, first.host);
+            rest = others;
+        }
+        if let [next, ..] = rest {
+            (walk.high_start, walk.high_len) = (next.start, next.len);
+            (walk.high_host, walk.high_page) = (next.host, next.first_page.into());
+        }
+        walk.code = self.code.as_ptr() as u64;
+        walk.write_entry = self.write_entry.as_ptr() as u64;
     }
 
     /// The RAM page that holds guest physical address `gpa`; `None` outside RAM.

@@ -105,6 +105,12 @@ impl Emitter {
         ShortPatch(self.bytes.len() - 1)
     }
 
+    /// `jmp rel8` with a target to come.
+    pub fn jmp_short(&mut self) -> ShortPatch {
+        self.bytes.extend([0xeb, 0]);
+        ShortPatch(self.bytes.len() - 1)
+    }
+
     /// `jrcxz rel8` with a target to come.
     pub fn jrcxz(&mut self) -> ShortPatch {
         self.bytes.extend([0xe3, 0]);

@@ -16,6 +16,7 @@ use std::mem::offset_of;
 use dynasmrt::{DynasmApi, dynasm};
 
 use crate::code::emitter::{Emitter, Patch, cc};
+use crate::code::refill;
 use crate::code::tb::mode;
 use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TLB_MODES, TlbSlot};
 use crate::exec::helpers::{JUDGE, RESUME, SITE_SHIFT, SLOT_SHIFT};
@@ -88,6 +89,8 @@ pub struct Helpers {
     pub write_miss: Helper,
     /// Writes the bounce buffer to where it belongs.
     pub commit: Helper,
+    /// Gives the time-stamp counter itself, and always goes on.
+    pub time_stamp: Helper,
     /// Checks a segmented access: offset, packed segment, size and direction. Leaves the linear address.
     pub linear: Helper,
 }
@@ -112,12 +115,19 @@ pub struct Thunks {
     /// For each soft-TLB mode, reads and writes: as `read_miss` and `write_miss` where a slot did not match; fills it from
     /// the table where that has the page. Clobbers flags.
     pub slot_miss: [[u64; 2]; TLB_MODES],
+    /// For each soft-TLB mode, reads and writes: as `read_miss` and `write_miss`, from the guest's page tables where that is
+    /// simple. Clobbers flags.
+    pub refill: [[u64; 2]; TLB_MODES],
+    /// As `refill`; ZF says whether it has succeeded. If not, nothing has happened.
+    pub try_refill: [[u64; 2]; TLB_MODES],
     /// Called after a store to the bounce buffer, the guest's flags in EFLAGS.
     pub commit_flags: u64,
     /// Called after a store to the bounce buffer, the guest's flags saved or dead.
     pub commit: u64,
     /// Called with the offset in T0 and the packed rest in T1; leaves the linear address in T0.
     pub linear: u64,
+    /// Called: RDTSC. Clobbers flags.
+    pub time_stamp: u64,
     /// Called: loads the guest's vector and x87 state. Preserves everything else, flags included.
     pub fp_restore: u64,
     /// Where the signal handler sends the CPU after a fault in generated code.
@@ -239,14 +249,24 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     thunks.complex = helper_thunk(e, helpers.complex, &ways, After::Nothing);
     thunks.read_miss = helper_thunk(e, helpers.read_miss, &ways, After::HostAddress);
     thunks.write_miss = helper_thunk(e, helpers.write_miss, &ways, After::HostAddress);
+    // ZF clear.
+    let failed = e.here();
+    dynasm!(e ; .arch x64 ; test rsp, rsp ; ret);
     for mode in 0..TLB_MODES {
         for (write, slow) in [thunks.read_miss, thunks.write_miss].into_iter().enumerate() {
-            thunks.slot_miss[mode][write] = slot_miss(e, mode, write, slow);
+            let (is_store, filled) = (write != 0, e.here());
+            thunks.slot_miss[mode][write] = filled;
+            slot_miss(e, mode, write, slow);
+            refill::emit(e, mode, is_store, Some(filled), slow);
+            thunks.refill[mode][write] = refill::emit(e, mode, is_store, None, slow);
+            thunks.try_refill[mode][write] = refill::emit(e, mode, is_store, None, failed);
         }
     }
     thunks.linear = helper_thunk(e, helpers.linear, &ways, After::Linear);
     thunks.commit = helper_thunk(e, helpers.commit, &ways, After::Nothing);
     thunks.commit_flags = helper_thunk(e, helpers.commit, &ways, After::Flags);
+
+    thunks.time_stamp = time_stamp(e, helpers.time_stamp, fp);
 
     thunks.fp_restore = e.here();
     dynasm!(e ; .arch x64
@@ -266,12 +286,11 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     thunks
 }
 
-/// Fills a slot from the table, or goes on to `slow`. T0 = linear address; T1 packed as for the helpers, see
-/// [`crate::exec::helpers`].
-fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) -> u64 {
+/// Fills a slot from the table, or goes on behind itself where the table does not have the page, or else to `slow`. T0 =
+/// linear address; T1 packed as for the helpers, see [`crate::exec::helpers`].
+fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) {
     // Called: everything is 8 bytes further up. Nothing is parked at a check.
     let park = [(0, scratch_offset(4) + 8), (1, scratch_offset(5) + 8), (2, scratch_offset(6) + 8)];
-    let at = e.here();
     for (register, place) in park {
         dynasm!(e ; .arch x64 ; mov [rsp + place], Rq(register));
     }
@@ -312,12 +331,38 @@ fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) -> u64 {
     dynasm!(e ; .arch x64 ; ret);
     e.bind_short(judge);
     dynasm!(e ; .arch x64 ; or r11d, JUDGE as i32);
-    e.bind(not_there);
     e.bind(crosses);
     for (register, place) in park {
         dynasm!(e ; .arch x64 ; mov Rq(register), [rsp + place]);
     }
     e.jmp_to(slow);
+    e.bind(not_there);
+    for (register, place) in park {
+        dynasm!(e ; .arch x64 ; mov Rq(register), [rsp + place]);
+    }
+}
+
+/// RDTSC: of the guest's registers only those are saved that a function may change.
+fn time_stamp(e: &mut Emitter, helper: Helper, fp: FpSave) -> u64 {
+    let at = e.here();
+    let changed = || RESIDENT.into_iter().filter(|(_, host)| matches!(host, 1 | 6..=9));
+    for (guest, host) in changed() {
+        dynasm!(e ; .arch x64 ; mov [rsp + gpr_offset(guest) + 8], Rq(host));
+    }
+    save_fp(e, 8, fp);
+    dynasm!(e ; .arch x64
+        ; lea rdi, [rsp + 8]
+        ; sub rsp, 8
+        ; mov rax, QWORD helper as usize as i64
+        ; call rax
+        ; add rsp, 8
+        ; mov rdx, rax
+        ; shr rdx, 32
+        ; mov eax, eax);
+    for (guest, host) in changed() {
+        dynasm!(e ; .arch x64 ; mov Rq(host), [rsp + gpr_offset(guest) + 8]);
+    }
+    dynasm!(e ; .arch x64 ; ret);
     at
 }
 

@@ -31,7 +31,8 @@ const LEAVE: u64 = 1;
 pub const RESUME: u64 = 2;
 
 /// The table for the thunks.
-pub const HELPERS: Helpers = Helpers { complex: complex_helper, read_miss, write_miss, commit, linear };
+pub const HELPERS: Helpers =
+    Helpers { complex: complex_helper, read_miss, write_miss, commit, time_stamp, linear };
 
 /// Size argument of the miss helpers: a store that also loads.
 pub const ALSO_LOADS: u32 = 1 << 31;
@@ -327,6 +328,10 @@ extern "C" fn commit(block: *mut EnvBlock, _: u64, _: u64, return_address: u64) 
     cpu.env.rip = next;
     vcpu.leave = Leave::InstructionDone;
     1
+}
+
+extern "C" fn time_stamp(block: *mut EnvBlock, _: u64, _: u64, _: u64) -> u64 {
+    owner(block).cpu.read_tsc()
 }
 
 extern "C" fn linear(block: *mut EnvBlock, offset: u64, packed: u64, return_address: u64) -> u64 {

@@ -14,7 +14,7 @@
 
 use crate::code::tb::mode;
 use crate::env::{Env, TLB_MODES};
-use crate::mmu::walk::cr;
+use crate::mmu::walk::{self, cr};
 use crate::ram::{Ram, SEVERAL};
 
 /// Entries of one table; a power of two.
@@ -27,6 +27,9 @@ pub const JUMP_ENTRIES: usize = 2048;
 pub const CODE_PAGES: usize = 4096;
 /// Address spaces kept at once. Linux uses six PCIDs for user space at a time.
 const CONTEXTS: usize = 8;
+
+/// Pages that are looked for in the slots one by one; more empty them.
+const MAX_DROPPED: usize = 4;
 
 /// Matches no canonical address.
 pub const EMPTY_TAG: u64 = 0x8000_0000_0000_0000;
@@ -72,10 +75,14 @@ pub struct FetchEntry {
 const NO_FETCH: FetchEntry = FetchEntry { tag: EMPTY_TAG, page: crate::ram::RamPage { host: 0, index: 0 } };
 
 /// A set of page numbers that may say yes to one that is not in it, never no to one that is.
+#[repr(C)]
 struct PageSet {
     bits: [u64; 64],
     used: bool,
 }
+
+// Refills write sets too.
+const _: () = assert!(std::mem::offset_of!(PageSet, used) == 512);
 
 impl PageSet {
     const fn new() -> Self {
@@ -118,6 +125,8 @@ pub struct Context {
     huge: PageSet,
     /// Pages that the jump cache has blocks of.
     jumped: PageSet,
+    /// Pages that blocks were looked for on since everything was forgotten: return caches know no others.
+    executed: PageSet,
     pcid: u16,
     valid: bool,
     last_use: u64,
@@ -137,6 +146,7 @@ impl Context {
             large: PageSet::new(),
             huge: PageSet::new(),
             jumped: PageSet::new(),
+            executed: PageSet::new(),
             pcid: 0,
             valid: false,
             last_use: 0,
@@ -164,6 +174,7 @@ impl Context {
         self.flush_jumps();
         self.large.clear();
         self.huge.clear();
+        self.executed.clear();
     }
 
     fn flush_jumps(&mut self) {
@@ -175,15 +186,15 @@ impl Context {
         self.jumped.clear();
     }
 
-    /// Forgets the page at `linear`; everything if it may be a piece of a large one.
-    fn flush_page(&mut self, linear: u64) {
+    /// Forgets the page at `linear`; everything if it may be a piece of a large one. Whether return caches may know it too.
+    fn flush_page(&mut self, linear: u64) -> bool {
         if self.large.may_have(linear >> 21)
             || self.large.may_have(linear >> 21 ^ 1)
             || self.huge.may_have(linear >> 30)
         {
             // Pieces of a large page are spread over the tables.
             self.flush();
-            return;
+            return true;
         }
         let page = linear & !0xfff;
         let index = table_index(page);
@@ -205,6 +216,7 @@ impl Context {
         if self.jumped.may_have(page >> 12) {
             self.flush_jumps();
         }
+        self.executed.may_have(page >> 12)
     }
 
     /// Notes that a piece of a page of `size` bytes is entered.
@@ -243,6 +255,8 @@ pub struct Mmu {
     clock: u64,
     /// Something was forgotten that the environment's return caches may still know.
     stale: bool,
+    /// Pages that were forgotten and that its slots may still have, where nothing else is stale.
+    dropped: Vec<u64>,
     /// Mode bits that blocks in the jump caches were translated for ([`mode::VARIABLE`]).
     variable: u32,
     /// Whole flushes, for the counters.
@@ -262,7 +276,16 @@ impl Mmu {
     pub fn new() -> Self {
         let mut first = Context::new();
         first.valid = true;
-        Self { contexts: vec![first], current: 0, clock: 0, stale: true, variable: 0, flushes: 0, fills: 0 }
+        Self {
+            contexts: vec![first],
+            current: 0,
+            clock: 0,
+            stale: true,
+            dropped: Vec::new(),
+            variable: 0,
+            flushes: 0,
+            fills: 0,
+        }
     }
 
     /// Points `env` at the present context.
@@ -279,14 +302,24 @@ impl Mmu {
         for user in 0..2 {
             env.code_pages[user] = context.code_pages[user].as_ptr() as u64;
         }
+        env.walk.first_entry = (self.current as u64) << 16 | 1;
+        env.walk.used = (&raw const context.used) as u64;
+        env.walk.large = (&raw const context.large) as u64;
+        env.walk.huge = (&raw const context.huge) as u64;
     }
 
     /// Before generated code runs on: empties what it has in the environment if that may be out of date.
-    pub fn settle(&mut self, env: &mut Env) {
+    pub fn settle(&mut self, env: &mut Env, ram: &Ram) {
         if std::mem::take(&mut self.stale) {
+            env.walk.root = walk::root(env, ram).unwrap_or(0);
             env.forget_returns();
             env.forget_slots();
+        } else {
+            for &page in &self.dropped {
+                env.forget_slots_of(page);
+            }
         }
+        self.dropped.clear();
     }
 
     /// Blocks are now looked for in mode `bits`.
@@ -378,6 +411,7 @@ impl Mmu {
         let context = self.current();
         context.jumps_used[class] = true;
         context.jumped.insert(pc >> 12);
+        context.executed.insert(pc >> 12);
         context.jumps[class][jump_index(pc)] = JumpEntry { tag: pc, code };
     }
 
@@ -436,13 +470,18 @@ impl Mmu {
     /// INVLPG: forgets the page at `linear` of the present PCID, and global ones of all.
     pub fn flush_page(&mut self, linear: u64) {
         tracing::trace!(target: "mmu", "page {linear:#x} flushed");
-        self.stale = true;
         // Which entries are global is not recorded; supervisor pages of other PCIDs are taken to be.
         let current = self.current;
         for (index, context) in self.contexts.iter_mut().enumerate() {
-            if index == current || linear >> 63 != 0 {
+            if index == current {
+                self.stale |= context.flush_page(linear);
+            } else if linear >> 63 != 0 {
                 context.flush_page(linear);
             }
+        }
+        self.stale |= self.dropped.len() >= MAX_DROPPED;
+        if !self.stale {
+            self.dropped.push(linear & !0xfff);
         }
     }
 

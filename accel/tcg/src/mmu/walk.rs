@@ -8,7 +8,8 @@ use crate::ram::Ram;
 
 /// Physical address width that CPUID shows.
 pub const PHYS_BITS: u32 = 46;
-const PHYS_MASK: u64 = ((1 << PHYS_BITS) - 1) & !0xfff;
+/// Of the bits of an entry that make an address.
+pub const PHYS_MASK: u64 = ((1 << PHYS_BITS) - 1) & !0xfff;
 
 const P: u64 = 1 << 0;
 const RW: u64 = 1 << 1;
@@ -96,6 +97,17 @@ fn error_code(env: &Env, need: Need, flags: u32) -> u32 {
         | if need.write { pf::WRITE } else { 0 }
         | if need.user { pf::USER } else { 0 }
         | if need.fetch && nx_reported { pf::FETCH } else { 0 }
+}
+
+/// Host address of the level-4 table, if refills in generated code may walk: 4-level paging with write protection and
+/// NX, and the table in RAM.
+pub fn root(env: &Env, ram: &Ram) -> Option<u64> {
+    let wanted = cr::CR0_PG | cr::CR0_WP;
+    let efer = cr::EFER_LMA | cr::EFER_NXE;
+    if env.cr0 & wanted != wanted || env.efer & efer != efer {
+        return None;
+    }
+    Some(ram.page(env.cr3 & PHYS_MASK)?.host)
 }
 
 /// Translates `linear`, setting accessed bits, and the dirty bit for a store.

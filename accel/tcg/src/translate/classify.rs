@@ -63,6 +63,9 @@ pub fn classify(insn: &Instruction, bits: u32, mode: u32, features: &Features) -
     if let Some(class) = control(insn, bits, mode) {
         return class;
     }
+    if let Some(system) = system::plan(insn, mode, features) {
+        return Class::System(system);
+    }
     if integer(insn.mnemonic()) {
         if has_special_register(insn) {
             return Class::Complex(false);
@@ -88,9 +91,6 @@ pub fn classify(insn: &Instruction, bits: u32, mode: u32, features: &Features) -
         Mnemonic::Cld => return Class::Direction(0),
         Mnemonic::Std => return Class::Direction(crate::env::flag::DF),
         _ => {}
-    }
-    if let Some(system) = system::plan(insn, mode, features) {
-        return Class::System(system);
     }
     match vector(insn) {
         Some(unit) => vector_class(insn, unit, mode, features),

@@ -59,6 +59,8 @@ fn place(feature: CpuidFeature) -> Option<(u32, u32, usize, u32)> {
         F::AVX512_VPOPCNTDQ => (7, 0, 2, 14),
         F::AVX_VNNI => (7, 1, 0, 4),
         F::AVX512_BF16 => (7, 1, 0, 5),
+        F::TSC => (1, 0, 3, 4),
+        F::RDTSCP => (0x8000_0001, 0, 3, 27),
         F::SYSCALL => (0x8000_0001, 0, 3, 11),
         F::LZCNT => (0x8000_0001, 0, 2, 5),
         F::SSE4A => (0x8000_0001, 0, 2, 6),

@@ -7,6 +7,7 @@
 pub mod flags;
 pub mod gates;
 pub mod registers;
+pub mod strings;
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -16,10 +17,12 @@ use crate::code::tb::mode;
 use crate::code::thunks::exit;
 use crate::env_offset;
 use crate::mmu::walk::cr;
+use crate::operand::segment_index;
 use crate::translate::block::Item;
 use crate::translate::features::Features;
 use crate::translate::flags::{ALL, Effect, Flags};
 use crate::translate::generator::Translator;
+use crate::translate::system::strings::Repeated;
 
 /// A system instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +45,18 @@ pub enum System {
     WriteBase(usize),
     /// MOV from CR0, CR2, CR3 or CR4.
     ReadControl,
+    /// RDTSC, and RDTSCP if that is said.
+    ReadTsc(bool),
     /// SYSCALL.
     Syscall,
     /// SYSRET to 64-bit code.
     Sysret,
     /// IRETQ at CPL 0.
     Iret,
+    /// MOV from a segment register.
+    ReadSelector(usize),
+    /// REP MOVS, REP STOS.
+    Repeated(Repeated),
 }
 
 /// What generated code does with `insn` in mode `mode`, if it does anything.
@@ -58,14 +67,22 @@ pub fn plan(insn: &Instruction, mode: u32, features: &Features) -> Option<System
     if !plain || !shown {
         return None;
     }
+    if let Some(repeated) = strings::plan(insn) {
+        return Some(System::Repeated(repeated));
+    }
     let kernel = mode & mode::CPL == 0;
     Some(match insn.mnemonic() {
         Mnemonic::Syscall => System::Syscall,
+        Mnemonic::Rdtsc => System::ReadTsc(false),
+        Mnemonic::Rdtscp => System::ReadTsc(true),
         Mnemonic::Pushfq => System::PushFlags,
         Mnemonic::Rdfsbase => System::ReadBase(4),
         Mnemonic::Rdgsbase => System::ReadBase(5),
         Mnemonic::Wrfsbase => System::WriteBase(4),
         Mnemonic::Wrgsbase => System::WriteBase(5),
+        Mnemonic::Mov if is_selector_to_register(insn) => {
+            System::ReadSelector(segment_index(insn.op1_register()))
+        }
         _ if !kernel => return None,
         Mnemonic::Clac => System::SetAc(false),
         Mnemonic::Stac => System::SetAc(true),
@@ -80,6 +97,11 @@ pub fn plan(insn: &Instruction, mode: u32, features: &Features) -> Option<System
         }
         _ => return None,
     })
+}
+
+fn is_selector_to_register(insn: &Instruction) -> bool {
+    let register = |operand| insn.op_kind(operand) == OpKind::Register;
+    register(0) && register(1) && insn.op1_register().is_segment_register()
 }
 
 fn is_stored_control(register: Register) -> bool {
@@ -123,7 +145,10 @@ pub struct SlowStub {
 
 impl Translator {
     pub(super) fn system(&mut self, item: &Item, system: System) {
+        self.t1 = None;
         match system {
+            System::ReadSelector(segment) => self.read_selector(item, segment),
+            System::Repeated(repeated) => self.repeated(item, repeated),
             System::SetAc(set) => self.set_ac(item, set),
             System::Cli => self.cli(),
             System::Sti => self.sti(item),
@@ -133,6 +158,7 @@ impl Translator {
             System::ReadBase(segment) => self.read_base(item, segment),
             System::WriteBase(segment) => self.write_base(item, segment),
             System::ReadControl => self.read_control(item),
+            System::ReadTsc(and_aux) => self.read_tsc(item, and_aux),
             System::Syscall => self.syscall(item),
             System::Sysret => self.sysret(),
             System::Iret => self.iret(),

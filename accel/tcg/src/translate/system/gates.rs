@@ -10,8 +10,9 @@ use crate::complex::syscall::{CODE64, DATA, USER};
 use crate::env::{Segment, flag};
 use crate::env_offset;
 use crate::exec::helpers::STACK;
-use crate::mmu::access::MODE_SMAP;
+use crate::mmu::access::{MODE_SMAP, MODE_SUPERVISOR};
 use crate::mmu::soft_tlb::TLB_ENTRIES;
+use crate::mmu::walk::cr;
 use crate::msr::spec::efer;
 use crate::segment::null_stack;
 use crate::translate::address::{Path, Use};
@@ -43,7 +44,7 @@ impl Translator {
     pub(super) fn syscall(&mut self, item: &Item) {
         self.rflags_to_t0();
         let unusual = (flag::VIF | flag::VIP | flag::VM) as i32;
-        let mut slow = vec![self.unless_sce(), self.unless_smap()];
+        let mut slow = vec![self.unless_sce()];
         dynasm!(self.e ; .arch x64 ; test DWORD [rsp + env_offset!(sysflags)], unusual);
         slow.push(self.e.jcc(cc::NE));
         dynasm!(self.e ; .arch x64
@@ -66,8 +67,13 @@ impl Translator {
             ; lea r11d, [r10 + 8]);
         self.flat_segment(CS, 10, CODE64);
         self.flat_segment(SS, 11, DATA);
+        // AC is clear: without SMAP the handler's mode is that of kernels that reach user pages.
+        let no_smap = self.unless_smap();
         dynasm!(self.e ; .arch x64 ; mov r10, [rsp + env_offset!(msr.lstar)]);
         self.e.jmp_to(self.thunks.lookup[mode::KERNEL64]);
+        self.e.bind(no_smap);
+        dynasm!(self.e ; .arch x64 ; mov r10, [rsp + env_offset!(msr.lstar)]);
+        self.e.jmp_to(self.thunks.lookup[mode::KERNEL64_AC]);
     }
 
     /// SYSRET to 64-bit code.
@@ -110,7 +116,12 @@ impl Translator {
             dynasm!(self.e ; .arch x64 ; mov r11, [r10 + at] ; mov [rsp + scratch_offset(scratch)], r11);
         }
         let [at_rip, at_cs, at_flags, _, at_ss] = FRAME.map(scratch_offset);
-        let mut slow = vec![self.unless_smap()];
+        let mut slow = Vec::new();
+        if self.key.mode & mode::SMAP_OFF != 0 {
+            // There is no SMAP, or AC is set, which is rare here.
+            dynasm!(self.e ; .arch x64 ; test DWORD [rsp + env_offset!(cr4)], cr::CR4_SMAP as i32);
+            slow.push(self.e.jcc(cc::NE));
+        }
         dynasm!(self.e ; .arch x64 ; test DWORD [rsp + env_offset!(sysflags)], flag::NT as i32);
         slow.push(self.e.jcc(cc::NE));
         dynasm!(self.e ; .arch x64 ; mov r10, [rsp + at_rip]);
@@ -153,7 +164,7 @@ impl Translator {
         let null = self.e.jcc(cc::E);
         self.unless_descriptor(DATA, &mut slow);
         self.slow_from(slow);
-        self.iret_to(mode::KERNEL64, 0);
+        self.iret_to(self.kernel_class(), 0);
         self.e.bind(null);
         self.iret_to_null_stack();
     }
@@ -178,7 +189,12 @@ impl Translator {
             ; mov QWORD [rsp + segment_offset(SS)], base as i32
             ; mov DWORD [rsp + segment_offset(SS) + 8], limit as i32
             ; mov DWORD [rsp + rights_offset(SS)], rights as i32);
-        self.iret_on(mode::KERNEL64);
+        self.iret_on(self.kernel_class());
+    }
+
+    /// The class of code at CPL 0 with AC clear, as seen from such code.
+    fn kernel_class(&self) -> usize {
+        if self.key.mode & mode::SMAP_OFF != 0 { mode::KERNEL64_AC } else { mode::KERNEL64 }
     }
 
     /// RSP, RFLAGS and RIP of the frame in scratch.
@@ -221,7 +237,8 @@ impl Translator {
     /// Jumps away unless the selector in T0 names a flat segment with these rights in the GDT, of a page that the soft TLB
     /// has. Clobbers T0, T1.
     fn unless_descriptor(&mut self, access: u16, slow: &mut Vec<Patch>) {
-        let table = env_offset!(tlb) + 16 * MODE_SMAP as i32;
+        let tlb_mode = if self.key.mode & mode::SMAP_OFF != 0 { MODE_SUPERVISOR } else { MODE_SMAP };
+        let table = env_offset!(tlb) + 16 * tlb_mode as i32;
         let mask = (TLB_ENTRIES as i32 - 1) << 4;
         dynasm!(self.e ; .arch x64 ; test r10d, 4);
         slow.push(self.e.jcc(cc::NE));

@@ -4,6 +4,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::Register;
 
 use crate::code::emitter::cc;
+use crate::code::tb::mode;
 use crate::code::thunks::gpr_offset;
 use crate::env::Segment;
 use crate::env_offset;
@@ -11,6 +12,7 @@ use crate::translate::block::Item;
 use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number};
 
+const CR4_TSD: u32 = 1 << 2;
 const CR4_FSGSBASE: u32 = 1 << 16;
 
 /// Offset of a segment's base.
@@ -19,6 +21,21 @@ fn base_offset(segment: usize) -> i32 {
 }
 
 impl Translator {
+    /// RDTSC and RDTSCP.
+    pub(super) fn read_tsc(&mut self, item: &Item, and_aux: bool) {
+        self.flags_free(item.live_in);
+        if self.key.mode & mode::CPL != 0 {
+            dynasm!(self.e ; .arch x64 ; test DWORD [rsp + env_offset!(cr4)], CR4_TSD as i32);
+            let slow = self.e.jcc(cc::NE);
+            self.slow_from(vec![slow]);
+        }
+        self.e.call(self.thunks.time_stamp);
+        self.fp_loaded = false;
+        if and_aux {
+            dynasm!(self.e ; .arch x64 ; mov ecx, [rsp + env_offset!(msr.tsc_aux)]);
+        }
+    }
+
     /// SWAPGS.
     pub(super) fn swap_gs(&mut self) {
         dynasm!(self.e ; .arch x64
@@ -53,6 +70,13 @@ impl Translator {
         dynasm!(self.e ; .arch x64 ; mov [rsp + base_offset(segment)], r10);
     }
 
+    /// MOV from a segment register to a general one: zero-extended to 4 and 8 bytes.
+    pub(super) fn read_selector(&mut self, item: &Item, segment: usize) {
+        let at = base_offset(segment) + std::mem::offset_of!(Segment, selector) as i32;
+        dynasm!(self.e ; .arch x64 ; movzx r10d, WORD [rsp + at]);
+        self.set_from_t0(item.insn.op0_register());
+    }
+
     fn unless_fsgsbase(&mut self) {
         dynasm!(self.e ; .arch x64 ; test DWORD [rsp + env_offset!(cr4)], CR4_FSGSBASE as i32);
         let slow = self.e.jcc(cc::E);
@@ -77,13 +101,15 @@ impl Translator {
         self.set_from_t0(item.insn.op0_register());
     }
 
-    /// The general register `register`, of 4 or 8 bytes, = T0.
+    /// The general register `register`, of 2, 4 or 8 bytes, = T0.
     fn set_from_t0(&mut self, register: Register) {
         let number = gpr_number(register).expect("these name general registers");
         match (host_number(number), register.size()) {
             (Some(host), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), r10),
-            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8), r10d),
+            (Some(host), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8), r10d),
+            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8), r10w),
             (None, 8) => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10),
+            (None, 2) => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10w),
             (None, _) => dynasm!(self.e ; .arch x64 ; mov r10d, r10d ; mov [rsp + gpr_offset(number)], r10),
         }
     }
