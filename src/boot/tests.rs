@@ -96,8 +96,8 @@ fn bzimage_with_initrd() {
     let source = BootSource::open(&kernel.0, Some(&initrd.0), "console=ttyS0", 64 * MIB).unwrap();
     let memory = memory(64 * MIB);
     // Twice: a reset loads again from the same files.
-    source.load(&memory, RSDP).unwrap();
-    let state = source.load(&memory, RSDP).unwrap();
+    source.load(&memory, RSDP, Unpacking::ByGuest).unwrap();
+    let state = source.load(&memory, RSDP, Unpacking::ByGuest).unwrap();
     assert_eq!((state.rip, state.gpr[reg::RSI]), (16 * MIB + 0x200, layout::ZERO_PAGE));
     let mut got = vec![0; payload.len()];
     memory.read_slice(&mut got, GuestAddress(16 * MIB)).unwrap();
@@ -125,7 +125,10 @@ fn bzimage_with_initrd() {
 fn elf_by_its_64_bit_entry() {
     let kernel = TempFile::new("elf64", &elf(&[], &[0x90; 100], 4096));
     let memory = memory(8 * MIB);
-    let state = BootSource::open(&kernel.0, None, "", 8 * MIB).unwrap().load(&memory, RSDP).unwrap();
+    let state = BootSource::open(&kernel.0, None, "", 8 * MIB)
+        .unwrap()
+        .load(&memory, RSDP, Unpacking::ByGuest)
+        .unwrap();
     assert_eq!((state.rip, state.gpr[reg::RSI], state.efer), (2 * MIB + 0x10, layout::ZERO_PAGE, 0x500));
     assert_eq!(memory.read_obj::<u8>(GuestAddress(2 * MIB + 99)).unwrap(), 0x90);
     let params: boot_params = memory.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap();
@@ -140,8 +143,10 @@ fn elf_by_its_pvh_entry() {
     let kernel = TempFile::new("pvh", &elf(&note, &[0x90; 100], 4096));
     let initrd = TempFile::new("pvh-initrd", &[7; 100]);
     let memory = memory(8 * MIB);
-    let state =
-        BootSource::open(&kernel.0, Some(&initrd.0), "x", 8 * MIB).unwrap().load(&memory, RSDP).unwrap();
+    let state = BootSource::open(&kernel.0, Some(&initrd.0), "x", 8 * MIB)
+        .unwrap()
+        .load(&memory, RSDP, Unpacking::ByGuest)
+        .unwrap();
     assert_eq!((state.rip, state.efer, state.cr0), (0x20_0040, 0, 0x11));
     let info: hvm_start_info = memory.read_obj(GuestAddress(state.gpr[reg::RBX])).unwrap();
     assert_eq!((info.magic, info.nr_modules, info.rsdp_paddr), (0x336e_c578, 1, RSDP));
