@@ -67,7 +67,7 @@ mod tests {
         packed.extend([0; 3]);
         packed.extend(gzip(b"070702de"));
         packed.extend([0; 9]);
-        assert_eq!(unpack(&packed, 1000).as_deref(), Some(&b"070701abc\0\0\0070702de"[..]));
+        assert_eq!(unpack(&packed, 1000).as_deref(), Some(&b"070701abc\x00\x00\x00070702de"[..]));
     }
 
     #[test]
