@@ -2,21 +2,31 @@
 //!
 //! Everything that can be refused is refused in [`BootSource::open`], before anything is created; [`BootSource::load`]
 //! reads the files straight into guest memory, again after each reset.
+//!
+//! Where the engine translates, what is compressed is unpacked here: the host does in tens of milliseconds what takes
+//! translated code hundreds. Whatever is unusual is left to the guest, which knows all forms.
 
 pub mod bzimage;
 pub mod elf;
 pub mod entry_state;
 pub mod error;
+mod initramfs;
+mod kaslr;
 pub mod layout;
 mod load;
 pub mod memory_map;
 pub mod pvh;
+mod relocations;
+mod unpack;
+mod vmlinux;
 pub mod zero_page;
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use accel::CpuArchState;
+use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use self::elf::Entry;
@@ -35,6 +45,17 @@ struct Initrd {
     path: PathBuf,
     bytes: u64,
     address: u64,
+    /// The kernel's end and what must not be passed: it goes between.
+    between: (u64, u64),
+}
+
+/// Who unpacks compressed kernels and initial RAM disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unpacking {
+    /// The guest, with its own decompressors.
+    ByGuest,
+    /// This program, where it can.
+    ByHost,
 }
 
 /// A kernel with its initial RAM disk and command line, found to fit the guest.
@@ -49,6 +70,8 @@ pub struct BootSource {
 }
 
 const PAGE: u64 = 4096;
+/// A guest with this many times the memory of an unpacked RAM disk has room for it.
+const INITRD_SHARE: u64 = 8;
 /// How much of a file tells what it is.
 const LOOK_AT: usize = 0x300;
 
@@ -86,9 +109,23 @@ impl BootSource {
 
     /// Fills guest memory, whose RAM must be zero, and says how the bootstrap CPU starts. `rsdp` is the address of
     /// the ACPI root pointer.
-    pub fn load(&self, memory: &GuestMemoryMmap, rsdp: u64) -> Result<CpuArchState, BootError> {
+    pub fn load(
+        &self,
+        memory: &GuestMemoryMmap,
+        rsdp: u64,
+        unpacking: Unpacking,
+    ) -> Result<CpuArchState, BootError> {
         memory.write_slice(&self.command_line, GuestAddress(COMMAND_LINE))?;
-        let initrd = self.initrd.as_ref().map(|initrd| initrd.load(memory)).transpose()?;
+        // A file that cannot be unpacked is no error here; one that cannot be read is found by what comes next.
+        let unpacked = match (&self.initrd, unpacking) {
+            (Some(initrd), Unpacking::ByHost) => initrd.unpack(self.memory_bytes / INITRD_SHARE),
+            _ => None,
+        };
+        let initrd = match (&self.initrd, unpacked) {
+            (Some(initrd), Some(archive)) => Some(initrd.place(memory, &archive)?),
+            (Some(initrd), None) => Some(initrd.load(memory)?),
+            (None, _) => None,
+        };
         let map = memory_map::e820(self.memory_bytes);
         let kernel_error = |source| self.load_error(source);
         let structure_error = |error: linux_loader::configurator::Error| {
@@ -96,7 +133,14 @@ impl BootSource {
         };
         match &self.image {
             Image::BzImage(image) => {
-                let (entry, header) = image.load(&self.kernel, memory).map_err(kernel_error)?;
+                let unpacked = match unpacking {
+                    Unpacking::ByHost => self.unpack(image, memory, initrd),
+                    Unpacking::ByGuest => None,
+                };
+                let (entry, header) = match unpacked {
+                    Some(unpacked) => unpacked,
+                    None => image.load(&self.kernel, memory).map_err(kernel_error)?,
+                };
                 zero_page::write(memory, header, initrd, &map, rsdp).map_err(structure_error)?;
                 Ok(entry_state::long_mode(memory, entry)?)
             }
@@ -113,6 +157,26 @@ impl BootSource {
                         Ok(entry_state::long_mode(memory, entry)?)
                     }
                 }
+            }
+        }
+    }
+
+    /// The kernel out of its bzImage; `None` where that is better left to the guest.
+    fn unpack(
+        &self,
+        image: &bzimage::Image,
+        memory: &GuestMemoryMmap,
+        initrd: Option<(u64, u64)>,
+    ) -> Option<(u64, setup_header)> {
+        let command_line = String::from_utf8_lossy(&self.command_line);
+        let wish = kaslr::wish(command_line.trim_end_matches('\0'));
+        let top = initrd.map_or(memory_map::low_bytes(self.memory_bytes), |(address, _)| address);
+        match image.unpack(&self.kernel, memory, wish, top) {
+            Ok(unpacked) => Some(unpacked),
+            Err(error) => {
+                let path = self.path.display();
+                tracing::warn!(target: "boot", %path, %error, "the kernel's own decompressor is used");
+                None
             }
         }
     }
@@ -178,7 +242,9 @@ fn open_initrd(path: &Path, kernel_end: u64, top: u64) -> Result<Initrd, BootErr
     let bytes = file.metadata().map_err(error)?.len();
     let address = top.checked_sub(bytes).map(|address| address & !(PAGE - 1));
     match address {
-        Some(address) if address >= kernel_end => Ok(Initrd { file, path: path.into(), bytes, address }),
+        Some(address) if address >= kernel_end => {
+            Ok(Initrd { file, path: path.into(), bytes, address, between: (kernel_end, top) })
+        }
         _ => Err(BootError::InitrdTooBig { path: path.into(), size: bytes }),
     }
 }
@@ -188,6 +254,27 @@ impl Initrd {
         let error = |source| BootError::Load { option: "-initrd", path: self.path.clone(), source };
         load::read(memory, GuestAddress(self.address), &self.file, 0, self.bytes).map_err(error)?;
         Ok((self.address, self.bytes))
+    }
+
+    /// The archives in the file, if it is compressed and they are `limit` bytes at most and fit.
+    fn unpack(&self, limit: u64) -> Option<Vec<u8>> {
+        let (kernel_end, top) = self.between;
+        let limit = limit.min(top.saturating_sub(kernel_end).saturating_sub(PAGE));
+        if self.bytes > limit {
+            return None;
+        }
+        let mut packed = vec![0; usize::try_from(self.bytes).ok()?];
+        self.file.read_exact_at(&mut packed, 0).ok()?;
+        initramfs::unpack(&packed, usize::try_from(limit).ok()?)
+    }
+
+    /// Puts what was unpacked where the file would have gone.
+    fn place(&self, memory: &GuestMemoryMmap, archive: &[u8]) -> Result<(u64, u64), BootError> {
+        let bytes = archive.len() as u64;
+        let address = (self.between.1 - bytes) & !(PAGE - 1);
+        let error = |source| BootError::Load { option: "-initrd", path: self.path.clone(), source };
+        load::write(memory, GuestAddress(address), archive).map_err(error)?;
+        Ok((address, bytes))
     }
 }
 

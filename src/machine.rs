@@ -24,7 +24,7 @@ use self::cpu_io::MachineIo;
 use self::memory::{Ram, RamError};
 use crate::acpi;
 use crate::boot::error::BootError;
-use crate::boot::{BootSource, layout};
+use crate::boot::{BootSource, Unpacking, layout};
 use crate::options::devices::DeviceChoice;
 use crate::run_state::RunState;
 
@@ -230,7 +230,8 @@ impl Machine {
     fn load(&self) -> Result<(), MachineError> {
         let memory = self.ram.map();
         memory.write_slice(&self.tables, GuestAddress(layout::ACPI)).map_err(BootError::Write)?;
-        let state = self.boot.load(memory, layout::ACPI)?;
+        let unpacking = if self.accelerator.translates() { Unpacking::ByHost } else { Unpacking::ByGuest };
+        let state = self.boot.load(memory, layout::ACPI, unpacking)?;
         let cpu = self.lifecycle.cpus().cpu(0).ok_or(accel::RunOnError::Gone)?;
         cpu.run_on(move |cpu| cpu.backend.set_state(&state))??;
         Ok(())

@@ -17,11 +17,15 @@ const PROGRAMS_LIMIT: Duration = Duration::from_secs(900);
 const APPEND: &str = "console=ttyS0 reboot=t panic=-1";
 
 fn boot(megabytes: &str, kernel: &str, initrd: &str, limit: Duration) -> Session {
+    boot_with(megabytes, kernel, initrd, APPEND, limit)
+}
+
+fn boot_with(megabytes: &str, kernel: &str, initrd: &str, append: &str, limit: Duration) -> Session {
     let (kernel, initrd) = (path(kernel), path(initrd));
     #[rustfmt::skip]
     let words = [
         "-accel", "tcg", "-M", "microvm", "-m", megabytes, "-kernel", &kernel, "-initrd", &initrd,
-        "-append", APPEND, "-nographic", "-no-reboot",
+        "-append", append, "-nographic", "-no-reboot",
     ];
     Session::start(&bivisor(), &words, limit)
 }
@@ -50,6 +54,17 @@ fn boots_to_init(flavour: &str) {
 fn cloud_kernel_boots() {
     if fetch("cloud_kernel_boots", &["cloud", "boot-test"]) {
         boots_to_init("cloud");
+    }
+}
+
+/// Addresses as linked; the other boots have random ones.
+#[test]
+fn cloud_kernel_boots_without_kaslr() {
+    if fetch("cloud_kernel_boots_without_kaslr", &["cloud", "boot-test"]) {
+        let append = format!("{APPEND} nokaslr");
+        let outcome = boot_with("512", "vmlinuz-cloud", "boot-test.gz", &append, LIMIT).finish();
+        outcome.check(outcome.serial.contains("\nBIVISOR-INIT-OK\n"), "init did not run");
+        ended_well(&outcome);
     }
 }
 

@@ -28,6 +28,11 @@ pub trait Accelerator: Send + Sync {
     fn irqchip_device(&self) -> Option<Arc<dyn Device>> {
         None
     }
+    /// Whether guest code is translated: what the host does on the guest's behalf is then many times faster than what the
+    /// guest does itself.
+    fn translates(&self) -> bool {
+        false
+    }
     /// Guest time.
     fn clock(&self) -> Arc<dyn Clock>;
     /// How CPUs map to host threads.

@@ -9,8 +9,11 @@ use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::error::BootError;
+use super::kaslr::{self, Room, Wish};
 use super::layout::HIGH_RAM;
 use super::load;
+use super::unpack::{Format, UnpackError};
+use super::vmlinux::Placer;
 
 /// Where `setup_header` starts in the file and in the zero page.
 const HEADER_AT: u64 = 0x1f1;
@@ -26,6 +29,10 @@ const DEFAULT_SETUP_SECTORS: u64 = 4;
 const OLDEST_PROTOCOL: u16 = 0x020c;
 /// `loadflags`: the kernel is loaded above 1 MiB.
 const LOADED_HIGH: u8 = 1 << 0;
+/// `loadflags`, from decompressor to kernel: addresses are random.
+const KASLR: u8 = 1 << 1;
+/// Less than this holds no kernel.
+const PAYLOAD_AT_LEAST: u64 = 16;
 /// `xloadflags`: there is a 64-bit entry.
 const XLF_KERNEL_64: u16 = 1 << 0;
 /// The 64-bit entry's offset from the load address.
@@ -110,6 +117,62 @@ impl Image {
         u64::from(self.header.initrd_addr_max)
     }
 
+    /// Does the decompressor's work: the kernel that it holds goes to its place, which is random if `wish` says so and ends
+    /// below `top`. The entry, and the header for the zero page.
+    pub fn unpack(
+        &self,
+        file: &File,
+        memory: &GuestMemoryMmap,
+        wish: Wish,
+        top: u64,
+    ) -> Result<(u64, setup_header), UnpackError> {
+        let header = &self.header;
+        let room = Room {
+            link: header.pref_address,
+            bytes: u64::from(header.init_size),
+            alignment: u64::from(header.kernel_alignment),
+            top,
+        };
+        if header.relocatable_kernel == 0 || room.link < HIGH_RAM {
+            return Err(UnpackError::Content("a kernel that cannot be moved"));
+        }
+        let (offset, mut length) = (u64::from(header.payload_offset), u64::from(header.payload_length));
+        if offset + length > self.payload_bytes() || length < PAYLOAD_AT_LEAST {
+            return Err(UnpackError::Content("no payload"));
+        }
+        let start = self.setup_bytes() + offset;
+        let mut magic = [0; 8];
+        file.read_exact_at(&mut magic, start)?;
+        let format = Format::of(&magic).ok_or(UnpackError::Content("a payload of an unknown format"))?;
+        // gzip ends with the length as well; what the build appends is not part of the format.
+        let mut promised = [0; 4];
+        file.read_exact_at(&mut promised, start + length - 4)?;
+        let promised = u64::from(u32::from_le_bytes(promised));
+        if format.length_is_appended() {
+            length -= 4;
+        }
+        if promised > room.bytes {
+            return Err(UnpackError::TooLong);
+        }
+        let place = match wish {
+            Wish::Fixed => room.fixed(),
+            _ => room.choose(wish, kaslr::random()?),
+        };
+        let mut placer = Placer::new(memory, room, place);
+        format
+            .unpack(Section { file, at: start, left: length }, promised, &mut |piece| placer.take(piece))?;
+        let (entry, place) = placer.finish()?;
+        let mut header = self.header;
+        // Below 4 GiB: `top` is.
+        header.code32_start = place.physical as u32;
+        header.type_of_loader = UNDEFINED_LOADER;
+        header.loadflags &= !KASLR;
+        if wish != Wish::Fixed && place.virtual_offset != room.link {
+            header.loadflags |= KASLR;
+        }
+        Ok((entry, header))
+    }
+
     /// Reads the kernel to its place; the entry and the header for the zero page.
     pub fn load(
         &self,
@@ -132,4 +195,21 @@ pub fn start_of(file: &mut File, bytes: usize) -> io::Result<Vec<u8>> {
     file.seek(SeekFrom::Start(0))?;
     file.take(bytes as u64).read_to_end(&mut start)?;
     Ok(start)
+}
+
+/// A stretch of a file.
+struct Section<'a> {
+    file: &'a File,
+    at: u64,
+    left: u64,
+}
+
+impl Read for Section<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let got = self.file.read_at(&mut buffer[..most], self.at)?;
+        self.at += got as u64;
+        self.left -= got as u64;
+        Ok(got)
+    }
 }

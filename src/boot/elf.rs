@@ -17,7 +17,7 @@ const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
-const PT_LOAD: u32 = 1;
+pub(super) const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 /// `XEN_ELFNOTE_PHYS32_ENTRY`: the PVH entry's physical address.
 const PHYS32_ENTRY: u32 = 18;
@@ -55,24 +55,32 @@ pub fn is_elf(start: &[u8]) -> bool {
     start.starts_with(b"\x7fELF")
 }
 
+/// As [`is_elf`], for this architecture and 64-bit. `start` is a header.
+pub(super) fn is_elf_64(start: &[u8]) -> bool {
+    let fields = Fields { bytes: start, is_64: true };
+    is_elf(start)
+        && start[CLASS_AT..CLASS_AT + 2] == [CLASS_64, LITTLE_ENDIAN]
+        && fields.u16(18, 18) == EM_X86_64
+}
+
 /// Reads little-endian fields of ELF structures, whose places depend on the class.
-struct Fields<'a> {
-    bytes: &'a [u8],
-    is_64: bool,
+pub(super) struct Fields<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) is_64: bool,
 }
 
 impl Fields<'_> {
-    fn u16(&self, at_32: usize, at_64: usize) -> u16 {
+    pub(super) fn u16(&self, at_32: usize, at_64: usize) -> u16 {
         let at = if self.is_64 { at_64 } else { at_32 };
         u16::from_le_bytes(self.bytes[at..at + 2].try_into().expect("two bytes"))
     }
 
-    fn u32(&self, at: usize) -> u32 {
+    pub(super) fn u32(&self, at: usize) -> u32 {
         u32::from_le_bytes(self.bytes[at..at + 4].try_into().expect("four bytes"))
     }
 
     /// An address, offset or size: 4 bytes in ELF32, 8 in ELF64.
-    fn word(&self, at_32: usize, at_64: usize) -> u64 {
+    pub(super) fn word(&self, at_32: usize, at_64: usize) -> u64 {
         if self.is_64 {
             u64::from_le_bytes(self.bytes[at_64..at_64 + 8].try_into().expect("eight bytes"))
         } else {

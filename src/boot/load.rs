@@ -1,10 +1,11 @@
-//! Reading files into guest RAM (Linux, sendfile(2), memfd_create(2)).
+//! Putting files and pieces of them into guest RAM (Linux, sendfile(2), memfd_create(2)).
 //!
 //! RAM is a file of the host's, so a kernel is copied there from file to file: no page of it need be mapped first, none is
 //! cleared only to be overwritten, and it takes half the time of a read into the mapping.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
@@ -36,6 +37,30 @@ pub fn read(
         left -= here;
         offset += here;
         at = at.checked_add(here).ok_or(GuestMemoryError::GuestAddressOverflow)?;
+    }
+    Ok(())
+}
+
+/// Writes `bytes` to `address`.
+pub fn write(
+    memory: &GuestMemoryMmap,
+    address: GuestAddress,
+    mut bytes: &[u8],
+) -> Result<(), GuestMemoryError> {
+    let mut at = address;
+    while !bytes.is_empty() {
+        let region = memory.find_region(at).ok_or(GuestMemoryError::InvalidGuestAddress(at))?;
+        let within = at.unchecked_offset_from(region.start_addr());
+        let here = usize::try_from(region.len() - within).expect("mapped, so it fits").min(bytes.len());
+        let (now, later) = bytes.split_at(here);
+        match region.file_offset() {
+            Some(ram) => {
+                ram.file().write_all_at(now, ram.start() + within).map_err(GuestMemoryError::IOError)?
+            }
+            None => memory.write_slice(now, at)?,
+        }
+        bytes = later;
+        at = at.checked_add(here as u64).ok_or(GuestMemoryError::GuestAddressOverflow)?;
     }
     Ok(())
 }
@@ -84,6 +109,17 @@ mod tests {
         let from = file(&content);
         check(Ram::new(8 << 20).unwrap().map(), &from, &content);
         check(&GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 8 << 20)]).unwrap(), &from, &content);
+    }
+
+    #[test]
+    fn what_is_written_is_where_it_belongs() {
+        let ranges = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 20), 1 << 20)];
+        for memory in [Ram::new(2 << 20).unwrap().map(), &GuestMemoryMmap::from_ranges(&ranges).unwrap()] {
+            let at = GuestAddress((1 << 20) - 3);
+            write(memory, at, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+            assert_eq!(memory.read_obj::<u64>(at).unwrap(), 0x0807_0605_0403_0201);
+            assert!(write(memory, GuestAddress((2 << 20) - 3), &[9; 8]).is_err());
+        }
     }
 
     #[test]

@@ -96,8 +96,8 @@ fn bzimage_with_initrd() {
     let source = BootSource::open(&kernel.0, Some(&initrd.0), "console=ttyS0", 64 * MIB).unwrap();
     let memory = memory(64 * MIB);
     // Twice: a reset loads again from the same files.
-    source.load(&memory, RSDP).unwrap();
-    let state = source.load(&memory, RSDP).unwrap();
+    source.load(&memory, RSDP, Unpacking::ByGuest).unwrap();
+    let state = source.load(&memory, RSDP, Unpacking::ByGuest).unwrap();
     assert_eq!((state.rip, state.gpr[reg::RSI]), (16 * MIB + 0x200, layout::ZERO_PAGE));
     let mut got = vec![0; payload.len()];
     memory.read_slice(&mut got, GuestAddress(16 * MIB)).unwrap();
@@ -121,11 +121,61 @@ fn bzimage_with_initrd() {
     assert_eq!(ram_end, Some(64 * MIB));
 }
 
+/// What cannot be unpacked here is the guest's to unpack: loaded as if nobody had tried.
+#[test]
+fn a_payload_of_no_known_kind_is_left_to_the_guest() {
+    let mut image = bzimage(&[0x1f; 4096]);
+    for payload in [&[0u8; 16][..], b"\x1f\x8b\x08 no gzip, by far"] {
+        put(&mut image, 0x248, &0x20u32.to_le_bytes());
+        put(&mut image, 0x24c, &0x800u32.to_le_bytes());
+        put(&mut image, 0x420, payload);
+        put(&mut image, 0x400 + 0x20 + 0x7fc, &0x1000u32.to_le_bytes());
+        let kernel = TempFile::new("payload", &image);
+        let memory = memory(64 * MIB);
+        let source = BootSource::open(&kernel.0, None, "", 64 * MIB).unwrap();
+        let state = source.load(&memory, RSDP, Unpacking::ByHost).unwrap();
+        assert_eq!(state.rip, 16 * MIB + 0x200);
+        let mut got = vec![0; 4096];
+        memory.read_slice(&mut got, GuestAddress(16 * MIB)).unwrap();
+        assert_eq!(got, image[0x400..]);
+    }
+    // Lengths that lie.
+    for (at, value) in [(0x248, u32::MAX), (0x24c, u32::MAX), (0x24c, 0)] {
+        let mut image = image.clone();
+        put(&mut image, at, &value.to_le_bytes());
+        let kernel = TempFile::new("lie", &image);
+        let source = BootSource::open(&kernel.0, None, "", 64 * MIB).unwrap();
+        let state = source.load(&memory(64 * MIB), RSDP, Unpacking::ByHost).unwrap();
+        assert_eq!(state.rip, 16 * MIB + 0x200);
+    }
+}
+
+#[test]
+fn a_compressed_initrd_is_unpacked_where_there_is_room() {
+    use std::io::Write;
+    let archive = [b"070701".as_slice(), &[7; 5000]].concat();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&archive).unwrap();
+    let (kernel, initrd) =
+        (TempFile::new("gz-kernel", &bzimage(&[0; 4096])), TempFile::new("gz", &gzip.finish().unwrap()));
+    let memory = memory(64 * MIB);
+    let source = BootSource::open(&kernel.0, Some(&initrd.0), "", 64 * MIB).unwrap();
+    source.load(&memory, RSDP, Unpacking::ByHost).unwrap();
+    let params: boot_params = memory.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap();
+    assert_eq!({ params.hdr.ramdisk_size }, 5006);
+    let mut got = vec![0; archive.len()];
+    memory.read_slice(&mut got, GuestAddress(u64::from(params.hdr.ramdisk_image))).unwrap();
+    assert_eq!(got, archive);
+}
+
 #[test]
 fn elf_by_its_64_bit_entry() {
     let kernel = TempFile::new("elf64", &elf(&[], &[0x90; 100], 4096));
     let memory = memory(8 * MIB);
-    let state = BootSource::open(&kernel.0, None, "", 8 * MIB).unwrap().load(&memory, RSDP).unwrap();
+    let state = BootSource::open(&kernel.0, None, "", 8 * MIB)
+        .unwrap()
+        .load(&memory, RSDP, Unpacking::ByGuest)
+        .unwrap();
     assert_eq!((state.rip, state.gpr[reg::RSI], state.efer), (2 * MIB + 0x10, layout::ZERO_PAGE, 0x500));
     assert_eq!(memory.read_obj::<u8>(GuestAddress(2 * MIB + 99)).unwrap(), 0x90);
     let params: boot_params = memory.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap();
@@ -140,8 +190,10 @@ fn elf_by_its_pvh_entry() {
     let kernel = TempFile::new("pvh", &elf(&note, &[0x90; 100], 4096));
     let initrd = TempFile::new("pvh-initrd", &[7; 100]);
     let memory = memory(8 * MIB);
-    let state =
-        BootSource::open(&kernel.0, Some(&initrd.0), "x", 8 * MIB).unwrap().load(&memory, RSDP).unwrap();
+    let state = BootSource::open(&kernel.0, Some(&initrd.0), "x", 8 * MIB)
+        .unwrap()
+        .load(&memory, RSDP, Unpacking::ByGuest)
+        .unwrap();
     assert_eq!((state.rip, state.efer, state.cr0), (0x20_0040, 0, 0x11));
     let info: hvm_start_info = memory.read_obj(GuestAddress(state.gpr[reg::RBX])).unwrap();
     assert_eq!((info.magic, info.nr_modules, info.rsdp_paddr), (0x336e_c578, 1, RSDP));

@@ -114,6 +114,10 @@ impl Accelerator for Tcg {
         "tcg"
     }
 
+    fn translates(&self) -> bool {
+        true
+    }
+
     fn memory_listener(&self) -> &dyn MemoryListener {
         &*self.shared
     }
