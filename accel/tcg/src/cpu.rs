@@ -40,8 +40,6 @@ pub struct Cpu {
     pub pending_debug: u64,
     /// Blocks were invalidated by a store since this was last cleared.
     pub code_changed: bool,
-    /// The RAM page that the translator has a copy of; `None` once a store to it was seen.
-    pub copied: Option<u32>,
     /// Translated code, to be invalidated by stores; `None` where only helpers run.
     pub engine: Option<Arc<Engine>>,
     io: Option<NonNull<dyn CpuIo>>,
@@ -68,7 +66,6 @@ impl Cpu {
             index,
             pending_debug: 0,
             code_changed: false,
-            copied: None,
             engine: None,
             io: None,
         }
@@ -114,9 +111,6 @@ impl Cpu {
     /// Bytes of a page that holds translated code were written.
     pub fn code_written(&mut self, page: RamPage, offset: u32, len: u32) {
         let Some(engine) = &self.engine else { return };
-        if self.copied == Some(page.index) {
-            self.copied = None;
-        }
         let (mmu, changed) = (&mut self.mmu, &mut self.code_changed);
         engine.code().cache.written(&self.ram, page.index, offset, len, |block| {
             if let Some(class) = mode::class(block.key.mode) {

@@ -9,7 +9,7 @@ use crate::mmu::Mmu;
 use crate::mmu::walk::cr;
 use crate::operand::is_canonical;
 use crate::ram::{PAGE, RamPage, load};
-use crate::translate::block::MAX_INSN_BYTES;
+use crate::translate::block::{MAX_INSN_BYTES, window};
 use crate::translate::generator::{Code, MAX_BLOCK_BYTES};
 use crate::translate::liveness::{Peek, WINDOW};
 
@@ -52,25 +52,8 @@ pub fn mode_bits(env: &Env) -> u32 {
     bits
 }
 
-/// A copy of the page that was translated from last. Up to date as long as the page holds translated code: then its stores
-/// are seen ([`crate::cpu::Cpu::code_written`]).
-pub struct PageCopy {
-    /// Its bytes, and the first ones of the page that follows it.
-    bytes: Box<[u8; PAGE as usize + MAX_INSN_BYTES]>,
-}
-
-impl PageCopy {
-    /// Of none, as [`crate::cpu::Cpu::copied`] says.
-    pub fn new() -> Self {
-        Self { bytes: Box::new([0; PAGE as usize + MAX_INSN_BYTES]) }
-    }
-}
-
-impl Default for PageCopy {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+/// Room for a page and the first bytes of the one that follows it.
+pub type PageCopy = Box<[u8; PAGE as usize + MAX_INSN_BYTES]>;
 
 /// The code around a block, as far as it has been fetched from.
 struct Fetched<'a> {
@@ -139,13 +122,10 @@ impl Vcpu {
             None => {
                 // The page is marked and its write entries are gone before its bytes are read; see `code::cache`.
                 let end = PAGE as usize;
-                let known = cpu.ram.is_code(page.index) && cpu.copied == Some(page.index);
                 cpu.ram.set_code(page.index, true);
-                if !known {
-                    cpu.mmu.revoke_write(&cpu.ram, page);
-                    load(page.host, &mut self.copy.bytes[..end]);
-                    cpu.copied = Some(page.index);
-                }
+                cpu.mmu.revoke_write(&cpu.ram, page);
+                let window = window(offset as usize);
+                load(page.host + window.start as u64, &mut self.copy[window]);
                 match self.translate(key, page, end) {
                     Some(id) => id,
                     None => {
@@ -159,7 +139,7 @@ impl Vcpu {
                             None => {
                                 cpu.ram.set_code(second.index, true);
                                 cpu.mmu.revoke_write(&cpu.ram, second);
-                                load(second.host, &mut self.copy.bytes[end..end + MAX_INSN_BYTES]);
+                                load(second.host, &mut self.copy[end..end + MAX_INSN_BYTES]);
                                 self.translate(key, page, end + MAX_INSN_BYTES)
                                     .expect("no instruction is longer than these bytes")
                             }
@@ -209,7 +189,6 @@ impl Vcpu {
         let code = &mut *guard;
         if code.cache.buffer.free() < MAX_BLOCK_BYTES {
             code.cache.clear(&self.cpu.ram);
-            self.cpu.copied = None;
             self.cpu.mmu.flush_all_jumps();
             for page in [Some(page.index), key.second_page].into_iter().flatten() {
                 self.cpu.ram.set_code(page, true);
@@ -223,7 +202,7 @@ impl Vcpu {
         );
         let hashed = code.cache.hashed_sites(&key);
         let grouped = code.cache.groups_pay(&key);
-        let source = Code { bytes: &self.copy.bytes[..len], extended: true, grouped };
+        let source = Code { bytes: &self.copy[..len], extended: true, grouped };
         let peek = Fetched { mmu: &self.cpu.mmu, key, page };
         let block = code.translator.translate(
             key,

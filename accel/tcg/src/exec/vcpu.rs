@@ -70,7 +70,7 @@ pub struct Vcpu {
     pub(super) chaining: bool,
     /// Sites that miss their slots.
     pub(super) sites: Sites,
-    /// The page that is translated from.
+    /// What is translated from the present page.
     pub(super) copy: PageCopy,
     /// The code that runs is to come back after one instruction.
     pub(super) single: bool,
@@ -87,7 +87,7 @@ impl Vcpu {
             single_step: false,
             chaining: trace::chaining(),
             sites: Sites::new(),
-            copy: PageCopy::new(),
+            copy: Box::new([0; PAGE as usize + MAX_INSN_BYTES]),
             single: false,
         }
     }

@@ -1,5 +1,7 @@
 //! Cutting a block out of guest code.
 
+use std::ops::Range;
+
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
 use crate::code::tb::mode;
@@ -12,6 +14,10 @@ use crate::translate::native::has_memory;
 
 /// Instructions in a block at most.
 pub const MAX_INSNS: usize = 48;
+/// Bytes that a block goes back at most to go on at a jump's target.
+const BACK: usize = 512;
+/// Bytes that must be there at such a target.
+const MAX_FOLLOWED: u64 = 64;
 /// Jumps that a block goes on behind at most: each is a way out of its own.
 const MAX_JUMPS: usize = 6;
 /// Bytes of an instruction at most.
@@ -43,9 +49,14 @@ pub enum Cut {
     NeedsNextPage,
 }
 
+/// Where the bytes of a block that starts at `start` can lie in its page.
+pub fn window(start: usize) -> Range<usize> {
+    start.saturating_sub(BACK)..(start + MAX_INSNS * MAX_INSN_BYTES).min(4096)
+}
+
 /// Guest code to make a block of.
 pub struct Source<'a> {
-    /// The block's page, and what of the next one is needed.
+    /// The block's page, of which [`window`] is filled, and what of the next one is needed.
     pub bytes: &'a [u8],
     /// Where in them the block starts.
     pub start: usize,
@@ -61,7 +72,10 @@ pub struct Source<'a> {
 
 /// Decodes a block from `source`. Fills `items`.
 pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut Vec<Item>) -> Cut {
-    let &Source { bytes, start, rip, bits, mode, .. } = source;
+    let &Source { start, rip, bits, mode, .. } = source;
+    let end = window(start).end;
+    // The page's end is where an instruction may run over into the next.
+    let bytes = if end < 4096 { &source.bytes[..end] } else { source.bytes };
     items.clear();
     let mut decoder = Decoder::new(bits, bytes, DecoderOptions::FORCE_RESERVED_NOP);
     decoder.set_position(start).expect("the block starts within its page");
@@ -138,7 +152,9 @@ pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut
 fn place_of(source: &Source, insn: &Instruction) -> Option<usize> {
     let place = (source.start as u64).wrapping_add(insn.near_branch_target().wrapping_sub(source.rip));
     // The last instruction of the page is left to a block of its own: it may run over the end.
-    (place <= 4096 - MAX_INSN_BYTES as u64).then_some(place as usize)
+    let window = window(source.start);
+    let last = (window.end as u64).saturating_sub(MAX_FOLLOWED);
+    (window.start as u64..last).contains(&place).then_some(place as usize)
 }
 
 /// Whether it makes a difference which flags are read behind the block: not if all are given new values by an instruction
