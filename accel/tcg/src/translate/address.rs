@@ -453,8 +453,8 @@ impl Translator {
 
     /// The number of the present site's counter, at its place in the size argument.
     fn site(&self) -> u32 {
-        ((self.id as usize).wrapping_mul(7).wrapping_add(self.now) % SITE_COUNTERS << helpers::SITE_SHIFT)
-            as u32
+        let counter = (self.id as usize).wrapping_mul(7).wrapping_add(self.now) % SITE_COUNTERS;
+        (counter as u32) << helpers::SITE_SHIFT
     }
 
     /// Finds what can be checked together in `items`.
