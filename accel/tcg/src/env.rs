@@ -105,6 +105,8 @@ pub struct Msrs {
     pub kvm_wall_clock: u64,
 }
 
+/// Groups of accesses of one block that may be looked up in the table.
+pub const TABLE_GROUPS: usize = 16;
 /// Translation slots of one soft-TLB mode and direction ([`TlbSlot`]).
 pub const SLOTS: usize = 64;
 /// Counters of the misses of sites: of accesses whose slots they share.
@@ -254,6 +256,8 @@ pub struct Env {
     pub fault_eflags: u32,
     pub fault_signal: u32,
     pub fault_trap: u32,
+    /// Host addresses of the running block's groups of accesses.
+    pub groups: [u64; TABLE_GROUPS],
     /// Slots, by soft-TLB mode and for reads and writes.
     pub slots: [[[TlbSlot; SLOTS]; 2]; TLB_MODES],
     /// Misses of sites, counting up to zero.
