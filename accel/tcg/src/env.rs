@@ -288,8 +288,9 @@ pub struct EnvBlock {
     pub env: Env,
 }
 
-/// Bytes of host stack below the environment. Helpers run on it.
-const STACK_BYTES: usize = 512 * 1024;
+/// Bytes of host stack below the environment. Helpers run on it, and one makes an address space there (a quarter of a MiB,
+/// twice where the compiler moves it).
+const STACK_BYTES: usize = 2 << 20;
 const GUARD_BYTES: usize = 64 * 1024;
 
 /// The mapping: guard, stack, [`EnvBlock`]. Kept alive by kickers.
