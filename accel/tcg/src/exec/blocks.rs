@@ -157,16 +157,16 @@ impl Vcpu {
         }
         trace::entered(&self.cpu, &code.cache, id);
         let block = code.cache.block(id);
-        if let Some(class) = mode::class(bits)
-            && self.chaining
-            && bits & mode::UNGROUPED == 0
-        {
+        if let Some(class) = mode::class(bits) {
+            // Blocks on two pages look themselves whether they are there.
             let user = bits & mode::CPL == 3;
             self.cpu.mmu.insert_code_page(user, rip, block.page_number);
             if let Some(number) = block.second_page_number {
                 self.cpu.mmu.insert_code_page(user, rip.wrapping_add(PAGE), number);
             }
-            self.cpu.mmu.insert_jump(rip, class, block.entry_saved);
+            if self.chaining && bits & mode::UNGROUPED == 0 {
+                self.cpu.mmu.insert_jump(rip, class, block.entry_saved);
+            }
         }
         Ok(block.entry_saved)
     }
