@@ -258,7 +258,9 @@ impl Translator {
         let host = self.e.here();
         self.flags = if live { Flags::Host } else { Flags::Dead };
         self.mark();
-        if self.key.mode & mode::SINGLE != 0 {
+        // A block without groups goes on in the midst of another: what that one had in the shadow of STI, no poll may come
+        // before, and a poll that always leaves would have the group fail again. Nothing is linked to it.
+        if self.key.mode & (mode::SINGLE | mode::UNGROUPED) != 0 {
             return Entries { saved, host, forward: host };
         }
         if live {
