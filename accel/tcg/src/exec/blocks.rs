@@ -102,6 +102,7 @@ impl Vcpu {
             self.cpu.env.seg[1].base.wrapping_add(rip) & 0xffff_ffff
         };
         self.cpu.env.branch_from = 0;
+        self.flush_if_asked();
         let cpu = &mut self.cpu;
         if cpu.env.dr7 & 0xff != 0 {
             let hit = cpu.instruction_breakpoints(linear);
@@ -171,6 +172,13 @@ impl Vcpu {
         Ok(block.entry_saved)
     }
 
+    /// [`crate::stress::Stress::flushes`].
+    pub(super) fn flush_if_asked(&mut self) {
+        if self.stress.flushes {
+            self.cpu.mmu.flush_all();
+        }
+    }
+
     /// The indirect branch or return that led to `env.rip` faults on its target: back to before it.
     fn undo_branch(&mut self) {
         let site = std::mem::take(&mut self.cpu.env.branch_from);
@@ -200,9 +208,9 @@ impl Vcpu {
             code.cache.mapping_number(virtual_page, page.index),
             key.second_page.map(|second| code.cache.mapping_number(virtual_page.wrapping_add(1), second)),
         );
-        let hashed = code.cache.hashed_sites(&key);
+        let hashed = if self.stress.hashed { u64::MAX } else { code.cache.hashed_sites(&key) };
         let grouped = code.cache.groups_pay(&key);
-        let source = Code { bytes: &self.copy[..len], extended: true, grouped };
+        let source = Code { bytes: &self.copy[..len], extended: !self.stress.short, grouped };
         let peek = Fetched { mmu: &self.cpu.mmu, key, page };
         let block = code.translator.translate(
             key,
