@@ -105,7 +105,8 @@ fn tcg(choice: &TcgChoice) -> Result<Arc<dyn Accelerator>, AccelError> {
         TcgThread::Single => Threading::RoundRobin,
         TcgThread::Multi => Threading::PerCpu,
     };
-    let tcg = Tcg::new(TcgOptions { threading, ..TcgOptions::default() }).map_err(AccelError::Tcg)?;
+    let tcg = Tcg::new(TcgOptions { threading, stress: choice.stress, ..TcgOptions::default() })
+        .map_err(AccelError::Tcg)?;
     Ok(Arc::new(tcg))
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use accel_tcg::Stress;
+
 use super::error::{Context, OptionError};
 use super::syntax;
 
@@ -34,6 +36,8 @@ impl Default for KvmChoice {
 pub struct TcgChoice {
     /// `thread`.
     pub thread: TcgThread,
+    /// `one-insn-per-tb` and `x-stress`.
+    pub stress: Stress,
 }
 
 /// Who models the interrupt controllers under KVM.
@@ -161,7 +165,17 @@ impl TcgChoice {
                     _ => return Err(context.bad("thread= takes single or multi")),
                 }
             }
-            "tb-size" | "one-insn-per-tb" | "split-wx" => return Err(context.not_built(key)),
+            "one-insn-per-tb" => {
+                let on = syntax::on_off(value);
+                self.stress.one_instruction =
+                    on.ok_or_else(|| context.bad("one-insn-per-tb= takes on or off"))?;
+            }
+            "x-stress" => {
+                let stress: Stress = value.parse().map_err(|error| context.bad(format!("{error}")))?;
+                let one_instruction = self.stress.one_instruction || stress.one_instruction;
+                self.stress = Stress { one_instruction, ..stress };
+            }
+            "tb-size" | "split-wx" => return Err(context.not_built(key)),
             _ => return Ok(false),
         }
         Ok(true)
@@ -182,7 +196,7 @@ pub fn kernel_irqchip(context: Context, value: &str) -> Result<KernelIrqchip, Op
 pub const HELP: &str = "\
 Accelerators (-accel NAME, or NAME:NAME to take the first that works; default kvm:tcg):
   kvm   the kernel's KVM              kernel-irqchip=on|split|off, device=PATH
-  tcg   translation, needs no KVM     thread=single|multi
+  tcg   translation, needs no KVM     thread=single|multi, one-insn-per-tb=on|off
 ";
 
 #[cfg(test)]
@@ -219,7 +233,7 @@ mod tests {
             choices,
             [
                 AccelChoice::Kvm(KvmChoice { irqchip: KernelIrqchip::Off, device: "/x,y".into() }),
-                AccelChoice::Tcg(TcgChoice { thread: TcgThread::Single })
+                AccelChoice::Tcg(TcgChoice { thread: TcgThread::Single, ..TcgChoice::default() })
             ]
         );
         assert_eq!(
@@ -228,6 +242,17 @@ mod tests {
         );
         assert!(list(&["tcg,kernel-irqchip=on"]).is_err());
         assert!(list(&["tcg,thread=both"]).is_err());
+    }
+
+    #[test]
+    fn stress_adds_up() {
+        let one = Stress { one_instruction: true, ..Stress::default() };
+        let tcg = |stress| [AccelChoice::Tcg(TcgChoice { stress, ..TcgChoice::default() })];
+        assert_eq!(list(&["tcg,one-insn-per-tb=on"]).unwrap(), tcg(one));
+        let kicked = Stress { kicks: true, ..one };
+        assert_eq!(list(&["tcg,one-insn-per-tb=on,x-stress=kicks"]).unwrap(), tcg(kicked));
+        assert!(list(&["tcg,one-insn-per-tb=maybe"]).is_err());
+        assert!(list(&["tcg,x-stress=rain"]).unwrap_err().to_string().contains("no stress 'rain'"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::engine::{CODE_BYTES, Engine, MIN_CODE_BYTES};
 use crate::env::{EnvMapping, EnvRef};
 use crate::exec::Vcpu;
 use crate::ram::Ram;
+use crate::stress::Stress;
 use crate::translate::features::Features;
 
 /// What the user chose.
@@ -28,11 +29,13 @@ pub struct TcgOptions {
     /// Bytes of code memory, at least [`crate::engine::MIN_CODE_BYTES`], a multiple of the page size. When it is full,
     /// everything is translated anew.
     pub code_bytes: usize,
+    /// For tests.
+    pub stress: Stress,
 }
 
 impl Default for TcgOptions {
     fn default() -> Self {
-        Self { threading: Threading::PerCpu, code_bytes: CODE_BYTES }
+        Self { threading: Threading::PerCpu, code_bytes: CODE_BYTES, stress: Stress::default() }
     }
 }
 
@@ -62,6 +65,7 @@ pub struct Tcg {
 
 struct Shared {
     code_bytes: usize,
+    stress: Stress,
     ram: Mutex<Option<Arc<Ram>>>,
     engine: Mutex<Option<Arc<Engine>>>,
 }
@@ -78,7 +82,7 @@ impl Shared {
             return Ok(Arc::clone(engine));
         }
         let features = Features::new(|leaf, subleaf| cpuid.query(leaf, subleaf, 0, cpuid.xcr0()));
-        let made = Arc::new(Engine::new(features, host_fp(), self.code_bytes)?);
+        let made = Arc::new(Engine::new(features, host_fp(), self.code_bytes, self.stress)?);
         *engine = Some(Arc::clone(&made));
         Ok(made)
     }
@@ -97,14 +101,12 @@ impl Tcg {
             return Err(TcgError::MissingHostFeature("XSAVE"));
         }
         let clock = HostClock::new().map_err(|source| TcgError::Host { what: "no timer", source })?;
+        let stress = options.stress;
+        let code_bytes = if stress.flushes { MIN_CODE_BYTES } else { options.code_bytes.max(MIN_CODE_BYTES) };
         Ok(Self {
             options,
             clock,
-            shared: Arc::new(Shared {
-                code_bytes: options.code_bytes.max(MIN_CODE_BYTES),
-                ram: Mutex::new(None),
-                engine: Mutex::new(None),
-            }),
+            shared: Arc::new(Shared { code_bytes, stress, ram: Mutex::new(None), engine: Mutex::new(None) }),
         })
     }
 }
@@ -191,6 +193,7 @@ impl VcpuSeed for Seed {
         cpu.cpuid = self.cpuid;
         cpu.engine = Some(Arc::clone(&engine));
         let Cpu { mmu, env, .. } = &mut cpu;
+        mmu.forgetful = engine.stress.misses;
         mmu.publish(env);
         let mut backend = Backend { vcpu: Box::new(Vcpu::new(cpu, engine)), shared: self.shared };
         backend.reset()?;

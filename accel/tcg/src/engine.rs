@@ -7,6 +7,7 @@ use crate::code::cache::TbCache;
 use crate::code::emitter::Emitter;
 use crate::code::thunks::{self, FpSave, Thunks};
 use crate::exec::{helpers, signals};
+use crate::stress::Stress;
 use crate::translate::features::Features;
 use crate::translate::generator::{MAX_BLOCK_BYTES, Translator};
 
@@ -29,19 +30,22 @@ pub struct Engine {
     code: Mutex<Code>,
     /// Entry points of generated code.
     pub thunks: Thunks,
+    /// For tests.
+    pub stress: Stress,
 }
 
 impl Engine {
     /// An engine with `code_bytes` of code memory for guests that see `features`.
-    pub fn new(features: Features, fp: FpSave, code_bytes: usize) -> std::io::Result<Self> {
+    pub fn new(features: Features, fp: FpSave, code_bytes: usize, stress: Stress) -> std::io::Result<Self> {
         let mut buffer = CodeBuffer::new(code_bytes.next_multiple_of(4096))?;
         let mut emitter = Emitter::new(buffer.next_address());
         let thunks = thunks::emit(&mut emitter, &helpers::HELPERS, fp);
         buffer.append(emitter.bytes());
         buffer.reserve_used();
         signals::register(buffer.range(), thunks.fault)?;
-        let translator = Translator::new(thunks, features, std::arch::is_x86_feature_detected!("bmi2"));
-        Ok(Self { code: Mutex::new(Code { cache: TbCache::new(buffer), translator }), thunks })
+        let mut translator = Translator::new(thunks, features, std::arch::is_x86_feature_detected!("bmi2"));
+        translator.stress = stress;
+        Ok(Self { code: Mutex::new(Code { cache: TbCache::new(buffer), translator }), thunks, stress })
     }
 
     /// The cache and the translator.

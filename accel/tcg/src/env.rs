@@ -70,6 +70,9 @@ pub const SHADOW_STI: u32 = 1;
 /// Interrupts When Switching Stacks*).
 pub const SHADOW_SS: u32 = 2;
 
+/// The poll word once a block has set it itself ([`crate::stress::Stress::kicks`]): nobody else wants anything.
+pub const POLL_AGAIN: u32 = 1;
+
 /// How many soft-TLB modes there are: user, supervisor with SMAP in force, supervisor without.
 pub const TLB_MODES: usize = 3;
 
@@ -127,6 +130,8 @@ pub struct TlbSlot {
 }
 
 impl TlbSlot {
+    /// A tag that no access that can succeed matches: the accesses of a group that was checked use the addend without a look.
+    pub const NEVER: u64 = 0x4bad_5eed_0bad_5000;
     const EMPTY: Self = Self { tag: EMPTY_TAG, addend: EMPTY_TAG.wrapping_neg() };
 }
 

@@ -7,4 +7,7 @@ pub mod sites;
 pub mod trace;
 pub mod vcpu;
 
+#[cfg(test)]
+mod tests;
+
 pub use vcpu::Vcpu;

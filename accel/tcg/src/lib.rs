@@ -20,7 +20,9 @@ pub mod operand;
 pub mod ram;
 pub mod segment;
 pub mod stack;
+pub mod stress;
 pub mod task;
 pub mod translate;
 
 pub use backend::{Tcg, TcgError, TcgOptions};
+pub use stress::Stress;

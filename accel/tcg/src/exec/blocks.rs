@@ -102,6 +102,7 @@ impl Vcpu {
             self.cpu.env.seg[1].base.wrapping_add(rip) & 0xffff_ffff
         };
         self.cpu.env.branch_from = 0;
+        self.flush_if_asked();
         let cpu = &mut self.cpu;
         if cpu.env.dr7 & 0xff != 0 {
             let hit = cpu.instruction_breakpoints(linear);
@@ -157,18 +158,25 @@ impl Vcpu {
         }
         trace::entered(&self.cpu, &code.cache, id);
         let block = code.cache.block(id);
-        if let Some(class) = mode::class(bits)
-            && self.chaining
-            && bits & mode::UNGROUPED == 0
-        {
+        if let Some(class) = mode::class(bits) {
+            // Blocks on two pages look themselves whether they are there.
             let user = bits & mode::CPL == 3;
             self.cpu.mmu.insert_code_page(user, rip, block.page_number);
             if let Some(number) = block.second_page_number {
                 self.cpu.mmu.insert_code_page(user, rip.wrapping_add(PAGE), number);
             }
-            self.cpu.mmu.insert_jump(rip, class, block.entry_saved);
+            if self.chaining && bits & mode::UNGROUPED == 0 {
+                self.cpu.mmu.insert_jump(rip, class, block.entry_saved);
+            }
         }
         Ok(block.entry_saved)
+    }
+
+    /// [`crate::stress::Stress::flushes`].
+    pub(super) fn flush_if_asked(&mut self) {
+        if self.stress.flushes {
+            self.cpu.mmu.flush_all();
+        }
     }
 
     /// The indirect branch or return that led to `env.rip` faults on its target: back to before it.
@@ -207,8 +215,8 @@ impl Vcpu {
             peek: &Fetched { mmu: &self.cpu.mmu, key, page },
             id: code.cache.next_id(),
             base: code.cache.buffer.next_address(),
-            hashed: code.cache.hashed_sites(&key),
-            extended: true,
+            hashed: if self.stress.hashed { u64::MAX } else { code.cache.hashed_sites(&key) },
+            extended: !self.stress.short,
             grouped: code.cache.groups_pay(&key),
         };
         let block = code.translator.translate(&job)?;

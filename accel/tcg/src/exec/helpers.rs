@@ -103,6 +103,8 @@ extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) ->
         Ok(Next::Fallthrough) => {
             cpu.env.rip = next_rip;
             if goes_on(cpu) {
+                vcpu.flush_if_asked();
+                let cpu = &mut vcpu.cpu;
                 cpu.env.flags_to_code();
                 cpu.settle();
                 return 0;
@@ -145,6 +147,7 @@ fn leave_with(vcpu: &mut Vcpu, leave: Leave) -> u64 {
         }
         _ => return LEAVE,
     }
+    vcpu.flush_if_asked();
     let cpu = &mut vcpu.cpu;
     let quiet = cpu.env.mapping().icount_decr().load(Ordering::Relaxed) == 0
         && cpu.handle.interrupt_request() == 0
@@ -246,10 +249,12 @@ fn group_miss(block: *mut EnvBlock, (linear, packed): (u64, u32), write: bool, r
     };
     if let Some(Target::Ram(host)) = target
         && !cpu.page_is_watched(linear)
+        && !vcpu.stress.ungrouped
     {
         let slot = (packed >> SLOT_SHIFT) as usize % SLOTS;
         let addend = host.wrapping_sub(linear);
-        cpu.env.slots[mode][usize::from(write)][slot] = TlbSlot { tag: linear & !(PAGE - 1), addend };
+        let tag = if vcpu.stress.misses { TlbSlot::NEVER } else { linear & !(PAGE - 1) };
+        cpu.env.slots[mode][usize::from(write)][slot] = TlbSlot { tag, addend };
         cpu.env.scratch[7] = addend;
         cpu.env.scratch[LINEAR] = linear;
         if packed & JUDGE != 0 {
@@ -258,7 +263,8 @@ fn group_miss(block: *mut EnvBlock, (linear, packed): (u64, u32), write: bool, r
         return 0;
     }
     // A page that is not there yet is no reason to do without groups for long.
-    vcpu.ungroup(return_address - 1, target.is_some() || !one_page);
+    let often = target.is_some() || !one_page;
+    vcpu.ungroup(return_address - 1, often && !vcpu.stress.ungrouped);
     LEAVE
 }
 

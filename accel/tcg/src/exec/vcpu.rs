@@ -15,13 +15,14 @@ use crate::code::thunks::{Exit, exit};
 use crate::complex::Next;
 use crate::cpu::Cpu;
 use crate::engine::Engine;
-use crate::env::{ARITH_FLAGS, EnvBlock, SHADOW_SS, flag};
+use crate::env::{ARITH_FLAGS, EnvBlock, POLL_AGAIN, SHADOW_SS, flag};
 use crate::exception::{Exception, vector};
 use crate::exec::blocks::PageCopy;
 use crate::exec::sites::Sites;
 use crate::exec::trace;
 use crate::interrupt::{self, Kind};
 use crate::ram::PAGE;
+use crate::stress::Stress;
 use crate::translate::address::stack_bit;
 use crate::translate::block::MAX_INSN_BYTES;
 use crate::translate::native::has_memory;
@@ -68,6 +69,8 @@ pub struct Vcpu {
     pub single_step: bool,
     /// Jumps are linked and cached, so that the loop sees a block only once.
     pub(super) chaining: bool,
+    /// For tests.
+    pub(super) stress: Stress,
     /// Sites that miss their slots.
     pub(super) sites: Sites,
     /// What is translated from the present page.
@@ -81,11 +84,12 @@ impl Vcpu {
     pub fn new(cpu: Cpu, engine: Arc<Engine>) -> Self {
         Self {
             cpu,
-            engine,
             leave: Leave::InstructionDone,
             breakpoints: Vec::new(),
             single_step: false,
-            chaining: trace::chaining(),
+            chaining: trace::chaining() && !engine.stress.unchained,
+            stress: engine.stress,
+            engine,
             sites: Sites::new(),
             copy: Box::new([0; PAGE as usize + MAX_INSN_BYTES]),
             single: false,
@@ -223,7 +227,7 @@ impl Vcpu {
         let shadowed = shadow_at.is_some() && self.cpu.handle.interrupt_request() != 0;
         self.cpu.env.interrupt_shadow = 0;
         let stepped = self.cpu.env.sysflags & flag::TF != 0;
-        let single = one || stepped || shadowed || self.cpu.env.dr7 & 0xff != 0;
+        let single = one || stepped || shadowed || self.cpu.env.dr7 & 0xff != 0 || self.stress.stepped;
         self.single = single;
         let mut link: Option<(TbId, usize, u64)> = None;
         let mut variant = if single { mode::SINGLE } else { 0 };
@@ -257,7 +261,7 @@ impl Vcpu {
                         link = Some((from, slot, emptied));
                     }
                     // A helper may have found something to do without leaving the code.
-                    if self.cpu.env.mapping().icount_decr().load(Ordering::Relaxed) != 0 {
+                    if self.cpu.env.mapping().icount_decr().load(Ordering::Relaxed) > POLL_AGAIN {
                         return Ok(true);
                     }
                 }

@@ -259,6 +259,8 @@ pub struct Mmu {
     dropped: Vec<u64>,
     /// Mode bits that blocks in the jump caches were translated for ([`mode::VARIABLE`]).
     variable: u32,
+    /// Nothing is entered ([`crate::stress::Stress::misses`]).
+    pub forgetful: bool,
     /// Whole flushes, for the counters.
     pub flushes: u64,
     /// Slow-path fills, for the counters.
@@ -283,6 +285,7 @@ impl Mmu {
             stale: true,
             dropped: Vec::new(),
             variable: 0,
+            forgetful: false,
             flushes: 0,
             fills: 0,
         }
@@ -311,7 +314,8 @@ impl Mmu {
     /// Before generated code runs on: empties what it has in the environment if that may be out of date.
     pub fn settle(&mut self, env: &mut Env, ram: &Ram) {
         if std::mem::take(&mut self.stale) {
-            env.walk.root = walk::root(env, ram).unwrap_or(0);
+            // Generated code walks to enter what it finds.
+            env.walk.root = if self.forgetful { 0 } else { walk::root(env, ram).unwrap_or(0) };
             env.forget_returns();
             env.forget_slots();
         } else {
@@ -351,6 +355,9 @@ impl Mmu {
         page: crate::ram::RamPage,
         size: u64,
     ) {
+        if self.forgetful {
+            return;
+        }
         let (number, index) = (self.current as u32, table_index(linear));
         let context = self.current();
         context.used[mode][usize::from(write)] = true;

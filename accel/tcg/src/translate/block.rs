@@ -66,13 +66,15 @@ pub struct Source<'a> {
     pub bits: u32,
     /// The key's mode bits.
     pub mode: u32,
+    /// Instructions at most.
+    pub limit: usize,
     /// The block goes on behind conditional jumps, and at the targets of others.
     pub extended: bool,
 }
 
 /// Decodes a block from `source`. Fills `items`.
 pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut Vec<Item>) -> Cut {
-    let &Source { start, rip, bits, mode, .. } = source;
+    let &Source { start, rip, bits, mode, limit, .. } = source;
     let end = window(start).end;
     // The page's end is where an instruction may run over into the next.
     let bytes = if end < 4096 { &source.bytes[..end] } else { source.bytes };
@@ -80,7 +82,7 @@ pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut
     let mut decoder = Decoder::new(bits, bytes, DecoderOptions::FORCE_RESERVED_NOP);
     decoder.set_position(start).expect("the block starts within its page");
     decoder.set_ip(rip);
-    let limit = if mode & mode::SINGLE != 0 { 1 } else { MAX_INSNS };
+    let limit = if mode & mode::SINGLE != 0 { 1 } else { limit };
     let mut jumps = 0;
     while items.len() < limit && decoder.can_decode() {
         let position = decoder.position();

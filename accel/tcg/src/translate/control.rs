@@ -159,7 +159,7 @@ impl Translator {
 
     /// The class whose returns are predicted, if this block's are.
     fn return_class(&self) -> Option<usize> {
-        self.class.filter(|&class| class < mode::RETURN_CLASSES)
+        self.class.filter(|&class| class < mode::RETURN_CLASSES && !self.stress.unchained)
     }
 
     /// Goes on at the return address in T0.

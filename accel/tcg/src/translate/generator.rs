@@ -8,12 +8,14 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 use crate::code::emitter::{Emitter, Patch, cc};
 use crate::code::tb::{self, Mark, Site, Slot, Tb, TbId, TbKey, mode};
 use crate::code::thunks::{Thunks, exit, scratch_offset};
+use crate::env::POLL_AGAIN;
 use crate::env_offset;
 use crate::exception::Exception;
 use crate::mmu::soft_tlb::code_page_index;
 use crate::ram::{PAGE, RamPage};
+use crate::stress::Stress;
 use crate::translate::address::{MissStub, Place};
-use crate::translate::block::{self, Cut, Item, Source};
+use crate::translate::block::{self, Cut, Item, MAX_INSNS, Source};
 use crate::translate::classify::Class;
 use crate::translate::control::ExitStub;
 use crate::translate::features::Features;
@@ -72,6 +74,8 @@ pub struct Translator {
     pub(super) features: Features,
     /// The host has RORX: the page index is made without a second move.
     pub(super) bmi2: bool,
+    /// For tests.
+    pub stress: Stress,
     items: Vec<Item>,
     pub(super) key: TbKey,
     pub(super) bits: u32,
@@ -119,6 +123,7 @@ impl Translator {
             thunks,
             features,
             bmi2,
+            stress: Stress::default(),
             items: Vec::new(),
             key,
             bits: 64,
@@ -173,6 +178,7 @@ impl Translator {
             rip: key.rip,
             bits: self.bits,
             mode: decode_mode,
+            limit: if self.stress.one_instruction { 1 } else { MAX_INSNS },
             extended: job.extended && mode::class(key.mode).is_some() && key.second_page.is_none(),
         };
         let cut = block::decode(&source, &self.features, job.peek, &mut items);
@@ -261,7 +267,9 @@ impl Translator {
         let host = self.e.here();
         self.flags = if live { Flags::Host } else { Flags::Dead };
         self.mark();
-        if self.key.mode & mode::SINGLE != 0 {
+        // A block without groups goes on in the midst of another: what that one had in the shadow of STI, no poll may come
+        // before, and a poll that always leaves would have the group fail again. Nothing is linked to it.
+        if self.key.mode & (mode::SINGLE | mode::UNGROUPED) != 0 {
             return Entries { saved, host, forward: host };
         }
         if live {
@@ -276,6 +284,7 @@ impl Translator {
         } else {
             self.poll();
         }
+        self.poll_again();
         let forward = self.e.here();
         self.mark();
         Entries { saved, host, forward }
@@ -300,7 +309,15 @@ impl Translator {
         let other = self.e.jcc(cc::NE);
         self.leave_at_start(other, exit::LOOKUP);
         self.poll();
+        self.poll_again();
         Entries { saved, host, forward: host }
+    }
+
+    /// After a poll: the next one is to leave, if that is asked for.
+    fn poll_again(&mut self) {
+        if self.stress.kicks {
+            dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + POLL], POLL_AGAIN as i32);
+        }
     }
 
     /// Looks whether the CPU is to leave; EFLAGS is free.

@@ -3,7 +3,9 @@
 //!
 //! Environment: `BIVISOR_DIFF_SECONDS` (how long, default 5 per part), `BIVISOR_DIFF_INSTRUCTIONS` (run until so many were executed instead),
 //! `BIVISOR_DIFF_SEED`, `BIVISOR_DIFF_ENGINE` (`tcg`), `BIVISOR_DIFF_PARTS` (of `selftest regressions alone streams images`; all by default), `BIVISOR_DIFF_LIMIT` (different
-//! findings to report), `BIVISOR_DIFF_FILTER` (only codes whose name contains it), `BIVISOR_DIFF_BITS` (`64` or `32`).
+//! findings to report), `BIVISOR_DIFF_FILTER` (only codes whose name contains it), `BIVISOR_DIFF_BITS` (`64` or `32`),
+//! `BIVISOR_DIFF_MODES` (of `plain` and the names of [`accel_tcg::Stress`], those joined by `+` together; by default
+//! `plain`, and the others for a shorter time, streams and images only).
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -33,7 +35,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use accel::Accelerator;
+use accel_tcg::{Stress, Tcg, TcgOptions};
 
 use crate::driver::{Driver, Totals, Work};
 use crate::engine::{Engine, Single};
@@ -42,15 +44,26 @@ use crate::generate::Codes;
 use crate::rng::Rng;
 use crate::shared::Shared;
 
+#[derive(Clone)]
 struct Settings {
     seed: u64,
-    seconds: u64,
+    time: Duration,
     instructions: Option<u64>,
     parts: String,
     engine: String,
     limit: usize,
     filter: String,
     bits: Vec<u32>,
+    modes: Option<String>,
+}
+
+impl Settings {
+    /// As for a mode among many.
+    fn brief(&mut self) {
+        self.time /= 14;
+        self.instructions = self.instructions.map(|instructions| instructions / 14);
+        self.parts = self.parts.replace("alone", "");
+    }
 }
 
 fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
@@ -64,7 +77,7 @@ fn settings() -> Settings {
     });
     Settings {
         seed,
-        seconds: variable("BIVISOR_DIFF_SECONDS").unwrap_or(5),
+        time: Duration::from_secs(variable("BIVISOR_DIFF_SECONDS").unwrap_or(5)),
         instructions: variable("BIVISOR_DIFF_INSTRUCTIONS"),
         parts: variable("BIVISOR_DIFF_PARTS")
             .unwrap_or_else(|| "selftest regressions alone streams images".into()),
@@ -72,18 +85,54 @@ fn settings() -> Settings {
         limit: variable("BIVISOR_DIFF_LIMIT").unwrap_or(40),
         filter: variable("BIVISOR_DIFF_FILTER").unwrap_or_default(),
         bits: variable::<u32>("BIVISOR_DIFF_BITS").map_or(vec![64, 32], |bits| vec![bits]),
+        modes: variable("BIVISOR_DIFF_MODES"),
     }
 }
 
-type Make = fn() -> Arc<dyn Accelerator>;
+/// An accelerator as it is tested.
+struct Tested {
+    name: &'static str,
+    /// Its stress; `plain`: none.
+    mode: String,
+    /// Among others: less of everything.
+    briefly: bool,
+    make: Box<guest::MakeAccelerator>,
+}
 
-/// The accelerators that run here, by name.
-fn accelerators() -> Vec<(&'static str, Make)> {
-    vec![("tcg", || {
-        Arc::new(
-            accel_tcg::Tcg::new(accel_tcg::TcgOptions::default()).expect("the translator runs on this host"),
-        )
-    })]
+/// The name of the mode without stress.
+const PLAIN: &str = "plain";
+
+/// What is run by default beside [`PLAIN`].
+const STRESSES: [&str; 9] = [
+    "misses",
+    "misses+ungrouped",
+    "flushes",
+    "kicks",
+    "kicks+unchained",
+    "one-instruction",
+    "stepped",
+    "hashed",
+    "short+unchained",
+];
+
+/// What runs here.
+fn accelerators(settings: &Settings) -> Vec<Tested> {
+    let asked = settings.modes.as_ref().map(|modes| modes.split_whitespace().collect::<Vec<_>>());
+    let modes = asked.clone().unwrap_or_else(|| [PLAIN].into_iter().chain(STRESSES).collect());
+    let tested = modes.into_iter().map(|mode| {
+        let stress = match mode {
+            PLAIN => Stress::default(),
+            names => names.parse().unwrap_or_else(|error| panic!("BIVISOR_DIFF_MODES: {error}")),
+        };
+        let options = TcgOptions { stress, ..TcgOptions::default() };
+        Tested {
+            name: "tcg",
+            mode: mode.into(),
+            briefly: asked.is_none() && mode != PLAIN,
+            make: Box::new(move || Arc::new(Tcg::new(options).expect("the translator runs on this host"))),
+        }
+    });
+    tested.filter(|tested| settings.engine.is_empty() || settings.engine == tested.name).collect()
 }
 
 fn host_shows() -> Shown {
@@ -165,13 +214,13 @@ fn run_part(
 ) -> (u64, usize) {
     let mut rng = Rng::new(settings.seed ^ u64::from(part.bits) << 32);
     let begin = Instant::now();
-    let seconds = Duration::from_secs(settings.seconds);
+    let time = settings.time;
     let instructions = settings.instructions;
     let mut driver = Driver::new(shared, engine, settings.seed);
     driver.limit = settings.limit;
     let enough = |totals: &Totals| match instructions {
         Some(wanted) => totals.instructions >= wanted,
-        None => begin.elapsed() >= seconds,
+        None => begin.elapsed() >= time,
     };
     let bits = part.bits;
     let source: Box<dyn FnMut() -> Option<Work> + Send + '_> = match part.name {
@@ -226,13 +275,10 @@ fn run_part(
 /// The tester itself: the host agrees with itself, and an engine that is wrong is caught.
 fn selftest(settings: &Settings, shared: &Shared, host: &Shown) -> bool {
     let short = Settings {
-        seconds: 3,
+        time: Duration::from_secs(3),
         instructions: None,
-        parts: String::new(),
-        engine: String::new(),
         filter: String::new(),
-        bits: Vec::new(),
-        ..*settings
+        ..settings.clone()
     };
     let mut good = true;
     for bits in [64, 32] {
@@ -284,17 +330,21 @@ fn main() -> ExitCode {
         good &= selftest(&settings, &shared, &host);
     }
     let mut total = 0;
-    for (engine, make) in accelerators() {
-        if !settings.engine.is_empty() && settings.engine != engine {
-            continue;
-        }
-        let (guest, components) = guest::shows(&make, &shared);
+    for Tested { mode, briefly, make, .. } in accelerators(&settings) {
+        let (guest, components) = guest::shows(&*make, &shared);
         xsave::compare_only(components);
+        let mut settings = settings.clone();
+        if briefly {
+            settings.brief();
+        }
+        if mode != PLAIN {
+            eprintln!("stress: {mode}");
+        }
         for name in ["regressions", "alone", "streams", "images"] {
             for &bits in &settings.bits {
                 if settings.parts.contains(name) {
                     let codes = Codes::new(bits, &host, &guest);
-                    let engine = Engine::accelerator(&make, &shared);
+                    let engine = Engine::accelerator(&*make, &shared);
                     let (ran, found) = run_part(&Part { name, bits }, &settings, &shared, engine, &codes);
                     total += ran;
                     good &= found == 0;
