@@ -93,7 +93,8 @@ struct Run {
     low: i64,
     high: i64,
     write: bool,
-    members: Vec<usize>,
+    /// Instructions, a bit each.
+    members: u64,
 }
 
 /// An access as groups see it.
@@ -157,7 +158,7 @@ impl Groups {
             if run.high.max(high) - run.low.min(low) <= MAX_SPAN {
                 (run.low, run.high) = (run.low.min(low), run.high.max(high));
                 run.write |= access.write;
-                run.members.push(index);
+                run.members |= 1 << index;
                 return;
             }
         }
@@ -170,25 +171,30 @@ impl Groups {
             low: access.displacement,
             high: access.displacement + i64::from(access.size),
             write: access.write,
-            members: vec![index],
+            members: 1 << index,
         });
     }
 
     /// Ends the runs that `which` chooses: they become groups if that pays.
     fn end(&mut self, items: &[Item], which: impl Fn(&Run) -> bool) {
         let Self { heads, members, steps, runs } = self;
+        if runs.is_empty() {
+            return;
+        }
         runs.retain(|run| {
             if !which(run) {
                 return true;
             }
             let (at, displacement) = place(items, steps, run);
             // One access alone is checked where it is, unless the flags are in the way there.
-            if run.members.len() < 2 && at == run.start {
+            if run.members.is_power_of_two() && at == run.start {
                 return false;
             }
             let Ok(displacement) = i32::try_from(displacement) else { return false };
-            for &member in &run.members {
-                members[member] = Some(run.write);
+            let mut left = run.members;
+            while left != 0 {
+                members[left.trailing_zeros() as usize] = Some(run.write);
+                left &= left - 1;
             }
             heads.push(Head {
                 at,
