@@ -6,11 +6,12 @@ use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruc
 
 use crate::code::tb::mode;
 use crate::exception::Exception;
-use crate::translate::classify::{Class, classify};
-use crate::translate::features::Features;
+use crate::translate::classify::Class;
+use crate::translate::facts::{Facts, MemoryAccess, ModeKinds};
 use crate::translate::flags::{self, Effect};
 use crate::translate::liveness::{self, Peek};
 use crate::translate::native::has_memory;
+use crate::translate::reencode::Bytes;
 
 /// Instructions in a block at most.
 pub const MAX_INSNS: usize = 48;
@@ -28,8 +29,12 @@ pub const MAX_INSN_BYTES: usize = 15;
 pub struct Item {
     /// Decoded.
     pub insn: Instruction,
+    /// Its bytes come first here.
+    pub bytes: Bytes,
     /// What is done with it.
     pub class: Class,
+    /// How it uses its memory operand, if it is executed natively and has one.
+    pub access: MemoryAccess,
     /// Bytes from the block's start. Negative where the block has gone on at a jump's target.
     pub offset: i16,
     /// What it does to the arithmetic flags.
@@ -71,7 +76,7 @@ pub struct Source<'a> {
 }
 
 /// Decodes a block from `source`. Fills `items`.
-pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut Vec<Item>) -> Cut {
+pub fn decode(source: &Source, kinds: &mut ModeKinds, peek: &dyn Peek, items: &mut Vec<Item>) -> Cut {
     let &Source { start, rip, bits, mode, .. } = source;
     let end = window(start).end;
     // The page's end is where an instruction may run over into the next.
@@ -95,9 +100,11 @@ pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut
                 break;
             }
         }
-        let class = match insn.code() {
-            Code::INVALID if is_too_long(&bytes[position..], bits) => Class::Raise(Exception::gp(0)),
-            _ => classify(&insn, bits, mode, features),
+        let Facts { class, access } = match insn.code() {
+            Code::INVALID if is_too_long(&bytes[position..], bits) => {
+                Facts { class: Class::Raise(Exception::gp(0)), access: MemoryAccess::default() }
+            }
+            _ => kinds.of(&insn),
         };
         let effect = match class {
             Class::Native | Class::NativeFp | Class::BitTest => flags::effect(&insn),
@@ -109,7 +116,16 @@ pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut
             Class::Complex(_) | Class::Raise(_) => Effect { read: flags::ALL, ..Effect::default() },
             _ => Effect::default(),
         };
-        items.push(Item { insn, class, offset, flags: effect, live_in: flags::ALL, live_out: flags::ALL });
+        items.push(Item {
+            insn,
+            bytes: first_bytes(&bytes[position..], insn.len()),
+            class,
+            access,
+            offset,
+            flags: effect,
+            live_in: flags::ALL,
+            live_out: flags::ALL,
+        });
         if !ends_block(class, &insn, mode) {
             continue;
         }
@@ -146,6 +162,19 @@ pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut
         item.live_in = live;
     }
     Cut::Inside
+}
+
+/// The first `len` of `bytes`, and what follows them or zeroes.
+fn first_bytes(bytes: &[u8], len: usize) -> Bytes {
+    match bytes.first_chunk() {
+        Some(chunk) => *chunk,
+        None => {
+            let mut first = Bytes::default();
+            let len = len.min(bytes.len());
+            first[..len].copy_from_slice(&bytes[..len]);
+            first
+        }
+    }
 }
 
 /// Where in the page the jump `insn` leads to, if it is a place that the block can go on at.
