@@ -45,6 +45,22 @@ pub struct Item {
     pub live_out: u8,
 }
 
+impl Item {
+    /// Before anything is known.
+    fn unknown() -> Self {
+        Self {
+            insn: Instruction::default(),
+            bytes: [0; MAX_INSN_BYTES + 1],
+            class: Class::Nothing,
+            access: MemoryAccess { writes: false, packed: 0 },
+            offset: 0,
+            flags: Effect { read: 0, killed: 0, writes: false },
+            live_in: flags::ALL,
+            live_out: flags::ALL,
+        }
+    }
+}
+
 /// How a block's last instruction relates to the end of its page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
@@ -87,58 +103,58 @@ pub fn decode(source: &Source, kinds: &mut ModeKinds, peek: &dyn Peek, items: &m
     decoder.set_ip(rip);
     let limit = if mode & mode::SINGLE != 0 { 1 } else { MAX_INSNS };
     let mut jumps = 0;
+    let unknown = Item::unknown();
     while items.len() < limit && decoder.can_decode() {
         let position = decoder.position();
         let offset = (decoder.ip().wrapping_sub(rip)) as i16;
-        let mut insn = Instruction::default();
-        decoder.decode_out(&mut insn);
+        // In place: what was written in pieces is slow to be copied as a whole.
+        items.push(unknown);
+        let before = items.len() - 1;
+        let item = &mut items[before];
+        decoder.decode_out(&mut item.insn);
+        let insn = &item.insn;
         if insn.code() == Code::INVALID && decoder.last_error() == DecoderError::NoMoreBytes {
-            if items.is_empty() && bytes.len() - start < MAX_INSN_BYTES {
+            if before == 0 && bytes.len() - start < MAX_INSN_BYTES {
                 return Cut::NeedsNextPage;
             }
-            if !items.is_empty() {
+            if before != 0 {
+                items.pop();
                 break;
             }
         }
-        let Facts { class, access } = match insn.code() {
-            Code::INVALID if is_too_long(&bytes[position..], bits) => {
-                Facts { class: Class::Raise(Exception::gp(0)), access: MemoryAccess::default() }
-            }
-            _ => kinds.of(&insn),
-        };
-        let effect = match class {
-            Class::Native | Class::NativeFp | Class::BitTest => flags::effect(&insn),
+        if insn.code() == Code::INVALID && is_too_long(&bytes[position..], bits) {
+            item.class = Class::Raise(Exception::gp(0));
+        } else {
+            let Facts { class, access } = kinds.of(insn);
+            (item.class, item.access) = (*class, access);
+        }
+        let class = &item.class;
+        item.flags = match class {
+            Class::Native | Class::NativeFp | Class::BitTest => flags::effect(insn),
             Class::JumpIf | Class::JumpCount => {
-                Effect { read: flags::effect(&insn).read, ..Effect::default() }
+                Effect { read: flags::effect(insn).read, ..Effect::default() }
             }
             Class::System(system) => system.effect(),
             // Helpers may show the flags to the guest.
             Class::Complex(_) | Class::Raise(_) => Effect { read: flags::ALL, ..Effect::default() },
             _ => Effect::default(),
         };
-        items.push(Item {
-            insn,
-            bytes: first_bytes(&bytes[position..], insn.len()),
-            class,
-            access,
-            offset,
-            flags: effect,
-            live_in: flags::ALL,
-            live_out: flags::ALL,
-        });
-        if !ends_block(class, &insn, mode) {
+        let ends = ends_block(item.class, insn, mode);
+        item.bytes = first_bytes(&bytes[position..], insn.len());
+        item.offset = offset;
+        if !ends {
             continue;
         }
         jumps += 1;
         if !source.extended || jumps > MAX_JUMPS {
             break;
         }
-        match class {
+        match items[before].class {
             Class::JumpIf => {}
-            Class::Jump => match place_of(source, &insn) {
-                Some(place) if !items.iter().any(|item| item.insn.ip() == insn.near_branch_target()) => {
+            Class::Jump => match place_of(source, &items[before].insn) {
+                Some((place, target)) if !items.iter().any(|item| item.insn.ip() == target) => {
                     decoder.set_position(place).expect("the target is on the page");
-                    decoder.set_ip(insn.near_branch_target());
+                    decoder.set_ip(target);
                 }
                 _ => break,
             },
@@ -177,13 +193,14 @@ fn first_bytes(bytes: &[u8], len: usize) -> Bytes {
     }
 }
 
-/// Where in the page the jump `insn` leads to, if it is a place that the block can go on at.
-fn place_of(source: &Source, insn: &Instruction) -> Option<usize> {
-    let place = (source.start as u64).wrapping_add(insn.near_branch_target().wrapping_sub(source.rip));
+/// Where the jump `insn` leads to, in the page and as offset in CS, if it is a place that the block can go on at.
+fn place_of(source: &Source, insn: &Instruction) -> Option<(usize, u64)> {
+    let target = insn.near_branch_target();
+    let place = (source.start as u64).wrapping_add(target.wrapping_sub(source.rip));
     // The last instruction of the page is left to a block of its own: it may run over the end.
     let window = window(source.start);
     let last = (window.end as u64).saturating_sub(MAX_FOLLOWED);
-    (window.start as u64..last).contains(&place).then_some(place as usize)
+    (window.start as u64..last).contains(&place).then_some((place as usize, target))
 }
 
 /// Whether it makes a difference which flags are read behind the block: not if all are given new values by an instruction

@@ -13,9 +13,9 @@ const MODES: usize = 8;
 
 /// What is known of an instruction by its kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Facts {
+pub struct Facts<'a> {
     /// What is done with it.
-    pub class: Class,
+    pub class: &'a Class,
     /// Its memory operand.
     pub access: MemoryAccess,
 }
@@ -29,10 +29,39 @@ pub struct MemoryAccess {
     pub packed: u32,
 }
 
+/// Classes that all instructions of a kind are in if one is. The others may be told apart by their prefixes or by which
+/// special register they name.
+static CLASSES: [Class; 16] = [
+    Class::Native,
+    Class::NativeFp,
+    Class::Nothing,
+    Class::Lea,
+    Class::BitTest,
+    Class::Push,
+    Class::PushMemory,
+    Class::Pop,
+    Class::Leave,
+    Class::Jump,
+    Class::JumpIf,
+    Class::JumpCount,
+    Class::JumpIndirect,
+    Class::Call,
+    Class::CallIndirect,
+    Class::Return,
+];
+
+/// Facts, if they are known.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    /// 1 + the number in [`CLASSES`]; 0: not known.
+    class: u8,
+    access: MemoryAccess,
+}
+
 /// The facts of one mode, two entries a code.
 struct Table {
     mode: u32,
-    entries: Box<[Option<Facts>]>,
+    entries: Box<[Entry]>,
 }
 
 /// Facts by mode.
@@ -55,33 +84,42 @@ impl Kinds {
             Some(index) => self.tables.swap(0, index),
             None => {
                 self.tables.truncate(MODES - 1);
-                let entries = vec![None; 2 * Code::values().len()].into();
+                let entries = vec![Entry::default(); 2 * Code::values().len()].into();
                 self.tables.insert(0, Table { mode, entries });
             }
         }
-        ModeKinds { entries: &mut self.tables[0].entries, bits, mode, features, info }
+        ModeKinds { entries: &mut self.tables[0].entries, bits, mode, features, info, other: Class::Nothing }
     }
 }
 
 /// Facts of one mode.
 pub struct ModeKinds<'a> {
-    entries: &'a mut [Option<Facts>],
+    entries: &'a mut [Entry],
     bits: u32,
     mode: u32,
     features: &'a Features,
     info: &'a mut InstructionInfoFactory,
+    /// The class found out last.
+    other: Class,
 }
 
 impl ModeKinds<'_> {
-    /// The facts of `insn`.
-    pub fn of(&mut self, insn: &Instruction) -> Facts {
+    /// The facts of `insn`, which has just been decoded.
+    #[inline]
+    pub fn of(&mut self, insn: &Instruction) -> Facts<'_> {
         let masked = insn.op_mask() != Register::None;
-        let at = 2 * insn.code() as usize + usize::from(has_memory(insn));
-        if let Some(facts) = self.entries[at]
-            && !masked
-        {
-            return facts;
+        // One by one, as they were written: [`has_memory`] is faster where that was a while ago.
+        let memory = (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory);
+        let at = 2 * insn.code() as usize + usize::from(memory);
+        let Entry { class, access } = self.entries[at];
+        if class != 0 && !masked {
+            return Facts { class: &CLASSES[usize::from(class) - 1], access };
         }
+        self.find_out(insn, at, masked)
+    }
+
+    #[cold]
+    fn find_out(&mut self, insn: &Instruction, at: usize, masked: bool) -> Facts<'_> {
         let class = classify(insn, self.bits, self.mode, self.features);
         let access = match class {
             Class::Native | Class::NativeFp if has_memory(insn) => {
@@ -89,18 +127,14 @@ impl ModeKinds<'_> {
             }
             _ => MemoryAccess::default(),
         };
-        let facts = Facts { class, access };
-        if !masked && goes_by_kind(class) {
-            self.entries[at] = Some(facts);
+        if let Some(number) = CLASSES.iter().position(|&known| known == class)
+            && !masked
+        {
+            self.entries[at] = Entry { class: number as u8 + 1, access };
         }
-        facts
+        self.other = class;
+        Facts { class: &self.other, access }
     }
-}
-
-/// Whether all instructions of a kind are in `class` if one is. Others may be told apart by their prefixes or by which
-/// special register they name.
-fn goes_by_kind(class: Class) -> bool {
-    !matches!(class, Class::System(_) | Class::Complex(_) | Class::Raise(_) | Class::Direction(_))
 }
 
 fn memory_access(insn: &Instruction, info: &mut InstructionInfoFactory, fp: bool) -> MemoryAccess {
@@ -147,7 +181,7 @@ mod tests {
                     let insn = Decoder::new(bits, &bytes, DecoderOptions::FORCE_RESERVED_NOP).decode();
                     let class = classify(&insn, bits, mode, &features);
                     let facts = modes_kinds.of(&insn);
-                    assert_eq!(facts.class, class, "{insn}");
+                    assert_eq!(*facts.class, class, "{insn}");
                     if matches!(class, Class::Native | Class::NativeFp) && has_memory(&insn) {
                         let mut info = InstructionInfoFactory::new();
                         let access = memory_access(&insn, &mut info, class == Class::NativeFp);

@@ -73,14 +73,34 @@ pub struct Groups {
 /// What an instruction means to groups.
 #[derive(Clone, Copy, Default)]
 struct Step {
-    /// Nothing is known behind it.
-    barrier: bool,
-    /// Registers that it gives an unknown value, a bit each.
-    written: u16,
-    /// A register that it changes by a constant.
-    constant: Option<(u8, i64)>,
     /// Slots that it may refill, a bit each.
     refills: u64,
+    /// What it changes [`Step::register`] by.
+    by: i32,
+    /// Registers that it gives an unknown value, a bit each.
+    written: u16,
+    /// A register that it changes by a constant, which may be 0.
+    register: u8,
+    knowledge: Knowledge,
+}
+
+/// What is known about a step.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Knowledge {
+    /// All.
+    #[default]
+    All,
+    /// What it refills; nobody has asked for the rest.
+    Refills,
+    /// Nothing is known behind it.
+    Barrier,
+}
+
+impl Step {
+    /// How an address made of `base` changes.
+    fn change(&self, base: Base) -> i64 {
+        if self.by == 0 { 0 } else { i64::from(self.by) * base.factor(self.register) }
+    }
 }
 
 /// Accesses so far that may become a group.
@@ -128,10 +148,14 @@ impl Groups {
         self.clear(items.len());
         for (index, item) in items.iter().enumerate() {
             let (access, refills) = access(index, item);
-            let mut step = step(item);
-            step.refills = refills | access.map_or(0, |access| 1 << access.slot);
+            let refills_here = refills | access.map_or(0, |access| 1 << access.slot);
+            if access.is_none() && self.runs.is_empty() {
+                self.steps.push(Step { knowledge: Knowledge::Refills, refills, ..Step::default() });
+                continue;
+            }
+            let step = step(item, refills_here);
             self.steps.push(step);
-            if step.barrier {
+            if step.knowledge == Knowledge::Barrier {
                 self.end(items, |_| true);
                 continue;
             }
@@ -139,10 +163,8 @@ impl Groups {
                 self.add(items, index, access);
             }
             self.end(items, |run| refills >> run.slot & 1 != 0 || run.base.registers() & step.written != 0);
-            if let Some((register, by)) = step.constant {
-                for run in &mut self.runs {
-                    run.delta += by * run.base.factor(register);
-                }
+            for run in &mut self.runs {
+                run.delta += step.change(run.base);
             }
         }
         self.end(items, |_| true);
@@ -178,7 +200,7 @@ impl Groups {
     /// Ends the runs that `which` chooses: they become groups if that pays.
     fn end(&mut self, items: &[Item], which: impl Fn(&Run) -> bool) {
         let Self { heads, members, steps, runs } = self;
-        if runs.is_empty() {
+        if !runs.iter().any(&which) {
             return;
         }
         runs.retain(|run| {
@@ -216,41 +238,45 @@ fn place(items: &[Item], steps: &[Step], run: &Run) -> (usize, i64) {
     let mut at = run.start;
     while items[at].live_in != 0 && at > 0 {
         at -= 1;
-        let step = steps[at];
-        if step.barrier || step.refills >> run.slot & 1 != 0 || run.base.registers() & step.written != 0 {
+        let step = match steps[at] {
+            Step { knowledge: Knowledge::Refills, refills, .. } => step(&items[at], refills),
+            known => known,
+        };
+        if step.knowledge == Knowledge::Barrier
+            || step.refills >> run.slot & 1 != 0
+            || run.base.registers() & step.written != 0
+        {
             return (run.start, run.low);
         }
-        if let Some((register, by)) = step.constant {
-            displacement += by * run.base.factor(register);
-        }
+        displacement += step.change(run.base);
     }
     if items[at].live_in == 0 { (at, displacement) } else { (run.start, run.low) }
 }
 
-fn step(item: &Item) -> Step {
+#[inline]
+fn step(item: &Item, refills: u64) -> Step {
     let insn = &item.insn;
-    let moves = |written| Step {
-        written,
-        constant: Some((RSP, insn.stack_pointer_increment().into())),
-        ..Step::default()
-    };
+    let writes = |written| Step { refills, written, ..Step::default() };
+    let moves = |written| Step { register: RSP, by: insn.stack_pointer_increment(), ..writes(written) };
     match item.class {
-        Class::Complex(_) | Class::Raise(_) | Class::System(_) => Step { barrier: true, ..Step::default() },
+        Class::Complex(_) | Class::Raise(_) | Class::System(_) => {
+            Step { knowledge: Knowledge::Barrier, ..writes(0) }
+        }
         Class::Push | Class::PushMemory | Class::Call | Class::CallIndirect | Class::Return => moves(0),
         Class::Pop => match gpr_number(insn.op0_register()) {
-            Some(4) | None => Step { written: 1 << RSP, ..Step::default() },
+            Some(4) | None => writes(1 << RSP),
             Some(to) => moves(1 << to),
         },
-        Class::Leave => Step { written: 1 << RSP | 1 << RBP, ..Step::default() },
+        Class::Leave => writes(1 << RSP | 1 << RBP),
         _ => match constant_step(insn) {
-            None => Step { written: written(insn), ..Step::default() },
-            constant => Step { constant, ..Step::default() },
+            None => writes(written(insn)),
+            Some((register, by)) => Step { register, by, ..writes(0) },
         },
     }
 }
 
 /// The register that `insn` changes by a constant, and the constant.
-fn constant_step(insn: &Instruction) -> Option<(u8, i64)> {
+fn constant_step(insn: &Instruction) -> Option<(u8, i32)> {
     let register = insn.op0_register();
     if insn.op0_kind() != OpKind::Register || !register.is_gpr64() {
         return None;
@@ -266,7 +292,7 @@ fn constant_step(insn: &Instruction) -> Option<(u8, i64)> {
         }
         _ => return None,
     };
-    (by.unsigned_abs() <= 1 << 20).then_some((number, by))
+    (by.unsigned_abs() <= 1 << 20).then_some((number, by as i32))
 }
 
 fn is_immediate(insn: &Instruction) -> bool {
@@ -279,14 +305,11 @@ pub fn written(insn: &Instruction) -> u16 {
     const RAX: u16 = 1 << 0;
     const RCX: u16 = 1 << 1;
     const RDX: u16 = 1 << 2;
-    let operand = |index: u32| {
-        let register = insn.op_kind(index) == OpKind::Register;
-        let number = if register { gpr_number(insn.op_register(index)) } else { None };
-        number.map_or(0, |number| 1 << number)
-    };
-    let first = if insn.op_count() > 0 { operand(0) } else { 0 };
+    // Operands that are no registers have none.
+    let bit = |register| gpr_number(register).map_or(0, |number| 1 << number);
+    let first = bit(insn.op0_register());
     let rest = match insn.mnemonic() {
-        M::Xchg | M::Xadd | M::Mulx => operand(1),
+        M::Xchg | M::Xadd | M::Mulx => bit(insn.op1_register()),
         M::Mul | M::Div | M::Idiv | M::Cmpxchg8b | M::Cmpxchg16b => RAX | RDX,
         M::Imul if insn.op_count() == 1 => RAX | RDX,
         M::Cbw | M::Cwde | M::Cdqe | M::Cmpxchg | M::Lahf => RAX,
@@ -299,8 +322,8 @@ pub fn written(insn: &Instruction) -> u16 {
 
 /// The access of a natively executed instruction with a memory operand.
 pub fn operand(insn: &Instruction, write: bool, slot: usize) -> Option<Access> {
-    let segment = matches!(insn.memory_segment(), Register::FS | Register::GS);
     let base = insn.memory_base();
+    let segment = matches!(insn.segment_prefix(), Register::FS | Register::GS);
     if segment || !has_memory(insn) || !base.is_gpr64() {
         return None;
     }

@@ -287,7 +287,11 @@ fn set_address(insn: &mut Instruction, base: Register) {
 
 /// Whether `insn` has an explicit memory operand.
 pub fn has_memory(insn: &Instruction) -> bool {
-    (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory)
+    // Operands that an instruction does not have are registers, and the fifth can be none in memory.
+    insn.op1_kind() == OpKind::Memory
+        || insn.op0_kind() == OpKind::Memory
+        || insn.op2_kind() == OpKind::Memory
+        || insn.op3_kind() == OpKind::Memory
 }
 
 /// Whether an x87 exception that is pending comes before `insn`.

@@ -3,40 +3,51 @@
 //! Only for instructions all of whose registers are the host's of the same name. What is unusual beyond that (EVEX,
 //! absolute offsets, more prefixes than there is room for) is left to the encoder.
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Instruction, Register};
 
 use crate::translate::address::Place;
 use crate::translate::block::MAX_INSN_BYTES;
+use crate::translate::native::has_memory;
 
 /// An instruction's bytes and what follows it, or nothing.
 pub type Bytes = [u8; MAX_INSN_BYTES + 1];
 
-/// Registers that stand for themselves on the host, by number of [`Register`].
-static AT_HOME: [bool; 256] = {
-    const AWAY: [Register; 16] = [
-        Register::SPL,
-        Register::SP,
-        Register::ESP,
-        Register::RSP,
-        Register::R9L,
-        Register::R9W,
-        Register::R9D,
-        Register::R9,
-        Register::R10L,
-        Register::R10W,
-        Register::R10D,
-        Register::R10,
-        Register::R11L,
-        Register::R11W,
-        Register::R11D,
-        Register::R11,
+/// A register that is another one on the host, or none.
+const AWAY: u8 = 1;
+/// AH, CH, DH or BH.
+const HIGH_BYTE: u8 = 2;
+
+/// What is to be known of each register, by number of [`Register`].
+static REGISTERS: [u8; 256] = {
+    use Register as R;
+    const NOT_AT_HOME: [Register; 16] = [
+        R::SPL,
+        R::SP,
+        R::ESP,
+        R::RSP,
+        R::R9L,
+        R::R9W,
+        R::R9D,
+        R::R9,
+        R::R10L,
+        R::R10W,
+        R::R10D,
+        R::R10,
+        R::R11L,
+        R::R11W,
+        R::R11D,
+        R::R11,
     ];
-    let mut table = [true; 256];
+    let mut table = [0; 256];
     let mut index = 0;
-    while index < AWAY.len() {
-        table[AWAY[index] as usize] = false;
+    while index < NOT_AT_HOME.len() {
+        table[NOT_AT_HOME[index] as usize] = AWAY;
         index += 1;
     }
+    table[R::AH as usize] = HIGH_BYTE;
+    table[R::CH as usize] = HIGH_BYTE;
+    table[R::DH as usize] = HIGH_BYTE;
+    table[R::BH as usize] = HIGH_BYTE;
     table
 };
 
@@ -53,25 +64,16 @@ pub enum Copying {
 
 /// What of `insn` can be copied.
 pub fn copying(insn: &Instruction) -> Copying {
-    let (mut memory, mut high_byte) = (false, false);
-    for operand in 0..insn.op_count() {
-        match insn.op_kind(operand) {
-            OpKind::Memory => memory = true,
-            OpKind::Register => {
-                let register = insn.op_register(operand);
-                if !AT_HOME[register as usize] {
-                    return Copying::No;
-                }
-                high_byte |= matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
-            }
-            _ => {}
-        }
-    }
-    match (memory, high_byte) {
-        (false, _) => Copying::Verbatim,
-        (true, false) => Copying::Memory,
-        // The new operand needs a REX prefix, with which there are no high bytes.
-        (true, true) => Copying::No,
+    // The register of an operand that is none is none, too. The fifth can only be an immediate.
+    let registers = REGISTERS[insn.op0_register() as usize]
+        | REGISTERS[insn.op1_register() as usize]
+        | REGISTERS[insn.op2_register() as usize]
+        | REGISTERS[insn.op3_register() as usize];
+    match (registers, has_memory(insn)) {
+        (0 | HIGH_BYTE, false) => Copying::Verbatim,
+        (0, true) => Copying::Memory,
+        // A new operand needs a REX prefix, with which there are no high bytes.
+        _ => Copying::No,
     }
 }
 
@@ -217,9 +219,9 @@ mod tests {
     use crate::code::tb::mode;
     use crate::translate::classify::{Class, classify};
     use crate::translate::features::Features;
-    use crate::translate::native::{has_memory, set_operand};
+    use crate::translate::native::set_operand;
     use crate::translate::registers::host_register;
-    use iced_x86::{Code, Decoder, DecoderOptions, Encoder};
+    use iced_x86::{Code, Decoder, DecoderOptions, Encoder, OpKind};
 
     const PLACES: [Place; 7] = [
         Place::Sum,
