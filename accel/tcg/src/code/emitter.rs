@@ -62,6 +62,15 @@ impl Emitter {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Copies the first `len` bytes of `bytes`.
+    pub fn raw_start<const N: usize>(&mut self, bytes: &[u8; N], len: usize) {
+        debug_assert!(len <= N);
+        let end = self.bytes.len() + len;
+        // A copy of fixed length is a move or two.
+        self.bytes.extend_from_slice(bytes);
+        self.bytes.truncate(end);
+    }
+
     /// `jmp rel32` to a known address.
     pub fn jmp_to(&mut self, target: u64) {
         self.bytes.push(0xe9);

@@ -505,15 +505,15 @@ impl Translator {
             let slot = (!Self::wanders(slot)).then_some(slot);
             (Some(Access { base, displacement, size, write, slot }), 0)
         };
-        let step = i64::from(insn.stack_pointer_increment());
+        let step = || i64::from(insn.stack_pointer_increment());
         match item.class {
-            Class::Push | Class::Call => stack(step, step.unsigned_abs() as u32, true, 4),
-            Class::Pop => stack(0, step.unsigned_abs() as u32, false, 4),
+            Class::Push | Class::Call => stack(step(), step().unsigned_abs() as u32, true, 4),
+            Class::Pop => stack(0, step().unsigned_abs() as u32, false, 4),
             Class::Return => stack(0, 8, false, 4),
             Class::Leave => stack(0, 8, false, 5),
             Class::Native | Class::NativeFp if has_memory(insn) => {
                 let slot = self.path_of(insn).slot;
-                let (_, write) = self.memory_access(insn);
+                let write = item.access.writes;
                 let slot = (!Self::wanders(slot)).then_some(slot);
                 match groups::operand(insn, write, slot) {
                     None => (None, slot.map_or(0, |slot| 1 << slot)),

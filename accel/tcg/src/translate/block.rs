@@ -6,11 +6,12 @@ use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruc
 
 use crate::code::tb::mode;
 use crate::exception::Exception;
-use crate::translate::classify::{Class, classify};
-use crate::translate::features::Features;
+use crate::translate::classify::Class;
+use crate::translate::facts::{Facts, MemoryAccess, ModeKinds};
 use crate::translate::flags::{self, Effect};
 use crate::translate::liveness::{self, Peek};
 use crate::translate::native::has_memory;
+use crate::translate::reencode::Bytes;
 
 /// Instructions in a block at most.
 pub const MAX_INSNS: usize = 48;
@@ -28,8 +29,12 @@ pub const MAX_INSN_BYTES: usize = 15;
 pub struct Item {
     /// Decoded.
     pub insn: Instruction,
+    /// Its bytes come first here.
+    pub bytes: Bytes,
     /// What is done with it.
     pub class: Class,
+    /// How it uses its memory operand, if it is executed natively and has one.
+    pub access: MemoryAccess,
     /// Bytes from the block's start. Negative where the block has gone on at a jump's target.
     pub offset: i16,
     /// What it does to the arithmetic flags.
@@ -38,6 +43,22 @@ pub struct Item {
     pub live_in: u8,
     /// Flags that are read later on, as they are after it.
     pub live_out: u8,
+}
+
+impl Item {
+    /// Before anything is known.
+    fn unknown() -> Self {
+        Self {
+            insn: Instruction::default(),
+            bytes: [0; MAX_INSN_BYTES + 1],
+            class: Class::Nothing,
+            access: MemoryAccess { writes: false, packed: 0 },
+            offset: 0,
+            flags: Effect { read: 0, killed: 0, writes: false },
+            live_in: flags::ALL,
+            live_out: flags::ALL,
+        }
+    }
 }
 
 /// How a block's last instruction relates to the end of its page.
@@ -73,7 +94,7 @@ pub struct Source<'a> {
 }
 
 /// Decodes a block from `source`. Fills `items`.
-pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut Vec<Item>) -> Cut {
+pub fn decode(source: &Source, kinds: &mut ModeKinds, peek: &dyn Peek, items: &mut Vec<Item>) -> Cut {
     let &Source { start, rip, bits, mode, limit, .. } = source;
     let end = window(start).end;
     // The page's end is where an instruction may run over into the next.
@@ -84,47 +105,58 @@ pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut
     decoder.set_ip(rip);
     let limit = if mode & mode::SINGLE != 0 { 1 } else { limit };
     let mut jumps = 0;
+    let unknown = Item::unknown();
     while items.len() < limit && decoder.can_decode() {
         let position = decoder.position();
         let offset = (decoder.ip().wrapping_sub(rip)) as i16;
-        let mut insn = Instruction::default();
-        decoder.decode_out(&mut insn);
+        // In place: what was written in pieces is slow to be copied as a whole.
+        items.push(unknown);
+        let before = items.len() - 1;
+        let item = &mut items[before];
+        decoder.decode_out(&mut item.insn);
+        let insn = &item.insn;
         if insn.code() == Code::INVALID && decoder.last_error() == DecoderError::NoMoreBytes {
-            if items.is_empty() && bytes.len() - start < MAX_INSN_BYTES {
+            if before == 0 && bytes.len() - start < MAX_INSN_BYTES {
                 return Cut::NeedsNextPage;
             }
-            if !items.is_empty() {
+            if before != 0 {
+                items.pop();
                 break;
             }
         }
-        let class = match insn.code() {
-            Code::INVALID if is_too_long(&bytes[position..], bits) => Class::Raise(Exception::gp(0)),
-            _ => classify(&insn, bits, mode, features),
-        };
-        let effect = match class {
-            Class::Native | Class::NativeFp | Class::BitTest => flags::effect(&insn),
+        if insn.code() == Code::INVALID && is_too_long(&bytes[position..], bits) {
+            item.class = Class::Raise(Exception::gp(0));
+        } else {
+            let Facts { class, access } = kinds.of(insn);
+            (item.class, item.access) = (*class, access);
+        }
+        let class = &item.class;
+        item.flags = match class {
+            Class::Native | Class::NativeFp | Class::BitTest => flags::effect(insn),
             Class::JumpIf | Class::JumpCount => {
-                Effect { read: flags::effect(&insn).read, ..Effect::default() }
+                Effect { read: flags::effect(insn).read, ..Effect::default() }
             }
             Class::System(system) => system.effect(),
             // Helpers may show the flags to the guest.
             Class::Complex(_) | Class::Raise(_) => Effect { read: flags::ALL, ..Effect::default() },
             _ => Effect::default(),
         };
-        items.push(Item { insn, class, offset, flags: effect, live_in: flags::ALL, live_out: flags::ALL });
-        if !ends_block(class, &insn, mode) {
+        let ends = ends_block(item.class, insn, mode);
+        item.bytes = first_bytes(&bytes[position..], insn.len());
+        item.offset = offset;
+        if !ends {
             continue;
         }
         jumps += 1;
         if !source.extended || jumps > MAX_JUMPS {
             break;
         }
-        match class {
+        match items[before].class {
             Class::JumpIf => {}
-            Class::Jump => match place_of(source, &insn) {
-                Some(place) if !items.iter().any(|item| item.insn.ip() == insn.near_branch_target()) => {
+            Class::Jump => match place_of(source, &items[before].insn) {
+                Some((place, target)) if !items.iter().any(|item| item.insn.ip() == target) => {
                     decoder.set_position(place).expect("the target is on the page");
-                    decoder.set_ip(insn.near_branch_target());
+                    decoder.set_ip(target);
                 }
                 _ => break,
             },
@@ -150,13 +182,27 @@ pub fn decode(source: &Source, features: &Features, peek: &dyn Peek, items: &mut
     Cut::Inside
 }
 
-/// Where in the page the jump `insn` leads to, if it is a place that the block can go on at.
-fn place_of(source: &Source, insn: &Instruction) -> Option<usize> {
-    let place = (source.start as u64).wrapping_add(insn.near_branch_target().wrapping_sub(source.rip));
+/// The first `len` of `bytes`, and what follows them or zeroes.
+fn first_bytes(bytes: &[u8], len: usize) -> Bytes {
+    match bytes.first_chunk() {
+        Some(chunk) => *chunk,
+        None => {
+            let mut first = Bytes::default();
+            let len = len.min(bytes.len());
+            first[..len].copy_from_slice(&bytes[..len]);
+            first
+        }
+    }
+}
+
+/// Where the jump `insn` leads to, in the page and as offset in CS, if it is a place that the block can go on at.
+fn place_of(source: &Source, insn: &Instruction) -> Option<(usize, u64)> {
+    let target = insn.near_branch_target();
+    let place = (source.start as u64).wrapping_add(target.wrapping_sub(source.rip));
     // The last instruction of the page is left to a block of its own: it may run over the end.
     let window = window(source.start);
     let last = (window.end as u64).saturating_sub(MAX_FOLLOWED);
-    (window.start as u64..last).contains(&place).then_some(place as usize)
+    (window.start as u64..last).contains(&place).then_some((place as usize, target))
 }
 
 /// Whether it makes a difference which flags are read behind the block: not if all are given new values by an instruction

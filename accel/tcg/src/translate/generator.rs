@@ -18,6 +18,7 @@ use crate::translate::address::{MissStub, Place};
 use crate::translate::block::{self, Cut, Item, MAX_INSNS, Source};
 use crate::translate::classify::Class;
 use crate::translate::control::ExitStub;
+use crate::translate::facts::Kinds;
 use crate::translate::features::Features;
 use crate::translate::flags::{self, Flags};
 use crate::translate::groups::Groups;
@@ -72,6 +73,7 @@ pub struct Translator {
     pub(super) info: InstructionInfoFactory,
     pub(super) thunks: Thunks,
     pub(super) features: Features,
+    kinds: Kinds,
     /// The host has RORX: the page index is made without a second move.
     pub(super) bmi2: bool,
     /// For tests.
@@ -122,6 +124,7 @@ impl Translator {
             info: InstructionInfoFactory::new(),
             thunks,
             features,
+            kinds: Kinds::default(),
             bmi2,
             stress: Stress::default(),
             items: Vec::new(),
@@ -181,7 +184,8 @@ impl Translator {
             limit: if self.stress.one_instruction { 1 } else { MAX_INSNS },
             extended: job.extended && mode::class(key.mode).is_some() && key.second_page.is_none(),
         };
-        let cut = block::decode(&source, &self.features, job.peek, &mut items);
+        let mut kinds = self.kinds.of_mode(self.bits, decode_mode, &self.features, &mut self.info);
+        let cut = block::decode(&source, &mut kinds, job.peek, &mut items);
         if cut == Cut::NeedsNextPage {
             self.items = items;
             return None;
@@ -508,9 +512,12 @@ impl Translator {
     }
 
     fn emit_stubs(&mut self, items: &[Item]) {
-        for stub in mem::take(&mut self.miss_stubs) {
+        // Nothing is added to the lists that are gone through; they keep their room for the next block.
+        let mut miss_stubs = mem::take(&mut self.miss_stubs);
+        for stub in miss_stubs.drain(..) {
             self.miss_stub(items, stub);
         }
+        self.miss_stubs = miss_stubs;
         for stub in mem::take(&mut self.slow_stubs) {
             self.slow_stub(items, stub);
         }
@@ -518,10 +525,10 @@ impl Translator {
         while let Some(stub) = self.exit_stubs.pop() {
             self.exit_stub(stub);
         }
-        for patch in mem::take(&mut self.branch_misses) {
+        while let Some(patch) = self.branch_misses.pop() {
             self.branch_miss(patch);
         }
-        for (patch, class) in mem::take(&mut self.return_misses) {
+        while let Some((patch, class)) = self.return_misses.pop() {
             self.return_miss(patch, class);
         }
     }

@@ -91,19 +91,41 @@ pub struct Groups {
     runs: Vec<Run>,
     /// Groups that are looked up in the table so far.
     kept: usize,
+    /// Where the accesses of the instructions in runs begin.
+    lows: Vec<i64>,
 }
 
 /// What an instruction means to groups.
 #[derive(Clone, Copy, Default)]
 struct Step {
-    /// Nothing is known behind it.
-    barrier: bool,
-    /// Registers that it gives an unknown value, a bit each.
-    written: u16,
-    /// A register that it changes by a constant.
-    constant: Option<(u8, i64)>,
     /// Slots that it may refill, a bit each.
     refills: u64,
+    /// What it changes [`Step::register`] by.
+    by: i32,
+    /// Registers that it gives an unknown value, a bit each.
+    written: u16,
+    /// A register that it changes by a constant, which may be 0.
+    register: u8,
+    knowledge: Knowledge,
+}
+
+/// What is known about a step.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Knowledge {
+    /// All.
+    #[default]
+    All,
+    /// What it refills; nobody has asked for the rest.
+    Refills,
+    /// Nothing is known behind it.
+    Barrier,
+}
+
+impl Step {
+    /// How an address made of `base` changes.
+    fn change(&self, base: Base) -> i64 {
+        if self.by == 0 { 0 } else { i64::from(self.by) * base.factor(self.register) }
+    }
 }
 
 /// Accesses so far that may become a group.
@@ -116,8 +138,8 @@ struct Run {
     low: i64,
     high: i64,
     write: bool,
-    /// Instructions, and where their accesses begin.
-    members: Vec<(usize, i64)>,
+    /// Instructions, a bit each.
+    members: u64,
 }
 
 impl Run {
@@ -151,6 +173,8 @@ impl Groups {
         self.steps.clear();
         self.runs.clear();
         self.kept = 0;
+        self.lows.clear();
+        self.lows.resize(count, 0);
     }
 
     /// Finds the groups of `items`. `access` tells of the one access that an instruction makes by a slot, if it does; for
@@ -159,10 +183,14 @@ impl Groups {
         self.clear(items.len());
         for (index, item) in items.iter().enumerate() {
             let (access, refills) = access(index, item);
-            let mut step = step(item);
-            step.refills = refills | access.and_then(|access| access.slot).map_or(0, |slot| 1 << slot);
+            let refills_here = refills | access.and_then(|access| access.slot).map_or(0, |slot| 1 << slot);
+            if access.is_none() && self.runs.is_empty() {
+                self.steps.push(Step { knowledge: Knowledge::Refills, refills, ..Step::default() });
+                continue;
+            }
+            let step = step(item, refills_here);
             self.steps.push(step);
-            if step.barrier {
+            if step.knowledge == Knowledge::Barrier {
                 self.end(items, |_| true);
                 continue;
             }
@@ -170,10 +198,8 @@ impl Groups {
                 self.add(items, index, access);
             }
             self.end(items, |run| run.is_refilled(refills) || run.base.registers() & step.written != 0);
-            if let Some((register, by)) = step.constant {
-                for run in &mut self.runs {
-                    run.delta += by * run.base.factor(register);
-                }
+            for run in &mut self.runs {
+                run.delta += step.change(run.base);
             }
         }
         self.end(items, |_| true);
@@ -189,11 +215,13 @@ impl Groups {
             if run.high.max(high) - run.low.min(low) <= MAX_SPAN {
                 (run.low, run.high) = (run.low.min(low), run.high.max(high));
                 run.write |= access.write;
-                run.members.push((index, low));
+                run.members |= 1 << index;
+                self.lows[index] = low;
                 return;
             }
         }
         self.end(items, |run| run.base == access.base);
+        self.lows[index] = access.displacement;
         self.runs.push(Run {
             base: access.base,
             slot: access.slot,
@@ -202,20 +230,23 @@ impl Groups {
             low: access.displacement,
             high: access.displacement + i64::from(access.size),
             write: access.write,
-            members: vec![(index, access.displacement)],
+            members: 1 << index,
         });
     }
 
     /// Ends the runs that `which` chooses: they become groups if that pays.
     fn end(&mut self, items: &[Item], which: impl Fn(&Run) -> bool) {
-        let Self { heads, members, steps, runs, kept } = self;
+        let Self { heads, members, steps, runs, kept, lows } = self;
+        if !runs.iter().any(&which) {
+            return;
+        }
         runs.retain(|run| {
             if !which(run) {
                 return true;
             }
             let (at, displacement) = place(items, steps, run);
             // One access alone is checked where it is, unless the flags are in the way there.
-            if run.members.len() < 2 && at == run.start {
+            if run.members.is_power_of_two() && at == run.start {
                 return false;
             }
             let Ok(displacement) = i32::try_from(displacement) else { return false };
@@ -227,8 +258,12 @@ impl Groups {
                     Way::Table(*kept - 1)
                 }
             };
-            for &(member, low) in &run.members {
-                members[member] = Some(Member { write: run.write, way, distance: (low - run.low) as i32 });
+            let mut left = run.members;
+            while left != 0 {
+                let index = left.trailing_zeros() as usize;
+                let distance = (lows[index] - run.low) as i32;
+                members[index] = Some(Member { write: run.write, way, distance });
+                left &= left - 1;
             }
             heads.push(Head {
                 at,
@@ -250,41 +285,45 @@ fn place(items: &[Item], steps: &[Step], run: &Run) -> (usize, i64) {
     let mut at = run.start;
     while items[at].live_in != 0 && at > 0 {
         at -= 1;
-        let step = steps[at];
-        if step.barrier || run.is_refilled(step.refills) || run.base.registers() & step.written != 0 {
+        let step = match steps[at] {
+            Step { knowledge: Knowledge::Refills, refills, .. } => step(&items[at], refills),
+            known => known,
+        };
+        if step.knowledge == Knowledge::Barrier
+            || run.is_refilled(step.refills)
+            || run.base.registers() & step.written != 0
+        {
             return (run.start, run.low);
         }
-        if let Some((register, by)) = step.constant {
-            displacement += by * run.base.factor(register);
-        }
+        displacement += step.change(run.base);
     }
     if items[at].live_in == 0 { (at, displacement) } else { (run.start, run.low) }
 }
 
-fn step(item: &Item) -> Step {
+#[inline]
+fn step(item: &Item, refills: u64) -> Step {
     let insn = &item.insn;
-    let moves = |written| Step {
-        written,
-        constant: Some((RSP, insn.stack_pointer_increment().into())),
-        ..Step::default()
-    };
+    let writes = |written| Step { refills, written, ..Step::default() };
+    let moves = |written| Step { register: RSP, by: insn.stack_pointer_increment(), ..writes(written) };
     match item.class {
-        Class::Complex(_) | Class::Raise(_) | Class::System(_) => Step { barrier: true, ..Step::default() },
+        Class::Complex(_) | Class::Raise(_) | Class::System(_) => {
+            Step { knowledge: Knowledge::Barrier, ..writes(0) }
+        }
         Class::Push | Class::PushMemory | Class::Call | Class::CallIndirect | Class::Return => moves(0),
         Class::Pop => match gpr_number(insn.op0_register()) {
-            Some(4) | None => Step { written: 1 << RSP, ..Step::default() },
+            Some(4) | None => writes(1 << RSP),
             Some(to) => moves(1 << to),
         },
-        Class::Leave => Step { written: 1 << RSP | 1 << RBP, ..Step::default() },
+        Class::Leave => writes(1 << RSP | 1 << RBP),
         _ => match constant_step(insn) {
-            None => Step { written: written(insn), ..Step::default() },
-            constant => Step { constant, ..Step::default() },
+            None => writes(written(insn)),
+            Some((register, by)) => Step { register, by, ..writes(0) },
         },
     }
 }
 
 /// The register that `insn` changes by a constant, and the constant.
-fn constant_step(insn: &Instruction) -> Option<(u8, i64)> {
+fn constant_step(insn: &Instruction) -> Option<(u8, i32)> {
     let register = insn.op0_register();
     if insn.op0_kind() != OpKind::Register || !register.is_gpr64() {
         return None;
@@ -300,7 +339,7 @@ fn constant_step(insn: &Instruction) -> Option<(u8, i64)> {
         }
         _ => return None,
     };
-    (by.unsigned_abs() <= 1 << 20).then_some((number, by))
+    (by.unsigned_abs() <= 1 << 20).then_some((number, by as i32))
 }
 
 fn is_immediate(insn: &Instruction) -> bool {
@@ -313,14 +352,11 @@ pub fn written(insn: &Instruction) -> u16 {
     const RAX: u16 = 1 << 0;
     const RCX: u16 = 1 << 1;
     const RDX: u16 = 1 << 2;
-    let operand = |index: u32| {
-        let register = insn.op_kind(index) == OpKind::Register;
-        let number = if register { gpr_number(insn.op_register(index)) } else { None };
-        number.map_or(0, |number| 1 << number)
-    };
-    let first = if insn.op_count() > 0 { operand(0) } else { 0 };
+    // Operands that are no registers have none.
+    let bit = |register| gpr_number(register).map_or(0, |number| 1 << number);
+    let first = bit(insn.op0_register());
     let rest = match insn.mnemonic() {
-        M::Xchg | M::Xadd | M::Mulx => operand(1),
+        M::Xchg | M::Xadd | M::Mulx => bit(insn.op1_register()),
         M::Mul | M::Div | M::Idiv | M::Cmpxchg8b | M::Cmpxchg16b => RAX | RDX,
         M::Imul if insn.op_count() == 1 => RAX | RDX,
         M::Cbw | M::Cwde | M::Cdqe | M::Cmpxchg | M::Lahf => RAX,
@@ -333,8 +369,8 @@ pub fn written(insn: &Instruction) -> u16 {
 
 /// The access of a natively executed instruction with a memory operand.
 pub fn operand(insn: &Instruction, write: bool, slot: Option<usize>) -> Option<Access> {
-    let segment = matches!(insn.memory_segment(), Register::FS | Register::GS);
     let base = insn.memory_base();
+    let segment = matches!(insn.segment_prefix(), Register::FS | Register::GS);
     if segment || !has_memory(insn) || !base.is_gpr64() {
         return None;
     }

@@ -6,10 +6,10 @@ use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpAccess
 use crate::code::tb::{PARKED, PARKING_ORDER};
 use crate::code::thunks::{gpr_offset, scratch_offset};
 use crate::cpu::is_high_byte;
-use crate::exec::helpers;
 use crate::translate::address::{Place, Use, address_width, stack_bit};
 use crate::translate::block::Item;
 use crate::translate::generator::Translator;
+use crate::translate::reencode::{Copying, copying, with_memory};
 use crate::translate::registers::{gpr_number, host_number, sized};
 
 /// A guest register that needs a stand-in for one instruction.
@@ -31,7 +31,7 @@ impl Translator {
         } else {
             self.flags_for(item);
             self.mark();
-            self.emit_rewritten(&item.insn);
+            self.emit_rewritten(item);
             self.flags_after(item);
         }
     }
@@ -45,21 +45,15 @@ impl Translator {
         self.need_fp(item.live_in);
         self.flags_for(item);
         self.mark();
-        self.emit_rewritten(&item.insn);
+        self.emit_rewritten(item);
         self.flags_after(item);
     }
 
     fn native_memory(&mut self, item: &Item, fp: bool) {
         let insn = &item.insn;
         let size = insn.memory_size().size() as u32;
-        let (reads, write) = self.memory_access(insn);
-        // A store with an unmasked exception of its own stores nothing: the bounce buffer must hold what is there.
-        let x87 = fp && is_x87(insn);
-        let packed = size.max(1)
-            | stack_bit(insn, self.bits)
-            | if reads || x87 { helpers::ALSO_LOADS } else { 0 }
-            | if fp && waits(insn) { helpers::X87 } else { 0 }
-            | if needs_alignment(insn, fp) { helpers::ALIGNED } else { 0 };
+        let write = item.access.writes;
+        let packed = size.max(1) | stack_bit(insn, self.bits) | item.access.packed;
         let stub = self.reach((packed, write), item.live_in, Use::Native, |this, used_for| {
             let path = match used_for {
                 Use::Member => this.member_to_t0(insn),
@@ -78,19 +72,8 @@ impl Translator {
     pub(super) fn native_on_host(&mut self, item: &Item) {
         self.flags_for(item);
         self.mark();
-        self.emit_rewritten(&item.insn);
+        self.emit_rewritten(item);
         self.flags_after(item);
-    }
-
-    /// Whether `insn` reads, and whether it writes its memory operand.
-    pub(super) fn memory_access(&mut self, insn: &Instruction) -> (bool, bool) {
-        let info = self.info.info(insn);
-        let access = (0..insn.op_count()).find(|&operand| insn.op_kind(operand) == OpKind::Memory);
-        match access.map(|operand| info.op_access(operand)) {
-            Some(OpAccess::Write | OpAccess::CondWrite) => (false, true),
-            Some(OpAccess::ReadWrite | OpAccess::ReadCondWrite) => (true, true),
-            _ => (true, false),
-        }
     }
 
     /// LEA.
@@ -112,24 +95,26 @@ impl Translator {
     }
 
     /// Emits `insn` with guest registers replaced by host ones and its memory operand, if any, by T1 + T0.
-    fn emit_rewritten(&mut self, insn: &Instruction) {
+    fn emit_rewritten(&mut self, item: &Item) {
+        let insn = &item.insn;
+        if self.bits == 64 {
+            let len = insn.len();
+            match copying(insn) {
+                Copying::Verbatim => return self.e.raw_start(&item.bytes, len),
+                Copying::Memory => {
+                    if let Some((bytes, len)) = with_memory(&item.bytes, len, self.place) {
+                        return self.e.raw_start(&bytes, len);
+                    }
+                }
+                Copying::No => {}
+            }
+        }
         let mut new = *insn;
         new.set_segment_prefix(Register::None);
         to_64bit_code(&mut new);
         let memory = has_memory(insn);
         if memory {
-            let (base, index, displacement) = match self.place {
-                Place::Sum => (Register::R11, Register::R10, 0),
-                Place::Host(displacement) => (Register::R11, Register::None, displacement),
-                Place::Base { base, displacement } => {
-                    (sized(usize::from(base), 8), Register::R11, displacement)
-                }
-            };
-            new.set_memory_base(base);
-            new.set_memory_index(index);
-            new.set_memory_index_scale(1);
-            new.set_memory_displacement64(displacement as u64);
-            new.set_memory_displ_size(u32::from(displacement != 0));
+            set_operand(&mut new, self.place);
         }
         let registers = (0..insn.op_count()).filter(|&op| insn.op_kind(op) == OpKind::Register);
         let (mut cold, mut high_byte, mut extended) = (false, false, memory);
@@ -279,6 +264,20 @@ impl Translator {
     }
 }
 
+/// Has the memory operand of `insn` be at `place`.
+pub fn set_operand(insn: &mut Instruction, place: Place) {
+    let (base, index, displacement) = match place {
+        Place::Sum => (Register::R11, Register::R10, 0),
+        Place::Host(displacement) => (Register::R11, Register::None, displacement),
+        Place::Base { base, displacement } => (sized(usize::from(base), 8), Register::R11, displacement),
+    };
+    insn.set_memory_base(base);
+    insn.set_memory_index(index);
+    insn.set_memory_index_scale(1);
+    insn.set_memory_displacement64(displacement as u64);
+    insn.set_memory_displ_size(u32::from(displacement != 0));
+}
+
 /// Has the memory operand of `insn` be at `base`.
 fn set_address(insn: &mut Instruction, base: Register) {
     insn.set_memory_base(base);
@@ -289,7 +288,11 @@ fn set_address(insn: &mut Instruction, base: Register) {
 
 /// Whether `insn` has an explicit memory operand.
 pub fn has_memory(insn: &Instruction) -> bool {
-    (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory)
+    // Operands that an instruction does not have are registers, and the fifth can be none in memory.
+    insn.op1_kind() == OpKind::Memory
+        || insn.op0_kind() == OpKind::Memory
+        || insn.op2_kind() == OpKind::Memory
+        || insn.op3_kind() == OpKind::Memory
 }
 
 /// Whether an x87 exception that is pending comes before `insn`.
@@ -302,7 +305,8 @@ fn uses_mmx(insn: &Instruction) -> bool {
     (0..insn.op_count()).any(|op| insn.op_kind(op) == OpKind::Register && insn.op_register(op).is_mm())
 }
 
-fn is_x87(insn: &Instruction) -> bool {
+/// Whether `insn` is the x87 FPU's.
+pub fn is_x87(insn: &Instruction) -> bool {
     use CpuidFeature as F;
     // FISTTP came with SSE3; it alone of that extension has no vector register.
     insn.mnemonic() == Mnemonic::Fisttp
@@ -310,7 +314,7 @@ fn is_x87(insn: &Instruction) -> bool {
 }
 
 /// Whether a memory operand that is not aligned to its size raises #GP(0) (SDM vol. 1, *Memory Alignment*).
-fn needs_alignment(insn: &Instruction, fp: bool) -> bool {
+pub fn needs_alignment(insn: &Instruction, fp: bool) -> bool {
     use Mnemonic as M;
     match insn.mnemonic() {
         M::Cmpxchg16b

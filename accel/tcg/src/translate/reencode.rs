@@ -1,0 +1,368 @@
+//! Instructions of 64-bit code on the host, straight from their bytes: as they are, or with another memory operand.
+//!
+//! Only for instructions all of whose registers are the host's of the same name. What is unusual beyond that (EVEX,
+//! absolute offsets, more prefixes than there is room for) is left to the encoder.
+
+use iced_x86::{Instruction, Register};
+
+use crate::translate::address::Place;
+use crate::translate::block::MAX_INSN_BYTES;
+use crate::translate::native::has_memory;
+
+/// An instruction's bytes and what follows it, or nothing.
+pub type Bytes = [u8; MAX_INSN_BYTES + 1];
+
+/// A register that is another one on the host, or none.
+const AWAY: u8 = 1;
+/// AH, CH, DH or BH.
+const HIGH_BYTE: u8 = 2;
+
+/// What is to be known of each register, by number of [`Register`].
+static REGISTERS: [u8; 256] = {
+    use Register as R;
+    const NOT_AT_HOME: [Register; 16] = [
+        R::SPL,
+        R::SP,
+        R::ESP,
+        R::RSP,
+        R::R9L,
+        R::R9W,
+        R::R9D,
+        R::R9,
+        R::R10L,
+        R::R10W,
+        R::R10D,
+        R::R10,
+        R::R11L,
+        R::R11W,
+        R::R11D,
+        R::R11,
+    ];
+    let mut table = [0; 256];
+    let mut index = 0;
+    while index < NOT_AT_HOME.len() {
+        table[NOT_AT_HOME[index] as usize] = AWAY;
+        index += 1;
+    }
+    table[R::AH as usize] = HIGH_BYTE;
+    table[R::CH as usize] = HIGH_BYTE;
+    table[R::DH as usize] = HIGH_BYTE;
+    table[R::BH as usize] = HIGH_BYTE;
+    table
+};
+
+/// How the registers and the memory operand of an instruction stand to a copy of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copying {
+    /// Its bytes do the same on the host.
+    Verbatim,
+    /// They do with another memory operand.
+    Memory,
+    /// They do not.
+    No,
+}
+
+/// What of `insn` can be copied.
+pub fn copying(insn: &Instruction) -> Copying {
+    // The register of an operand that is none is none, too. The fifth can only be an immediate.
+    let registers = REGISTERS[insn.op0_register() as usize]
+        | REGISTERS[insn.op1_register() as usize]
+        | REGISTERS[insn.op2_register() as usize]
+        | REGISTERS[insn.op3_register() as usize];
+    match (registers, has_memory(insn)) {
+        (0 | HIGH_BYTE, false) => Copying::Verbatim,
+        (0, true) => Copying::Memory,
+        // A new operand needs a REX prefix, with which there are no high bytes.
+        _ => Copying::No,
+    }
+}
+
+/// The instruction of `len` bytes at the start of `bytes` with the memory operand `place`: its bytes and their number.
+/// `None`: the encoder must do it.
+pub fn with_memory(bytes: &Bytes, len: usize, place: Place) -> Option<(Bytes, usize)> {
+    let bytes = bytes.get(..len)?;
+    let mut out = Output::default();
+    let mut at = 0;
+    // Segment and address size went into the new operand.
+    let first = loop {
+        let byte = *bytes.get(at)?;
+        match byte {
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
+            0x66 | 0xf0 | 0xf2 | 0xf3 => out.put(byte)?,
+            _ => break byte,
+        }
+        at += 1;
+    };
+    let operand = Operand::new(place);
+    match first {
+        0xc5 => {
+            let second = *bytes.get(at + 1)?;
+            out.put(0xc4)?;
+            out.put(second & 0x80 | !operand.extension << 5 & 0x60 | 1)?;
+            out.put(second & 0x7f)?;
+            at += 2;
+        }
+        0xc4 => {
+            out.put(0xc4)?;
+            out.put(*bytes.get(at + 1)? & 0x9f | !operand.extension << 5 & 0x60)?;
+            out.put(*bytes.get(at + 2)?)?;
+            at += 3;
+        }
+        0x62 | 0x8f => return None,
+        _ => {
+            let rex = if first & 0xf0 == 0x40 {
+                at += 1;
+                first & 0x4c
+            } else {
+                0x40
+            };
+            out.put(rex | operand.extension)?;
+            match *bytes.get(at)? {
+                0x0f => {
+                    out.put(0x0f)?;
+                    at += 1;
+                    match *bytes.get(at)? {
+                        // 3DNow!
+                        0x0f => return None,
+                        map @ (0x38 | 0x3a) => {
+                            out.put(map)?;
+                            at += 1;
+                        }
+                        _ => {}
+                    }
+                }
+                // A REX prefix that counts is the last; absolute offsets and XLAT have no ModRM byte.
+                0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 => return None,
+                0xa0..=0xa3 | 0xd7 => return None,
+                _ => {}
+            }
+        }
+    }
+    out.put(*bytes.get(at)?)?;
+    let modrm = *bytes.get(at + 1)?;
+    at += 2;
+    let (mode, rm) = (modrm >> 6, modrm & 7);
+    let mut base = rm;
+    if rm == 4 {
+        base = *bytes.get(at)? & 7;
+        at += 1;
+    }
+    at += match (mode, base) {
+        (0, 5) | (2, _) => 4,
+        (0, _) => 0,
+        (1, _) => 1,
+        _ => return None,
+    };
+    out.put(operand.mode | modrm & 0x38 | 4)?;
+    out.put(operand.sib)?;
+    let displacement = operand.displacement.to_le_bytes();
+    for &byte in &displacement[..operand.displacement_len] {
+        out.put(byte)?;
+    }
+    for &byte in bytes.get(at..)? {
+        out.put(byte)?;
+    }
+    Some((out.bytes, out.len))
+}
+
+/// A memory operand by base and index.
+struct Operand {
+    /// X and B of a REX prefix.
+    extension: u8,
+    /// The upper bits of ModRM.
+    mode: u8,
+    sib: u8,
+    displacement: i32,
+    displacement_len: usize,
+}
+
+impl Operand {
+    fn new(place: Place) -> Self {
+        let (base, index, displacement) = match place {
+            Place::Sum => (11, 10, 0),
+            // Index 4 is none.
+            Place::Host(displacement) => (11, 4, displacement),
+            Place::Base { base, displacement } => (base, 11, displacement),
+        };
+        let (mode, displacement_len) = match i8::try_from(displacement) {
+            // Without displacement this base would be none.
+            Ok(0) if base & 7 != 5 => (0, 0),
+            Ok(_) => (0x40, 1),
+            Err(_) => (0x80, 4),
+        };
+        Self {
+            extension: index >> 3 << 1 | base >> 3,
+            mode,
+            sib: (index & 7) << 3 | base & 7,
+            displacement,
+            displacement_len,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Output {
+    bytes: Bytes,
+    len: usize,
+}
+
+impl Output {
+    /// `None`: no instruction is that long.
+    fn put(&mut self, byte: u8) -> Option<()> {
+        *self.bytes[..MAX_INSN_BYTES].get_mut(self.len)? = byte;
+        self.len += 1;
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::code::tb::mode;
+    use crate::translate::classify::{Class, classify};
+    use crate::translate::features::Features;
+    use crate::translate::native::set_operand;
+    use crate::translate::registers::host_register;
+    use iced_x86::{Code, Decoder, DecoderOptions, Encoder, OpKind};
+
+    const PLACES: [Place; 10] = [
+        Place::Sum,
+        Place::Host(0),
+        Place::Host(-3),
+        Place::Host(254),
+        Place::Base { base: 0, displacement: 0 },
+        Place::Base { base: 5, displacement: 0 },
+        Place::Base { base: 9, displacement: -128 },
+        Place::Base { base: 13, displacement: 0 },
+        Place::Base { base: 12, displacement: 127 },
+        Place::Base { base: 15, displacement: -0x1234_5678 },
+    ];
+
+    fn decode(bytes: &[u8]) -> Instruction {
+        let mut insn = Decoder::new(64, bytes, DecoderOptions::FORCE_RESERVED_NOP).decode();
+        insn.set_memory_displ_size(0);
+        insn
+    }
+
+    struct Tally {
+        encoder: Encoder,
+        features: Features,
+        codes: Vec<bool>,
+        left: Vec<bool>,
+    }
+
+    impl Tally {
+        /// Compares what becomes of `text` with what the encoder makes of it.
+        fn look(&mut self, text: &[u8]) {
+            let mode = mode::LONG | mode::FLAT_CODE | mode::SSE | mode::AVX | mode::AVX512 | 3;
+            let insn = Decoder::new(64, text, DecoderOptions::FORCE_RESERVED_NOP).decode();
+            let class = classify(&insn, 64, mode, &self.features);
+            if !matches!(class, Class::Native | Class::NativeFp) {
+                return;
+            }
+            let mut bytes = Bytes::default();
+            bytes[..insn.len()].copy_from_slice(&text[..insn.len()]);
+            match copying(&insn) {
+                Copying::No => {}
+                Copying::Verbatim => {
+                    assert!(!has_memory(&insn), "{insn}");
+                    for operand in 0..insn.op_count() {
+                        let register = insn.op_register(operand);
+                        let high =
+                            matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
+                        if insn.op_kind(operand) == OpKind::Register && register.is_gpr() && !high {
+                            assert_eq!(host_register(register), Some(register), "{insn}");
+                        }
+                    }
+                    self.codes[insn.code() as usize] = true;
+                }
+                Copying::Memory => {
+                    for place in PLACES {
+                        let mut wanted = insn;
+                        wanted.set_segment_prefix(Register::None);
+                        set_operand(&mut wanted, place);
+                        let Some((made, len)) = with_memory(&bytes, insn.len(), place) else {
+                            self.left[insn.code() as usize] = true;
+                            continue;
+                        };
+                        self.encoder.encode(&wanted, 0).expect("the encoder knows what the decoder knows");
+                        let wanted = self.encoder.take_buffer();
+                        let (made, wanted) = (decode(&made[..len]), decode(&wanted));
+                        assert_eq!(made.len(), len, "{insn}");
+                        assert_eq!(made, wanted, "{insn} {bytes:x?}");
+                        self.codes[insn.code() as usize] = true;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn copies_are_what_the_encoder_makes() {
+        let mut tally = Tally {
+            encoder: Encoder::new(64),
+            features: Features::new(|_, _| [u32::MAX; 4]),
+            codes: vec![false; Code::values().len()],
+            left: vec![false; Code::values().len()],
+        };
+        let tail = [0x15, 0x91, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x18, 0x29];
+        // Registers and kinds of memory operand: none, base, index, RIP-relative, displacements.
+        let modrms = (0..=255u8).filter(|modrm| modrm & 0x38 != 0x30 || modrm % 3 == 0);
+        let modrms: Vec<u8> = modrms.collect();
+        let prefixes: [&[u8]; 14] = [
+            &[],
+            &[0x66],
+            &[0xf2],
+            &[0xf3],
+            &[0xf0],
+            &[0x48],
+            &[0x4f],
+            &[0x66, 0x41],
+            &[0xf3, 0x4c],
+            &[0xf2, 0x44],
+            &[0x67],
+            &[0x64, 0x66],
+            &[0x2e, 0x42],
+            &[0x48, 0x66],
+        ];
+        let maps: [&[u8]; 4] = [&[], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a]];
+        for opcode in 0..=255u8 {
+            for &modrm in &modrms {
+                for prefix in prefixes {
+                    for map in maps {
+                        tally.look(&[prefix, map, &[opcode, modrm], &tail].concat());
+                    }
+                }
+                for payload in [0x00u8, 0x40, 0x78, 0x7d, 0xf9, 0xc6, 0x82, 0xff, 0x7b, 0xfa] {
+                    tally.look(&[&[0xc5, payload, opcode, modrm], &tail[..]].concat());
+                    for map in [0xe1u8, 0xe2, 0xe3, 0x41, 0x02, 0xc3] {
+                        tally.look(&[&[0xc4, map, payload, opcode, modrm], &tail[..]].concat());
+                    }
+                }
+            }
+        }
+        let covered = tally.codes.iter().filter(|&&covered| covered).count();
+        assert!(covered > 1500, "{covered} codes");
+        let moffs = [
+            Code::Mov_AL_moffs8,
+            Code::Mov_AX_moffs16,
+            Code::Mov_EAX_moffs32,
+            Code::Mov_RAX_moffs64,
+            Code::Mov_moffs8_AL,
+            Code::Mov_moffs16_AX,
+            Code::Mov_moffs32_EAX,
+            Code::Mov_moffs64_RAX,
+        ];
+        for code in Code::values().filter(|&code| tally.left[code as usize] && !tally.codes[code as usize]) {
+            assert!(moffs.contains(&code), "{code:?} is left to the encoder");
+        }
+    }
+
+    #[test]
+    fn what_grows_too_long_is_left_to_the_encoder() {
+        // 66 66 66 66 66 48 81 05 disp32 imm32 has 15 bytes; another byte would be one too many.
+        let bytes = [0x66, 0x66, 0x66, 0x66, 0x48, 0x81, 0x05, 1, 2, 3, 4, 5, 6, 7, 8, 0];
+        assert_eq!(with_memory(&bytes, 15, Place::Base { base: 0, displacement: 0x1000 }), None);
+        assert_ne!(with_memory(&bytes, 15, Place::Sum), None);
+    }
+}
