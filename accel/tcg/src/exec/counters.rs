@@ -124,6 +124,6 @@ fn generated(table: &mut Table, counted: &CodeCounters, counting: bool) {
     }
     table.row("slot misses", counted.slot_misses);
     table.row("table misses", counted.table_misses);
-    table.row("soft-TLB fills", counted.walks);
+    table.row("soft-TLB refills", counted.walks);
     table.row("return cache misses", counted.return_misses);
 }

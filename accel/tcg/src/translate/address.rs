@@ -295,11 +295,7 @@ impl Translator {
         let aligned = self.key.mode & mode::ALIGN != 0 && alignment > 1 && alignment.is_power_of_two();
         let hashed = aligned || self.hashed >> self.now & 1 != 0 || self.wanders(path.slot);
         // The flags are free.
-        self.count(if hashed {
-            env_offset!(counted.table_checks)
-        } else {
-            env_offset!(counted.slot_checks)
-        });
+        self.count(if hashed { env_offset!(counted.table_checks) } else { env_offset!(counted.slot_checks) });
         let stub = if hashed {
             self.check_hashed(packed, write, aligned.then_some(alignment))
         } else {

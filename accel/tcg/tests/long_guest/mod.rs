@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use accel::CpuHandle;
 use accel::arch_state::{CpuArchState, RunMode, SegmentState, seg};
 use accel::contract::{Accelerator, CpuIo, VcpuBackend, VcpuConfig, VcpuExit};
 use accel::cpu_model::CpuModel;
-use accel::CpuHandle;
 use accel_tcg::{Tcg, TcgOptions};
 use devices::cpu_interrupts::LocalInterrupts;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -48,7 +48,6 @@ impl CpuIo for NoIo {
 /// The machine.
 pub struct Guest {
     backend: Box<dyn VcpuBackend>,
-    memory: GuestMemoryMmap,
     _accelerator: Tcg,
 }
 
@@ -63,8 +62,8 @@ fn state(cpl: u16) -> CpuArchState {
     state.segments[seg::CS] = segment(0x30 | cpl, 0xa09b | cpl << 5);
     state.rip = CODE;
     state.gpr[4] = STACK;
-    // PE MP ET NE WP PG; PAE OSFXSR OSXMMEXCPT; SCE LME LMA.
-    (state.cr0, state.cr3, state.cr4, state.efer) = (0x8001_0033, TABLES, 0x620, 0x501);
+    // PE MP ET NE WP PG; PAE OSFXSR OSXMMEXCPT; SCE LME LMA NXE.
+    (state.cr0, state.cr3, state.cr4, state.efer) = (0x8001_0033, TABLES, 0x620, 0xd01);
     state.msrs = vec![(STAR, 0x10 << 32), (LSTAR, END)];
     state.run_mode = RunMode::Running;
     state
@@ -73,7 +72,8 @@ fn state(cpl: u16) -> CpuArchState {
 impl Guest {
     /// A machine with `pieces` of code where they belong; the first is to start at [`CODE`].
     pub fn new(pieces: &[(u64, Vec<u8>)]) -> Self {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).expect("memory");
+        let memory =
+            GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).expect("memory");
         let put = |at: u64, entry: u64| memory.write_obj(entry, GuestAddress(at)).expect("in memory");
         put(TABLES, TABLES + 0x1000 | ALL);
         put(TABLES + 0x1000, TABLES + 0x2000 | ALL);
@@ -87,12 +87,13 @@ impl Guest {
         for (at, code) in pieces {
             memory.write_slice(code, GuestAddress(*at)).expect("in memory");
         }
-        let accelerator = Tcg::new(TcgOptions { code_bytes: 16 << 20, ..TcgOptions::default() }).expect("a translator");
+        let accelerator =
+            Tcg::new(TcgOptions { code_bytes: 16 << 20, ..TcgOptions::default() }).expect("a translator");
         accelerator.memory_listener().set_map(&memory).expect("a map");
         let config = VcpuConfig { index: 0, apic_id: 0, cpu_count: 1, model: CpuModel::default().into() };
         let seed = accelerator.new_vcpu(&config).expect("a CPU");
         let backend = seed.bind(CpuHandle::new(0)).expect("a CPU binds");
-        Self { backend, memory, _accelerator: accelerator }
+        Self { backend, _accelerator: accelerator }
     }
 
     /// Runs from [`CODE`] to the end, at CPL 3 or 0; how long that took.
@@ -106,20 +107,11 @@ impl Guest {
         took
     }
 
-    /// The CPU's statistics.
-    pub fn lines(&mut self) -> Vec<String> {
-        self.backend.statistics()
-    }
-
-    /// The row `name` of the CPU's statistics.
-    pub fn counted(&mut self, name: &str) -> u64 {
-        let lines = self.lines();
-        let row = lines.iter().find_map(|line| line.trim_start().strip_prefix(name)).expect("a row of that name");
-        row.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
-    }
-
-    /// A word of memory.
-    pub fn word(&self, at: u64) -> u64 {
-        self.memory.read_obj(GuestAddress(at)).expect("in memory")
+    /// The count in the row `name` of the CPU's statistics, if there is one.
+    pub fn counted(&mut self, name: &str) -> Option<u64> {
+        let lines = self.backend.statistics();
+        let row =
+            lines.iter().find_map(|line| line.strip_prefix("  ")?.strip_prefix(name)?.strip_prefix(' '))?;
+        row.split_whitespace().next()?.parse().ok()
     }
 }
