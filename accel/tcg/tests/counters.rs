@@ -1,5 +1,6 @@
 //! What the translator counts, of a guest that does a known number of each thing.
 
+#[path = "support/long_guest.rs"]
 mod long_guest;
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};

@@ -7,7 +7,7 @@
 
 mod classes;
 mod costs;
-#[path = "../../tests/long_guest/mod.rs"]
+#[path = "../../tests/support/long_guest.rs"]
 mod long_guest;
 mod report;
 mod sweep;
