@@ -1,6 +1,7 @@
 //! One run of a guest, from the options to the exit status.
 
 mod crash_report;
+mod last_words;
 mod main_loop;
 mod walk;
 
@@ -19,6 +20,7 @@ use crate::console::{self, ConsoleError, Input, Output};
 use crate::log::Log;
 use crate::machine::{Blueprint, Board, MachineError};
 use crate::options::Options;
+use crate::options::log::LogItem;
 use crate::run_state::RunState;
 use crate::terminal::RawTerminal;
 use crate::{exit_code, signals, tell, writable};
@@ -101,6 +103,9 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
         .map_err(host("event loop"))?;
     machine.start()?;
     let outcome = main_loop.run();
+    if options.log.contains(&LogItem::Jit) {
+        last_words::log_statistics(&machine);
+    }
 
     ends.close();
     for uart in machine.serial().iter().flatten() {

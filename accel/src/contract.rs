@@ -134,6 +134,10 @@ pub trait VcpuBackend {
     fn set_state(&mut self, state: &CpuArchState) -> Result<(), VcpuError>;
     /// Breakpoints and single-step for a debugger outside the guest.
     fn set_debug(&mut self, debug: &DebugControl) -> Result<(), VcpuError>;
+    /// What the engine has counted of this CPU since the start, for the user: a line each; none if it counts nothing.
+    fn statistics(&mut self) -> Vec<String> {
+        Vec::new()
+    }
     /// A line or two of engine-specific diagnosis for crash reports; empty if there is none.
     fn describe(&mut self) -> String {
         String::new()

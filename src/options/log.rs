@@ -29,6 +29,8 @@ pub enum LogItem {
     Unimp,
     /// What the guest did wrong.
     GuestErrors,
+    /// At the end, what each CPU's engine has counted.
+    Jit,
     /// Blocks are not chained, so that `exec` and `cpu` are complete.
     NoChain,
 }
@@ -46,6 +48,11 @@ pub const ITEMS: &[(LogItem, &str, &str)] = &[
     (LogItem::CpuReset, "cpu_reset", "registers before a CPU is reset"),
     (LogItem::Unimp, "unimp", "what the guest asked for and is not there"),
     (LogItem::GuestErrors, "guest_errors", "what the guest did wrong"),
+    (
+        LogItem::Jit,
+        "jit",
+        "at the end, what the translator has counted; its code counts too, so it is slower",
+    ),
     (LogItem::NoChain, "nochain", "do not chain blocks, so that 'exec' and 'cpu' are complete"),
 ];
 

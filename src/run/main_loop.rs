@@ -12,7 +12,7 @@ use devices::system::SystemRequest;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::RunError;
+use super::{RunError, last_words};
 use crate::console::{Input, Next};
 use crate::machine::{Machine, MachineError};
 use crate::options::Options;
@@ -73,9 +73,6 @@ impl Stop {
         }
     }
 }
-
-/// How long a CPU has to say where it is when time is up.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Which descriptor an event is about.
 mod token {
@@ -286,19 +283,10 @@ impl Reactor<'_> {
         let limit = *limit;
         // One-shot: reading makes it unreadable.
         let _ = timer.wait();
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        if let Some(cpu) = self.machine.lifecycle().cpus().cpu(0) {
-            let posted = cpu.post(move |cpu| {
-                let state = cpu.backend.state().ok().map(Box::new);
-                let _ = sender.send((state, cpu.backend.describe()));
-            });
-            if posted.is_err() {
-                tracing::debug!(target: "cpu", "the CPU is gone");
-            }
-        }
-        // A CPU that is stuck in its engine has no last words.
-        let (state, description) =
-            receiver.recv_timeout(LAST_WORDS).unwrap_or((None, "the CPU does not answer".into()));
+        let answer = self.machine.lifecycle().cpus().cpu(0).and_then(|cpu| {
+            last_words::ask(&cpu, |backend| (backend.state().ok().map(Box::new), backend.describe()))
+        });
+        let (state, description) = answer.unwrap_or((None, "the CPU does not answer".into()));
         self.end(Outcome::Stopped(Stop { reason: StopReason::Timeout(limit), cpu: 0, state, description }));
     }
 

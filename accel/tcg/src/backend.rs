@@ -16,7 +16,7 @@ use crate::cpu::Cpu;
 use crate::cpuid::Cpuid;
 use crate::engine::{CODE_BYTES, Engine, MIN_CODE_BYTES};
 use crate::env::{EnvMapping, EnvRef};
-use crate::exec::Vcpu;
+use crate::exec::{Vcpu, counters};
 use crate::ram::Ram;
 use crate::stress::Stress;
 use crate::translate::features::Features;
@@ -269,6 +269,11 @@ impl VcpuBackend for Backend {
         self.vcpu.single_step = debug.single_step;
         self.vcpu.breakpoints.clone_from(&debug.breakpoints);
         Ok(())
+    }
+
+    fn statistics(&mut self) -> Vec<String> {
+        let code = self.vcpu.engine.code();
+        counters::table(&self.vcpu.cpu, &code.cache, code.translator.counting)
     }
 
     fn describe(&mut self) -> String {

@@ -14,6 +14,7 @@ use crate::cpuid::Cpuid;
 use crate::engine::Engine;
 use crate::env::EnvRef;
 use crate::exception::{Exception, Exec};
+use crate::exec::counters::Counters;
 use crate::mmu::Mmu;
 use crate::operand::is_canonical;
 use crate::ram::{Ram, RamPage};
@@ -40,6 +41,8 @@ pub struct Cpu {
     pub pending_debug: u64,
     /// Blocks were invalidated by a store since this was last cleared.
     pub code_changed: bool,
+    /// What happened since the start, for the user.
+    pub counters: Counters,
     /// Translated code, to be invalidated by stores; `None` where only helpers run.
     pub engine: Option<Arc<Engine>>,
     io: Option<NonNull<dyn CpuIo>>,
@@ -66,6 +69,7 @@ impl Cpu {
             index,
             pending_debug: 0,
             code_changed: false,
+            counters: Counters::default(),
             engine: None,
             io: None,
         }

@@ -6,7 +6,7 @@ use crate::code::buffer::CodeBuffer;
 use crate::code::cache::TbCache;
 use crate::code::emitter::Emitter;
 use crate::code::thunks::{self, FpSave, Thunks};
-use crate::exec::{helpers, signals};
+use crate::exec::{helpers, signals, trace};
 use crate::stress::Stress;
 use crate::translate::features::Features;
 use crate::translate::generator::{MAX_BLOCK_BYTES, Translator};
@@ -45,6 +45,7 @@ impl Engine {
         signals::register(buffer.range(), thunks.fault)?;
         let mut translator = Translator::new(thunks, features, std::arch::is_x86_feature_detected!("bmi2"));
         translator.stress = stress;
+        translator.counting = trace::counting();
         Ok(Self { code: Mutex::new(Code { cache: TbCache::new(buffer), translator }), thunks, stress })
     }
 

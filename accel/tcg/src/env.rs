@@ -156,6 +156,31 @@ impl ReturnCache {
     }
 }
 
+/// What generated code counts, for the user ([`crate::exec::counters`]). The misses always; how often a check was made only
+/// where [`crate::exec::trace::counting`] said so when the engine was made.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct CodeCounters {
+    /// Checks that did not find the page in their slot.
+    pub slot_misses: u64,
+    /// Checks that did not find the page in the table.
+    pub table_misses: u64,
+    /// Pages that generated code has entered into the table itself.
+    pub walks: u64,
+    /// Returns whose address the return cache did not have.
+    pub return_misses: u64,
+    /// Checks of one access by its slot.
+    pub slot_checks: u64,
+    /// Checks of several accesses at once, by a slot.
+    pub group_checks: u64,
+    /// Checks by the table.
+    pub table_checks: u64,
+    /// Indirect branches, and returns that are not predicted.
+    pub branches: u64,
+    /// Returns that are predicted.
+    pub returns: u64,
+}
+
 /// What the walk of page tables in generated code goes by ([`crate::code::refill`]).
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
@@ -269,6 +294,8 @@ pub struct Env {
     pub site_misses: [u16; SITE_COUNTERS],
     /// Where returns go, for each class that has its returns predicted.
     pub returns: [ReturnCache; mode::RETURN_CLASSES],
+    /// Counted by generated code.
+    pub counted: CodeCounters,
     pub(crate) align: [u8; XSAVE_PAD],
     /// Bounce buffer for operands that the soft TLB cannot map: MMIO, page-crossing, code pages.
     pub bounce: [u8; 128],
@@ -277,7 +304,7 @@ pub struct Env {
 }
 
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
-const XSAVE_PAD: usize = 8;
+const XSAVE_PAD: usize = 64;
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);

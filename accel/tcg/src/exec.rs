@@ -1,6 +1,7 @@
 //! Running generated code: the loop around it, the helpers it calls, the host faults in it.
 
 pub mod blocks;
+pub mod counters;
 pub mod helpers;
 pub mod signals;
 pub mod sites;

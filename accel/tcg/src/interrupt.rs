@@ -68,6 +68,7 @@ pub fn deliver(cpu: &mut Cpu, vector: u8, kind: Kind) -> Exec<()> {
 
 /// Delivers an interrupt, or the exceptions that its delivery raises.
 pub fn inject(cpu: &mut Cpu, vector: u8, kind: Kind) -> Next {
+    cpu.counters.interrupts += 1;
     match deliver(cpu, vector, kind) {
         Ok(()) => Next::Jumped,
         Err(exception) => raise(cpu, exception),
@@ -77,6 +78,7 @@ pub fn inject(cpu: &mut Cpu, vector: u8, kind: Kind) -> Next {
 /// Delivers `exception`, which the instruction at `env.rip` raised (for a trap: the instruction before it), or what
 /// becomes of it when its delivery fails.
 pub fn raise(cpu: &mut Cpu, exception: Exception) -> Next {
+    cpu.counters.exceptions += 1;
     let mut current = exception;
     loop {
         match current.vector {

@@ -27,9 +27,12 @@ pub struct Stress {
     pub short: bool,
 }
 
+/// Where a switch is.
+type Switch = fn(&mut Stress) -> &mut bool;
+
 impl Stress {
     /// The switches by name.
-    const NAMES: [(&str, fn(&mut Self) -> &mut bool); 9] = [
+    const NAMES: [(&str, Switch); 9] = [
         ("misses", |stress| &mut stress.misses),
         ("ungrouped", |stress| &mut stress.ungrouped),
         ("flushes", |stress| &mut stress.flushes),

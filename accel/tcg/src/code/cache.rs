@@ -57,6 +57,14 @@ pub struct Counters {
     pub emptied: u64,
     /// Jumps linked.
     pub linked: u64,
+    /// Guest bytes of the translated blocks.
+    pub guest_bytes: u64,
+    /// Bytes of code made of them.
+    pub host_bytes: u64,
+    /// Sites moved from their slots to the table.
+    pub moved_sites: u64,
+    /// Blocks whose groups were given up.
+    pub ungrouped: u64,
 }
 
 /// The cache.
@@ -106,6 +114,7 @@ impl TbCache {
     pub fn use_table(&mut self, ram: &Ram, id: TbId, insn: usize) {
         let key = self.blocks[id as usize].key;
         if self.blocks[id as usize].valid && self.hashed_sites(&key) >> insn & 1 == 0 {
+            self.counters.moved_sites += 1;
             *self.hashed.entry(key).or_default() |= 1 << insn;
             self.invalidate(ram, id);
         }
@@ -125,6 +134,7 @@ impl TbCache {
             return None;
         }
         let key = block.key;
+        self.counters.ungrouped += 1;
         self.ungrouped.insert(key);
         self.invalidate(ram, id);
         Some(key)
@@ -169,6 +179,8 @@ impl TbCache {
         let id = self.next_id();
         self.counters.translated += 1;
         self.counters.instructions += block.insns.len() as u64 - 1;
+        self.counters.guest_bytes += u64::from(block.guest_bytes);
+        self.counters.host_bytes += u64::from(block.code_len);
         self.by_key.insert(&block.key, id, |id| &self.blocks[id as usize].key);
         self.by_page.entry(block.page.index).or_default().push(id);
         if let Some(second) = block.key.second_page {

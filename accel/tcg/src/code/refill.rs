@@ -134,7 +134,8 @@ pub fn emit(e: &mut Emitter, mode: usize, write: bool, filled: Option<u64>, slow
         ; mov [rcx], rdx
         ; mov [rcx + 8], rax
         ; mov rcx, [rsp + walk_offset!(used)]
-        ; mov BYTE [rcx + (mode * 2 + usize::from(write)) as i32], 1);
+        ; mov BYTE [rcx + (mode * 2 + usize::from(write)) as i32], 1
+        ; inc QWORD [rsp + env_offset!(counted.walks) + DEPTH]);
     if filled.is_none() {
         dynasm!(e ; .arch x64 ; sub rax, rdx ; mov r11, rax);
     }

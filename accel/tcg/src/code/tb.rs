@@ -182,6 +182,8 @@ pub struct Tb {
     pub page: RamPage,
     /// The guest bytes that it is made of, as offsets in its page; those from 4096 on are on the second one.
     pub span: Range<u32>,
+    /// Bytes of its instructions.
+    pub guest_bytes: u32,
     /// Executable address.
     pub code: u64,
     /// Bytes of code.

@@ -229,6 +229,7 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     }
     for class in 0..mode::RETURN_CLASSES {
         thunks.return_lookup[class] = e.here();
+        dynasm!(e ; .arch x64 ; inc QWORD [rsp + env_offset!(counted.return_misses)]);
         let miss = probe_jump_cache(e, jump_cache_offset(class));
         // The site has noted where it is in case the target is no address: it is one.
         dynasm!(e ; .arch x64
@@ -254,11 +255,15 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     dynasm!(e ; .arch x64 ; test rsp, rsp ; ret);
     for mode in 0..TLB_MODES {
         for (write, slow) in [thunks.read_miss, thunks.write_miss].into_iter().enumerate() {
-            let (is_store, filled) = (write != 0, e.here());
-            thunks.slot_miss[mode][write] = filled;
+            let is_store = write != 0;
+            thunks.slot_miss[mode][write] = e.here();
+            dynasm!(e ; .arch x64 ; inc QWORD [rsp + env_offset!(counted.slot_misses) + 8]);
+            let filled = e.here();
             slot_miss(e, mode, write, slow);
             refill::emit(e, mode, is_store, Some(filled), slow);
-            thunks.refill[mode][write] = refill::emit(e, mode, is_store, None, slow);
+            thunks.refill[mode][write] = e.here();
+            dynasm!(e ; .arch x64 ; inc QWORD [rsp + env_offset!(counted.table_misses) + 8]);
+            refill::emit(e, mode, is_store, None, slow);
             thunks.try_refill[mode][write] = refill::emit(e, mode, is_store, None, failed);
         }
     }

@@ -92,6 +92,7 @@ extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) ->
     // SAFETY: the translator put the address of a site into the block; the block outlives its running code.
     let site = unsafe { &*(site as *const Site) };
     let cpu = &mut vcpu.cpu;
+    cpu.counters.executed += 1;
     cpu.env.flags_from_code();
     cpu.env.rip = site.rip;
     let result = match site.raise {
@@ -193,6 +194,7 @@ fn checked(
     access: impl FnOnce(&mut Vcpu) -> Exec<u64>,
 ) -> u64 {
     let vcpu = owner(block);
+    vcpu.cpu.counters.operands += 1;
     match access(vcpu) {
         Ok(result) => {
             vcpu.cpu.env.scratch[7] = result;
@@ -239,6 +241,7 @@ extern "C" fn read_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_a
 fn group_miss(block: *mut EnvBlock, (linear, packed): (u64, u32), write: bool, return_address: u64) -> u64 {
     let vcpu = owner(block);
     let cpu = &mut vcpu.cpu;
+    cpu.counters.operands += 1;
     let mode = cpu.tlb_mode(crate::mmu::Access::Current);
     let size = u64::from(packed & SIZE);
     let one_page = linear & (PAGE - 1) <= PAGE - size;
@@ -312,6 +315,7 @@ extern "C" fn write_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_
 extern "C" fn commit(block: *mut EnvBlock, _: u64, _: u64, return_address: u64) -> u64 {
     let vcpu = owner(block);
     let cpu = &mut vcpu.cpu;
+    cpu.counters.committed += 1;
     let (linear, mode) = (cpu.env.bounce_va, cpu.env.bounce_mode as usize);
     let len = std::mem::take(&mut cpu.env.bounce_len) as usize;
     let bytes = cpu.env.bounce;

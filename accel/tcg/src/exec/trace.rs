@@ -74,6 +74,11 @@ pub fn chaining() -> bool {
     !enabled!(target: "nochain", Level::TRACE)
 }
 
+/// Whether blocks are to count what they do, for the table of [`crate::exec::counters`].
+pub fn counting() -> bool {
+    enabled!(target: "jit", Level::TRACE)
+}
+
 fn registers(item: &'static str, cpu: &Cpu) {
     let env = &*cpu.env;
     let line = |text: String| match item {

@@ -240,6 +240,7 @@ impl Vcpu {
                 }
             };
             let exit = self.enter(entry);
+            self.cpu.counters.exited(exit.reason);
             variant &= !mode::UNGROUPED;
             if !matches!(exit.reason, exit::LOOKUP | exit::BLOCK_END) {
                 self.cpu.env.branch_from = 0;

@@ -304,6 +304,8 @@ impl Translator {
         let alignment = helpers::alignment((packed & helpers::SIZE).into()) as u32;
         let aligned = self.key.mode & mode::ALIGN != 0 && alignment > 1 && alignment.is_power_of_two();
         let hashed = aligned || self.hashed >> self.now & 1 != 0 || Self::wanders(path.slot);
+        // The flags are free.
+        self.count(if hashed { env_offset!(counted.table_checks) } else { env_offset!(counted.slot_checks) });
         let stub = if hashed {
             self.check_hashed(packed, write, aligned.then_some(alignment))
         } else {
@@ -443,6 +445,7 @@ impl Translator {
     /// Makes the check of a group. `live`: flags that are needed here.
     pub(super) fn check_group(&mut self, head: &Head, live: u8) {
         self.flags_free(live);
+        self.count(env_offset!(counted.group_checks));
         let base = usize::from(head.base.base);
         let index = head.base.index.map(|(index, scale)| (usize::from(index), u32::from(scale)));
         self.address_to_t0(Some(base), index, head.displacement);

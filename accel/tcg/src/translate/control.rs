@@ -123,6 +123,7 @@ impl Translator {
         self.flags_saved();
         match self.class {
             Some(class) => {
+                self.count(env_offset!(counted.branches));
                 let patch = probe_jump_cache(&mut self.e, jump_cache_offset(class));
                 dynasm!(self.e ; .arch x64 ; jmp QWORD [r11 + 8]);
                 self.branch_misses.push(patch);
@@ -177,6 +178,7 @@ impl Translator {
     pub(super) fn return_to_t0(&mut self) {
         let Some(class) = self.return_class() else { return self.go_to_t0() };
         self.flags_saved();
+        self.count(env_offset!(counted.returns));
         dynasm!(self.e ; .arch x64
             ; movzx r11d, r10b
             ; cmp r10, [rsp + r11 * 8 + return_tags(class)]);

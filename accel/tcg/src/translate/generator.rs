@@ -105,6 +105,10 @@ pub struct Translator {
     pub(super) groups: Groups,
     /// What T1 is known to hold: the addend of the slot at this offset.
     pub(super) t1: Option<i32>,
+    /// Blocks count their checks and branches ([`crate::env::CodeCounters`]).
+    pub counting: bool,
+    /// Bytes of the block's code before what is behind it for the rare ways.
+    straight: usize,
     /// Instructions whose operands are looked up in the table, a bit each.
     pub(super) hashed: u64,
     pub(super) slots: Vec<Option<Slot>>,
@@ -145,6 +149,8 @@ impl Translator {
             place: Place::Sum,
             groups: Groups::default(),
             t1: None,
+            counting: false,
+            straight: 0,
             hashed: 0,
             slots: Vec::new(),
             popped: 0,
@@ -161,6 +167,18 @@ impl Translator {
     /// The code of the block translated last.
     pub fn code(&self) -> &[u8] {
         self.e.bytes()
+    }
+
+    /// Of [`Translator::code`] what is executed when nothing is missed and no way out is taken but the last.
+    pub fn straight_code(&self) -> &[u8] {
+        &self.e.bytes()[..self.straight]
+    }
+
+    /// Has the block count an event in the word of the environment at `offset`, if blocks are to. Clobbers EFLAGS.
+    pub(super) fn count(&mut self, offset: i32) {
+        if self.counting {
+            dynasm!(self.e ; .arch x64 ; inc QWORD [rsp + offset]);
+        }
     }
 
     /// Does `job`. `None`: the first instruction runs over the end of the bytes.
@@ -224,6 +242,7 @@ impl Translator {
         if !ends_flow(last.class, key.mode) {
             self.go_to(end);
         }
+        self.straight = self.e.len();
         self.emit_stubs(&items);
         let start = source.start as u32;
         let ends = items.iter().map(|item| i32::from(item.offset) + item.insn.len() as i32);
@@ -237,6 +256,7 @@ impl Translator {
             key,
             page,
             span,
+            guest_bytes: self.items.iter().map(|item| item.insn.len() as u32).sum(),
             code: base,
             code_len: self.e.len() as u32,
             entry: entries.host,

@@ -1,0 +1,207 @@
+//! Translating the whole text of a program: the time it takes, and what comes out.
+
+use std::time::Instant;
+
+use accel_tcg::code::tb::{Tb, TbKey, mode};
+use accel_tcg::code::thunks::FpSave;
+use accel_tcg::cpuid::{self, MAX};
+use accel_tcg::engine::{CODE_BYTES, Code as EngineCode, Engine};
+use accel_tcg::ram::{PAGE, Ram, RamPage};
+use accel_tcg::translate::block::MAX_INSN_BYTES;
+use accel_tcg::translate::features::Features;
+use accel_tcg::translate::generator::Code;
+use accel_tcg::translate::liveness::{Peek, WINDOW};
+use iced_x86::{Decoder, DecoderOptions};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use crate::classes::{KINDS, Kind, Tally, goes_on, kind};
+use crate::report::Report;
+
+/// Bytes of text that are enough.
+const ENOUGH: usize = 4 << 20;
+/// Rounds, of which the fastest counts.
+const ROUNDS: usize = 5;
+
+/// Who executes the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    User,
+    Kernel,
+}
+
+impl Mode {
+    fn bits(self) -> u32 {
+        let cpl = if self == Self::User { 3 } else { 0 };
+        mode::LONG | mode::FLAT_CODE | mode::SSE | mode::AVX | cpl
+    }
+}
+
+/// Code and the address that it runs at, both from the start of a page on.
+pub struct Text {
+    bytes: Vec<u8>,
+    address: u64,
+    /// Where in the bytes it starts.
+    start: usize,
+    /// Where it ends; what follows fills the last page and one more.
+    end: usize,
+}
+
+/// The .text section of the 64-bit ELF file `bytes`.
+pub fn text_of(bytes: &[u8]) -> Text {
+    let word = |at: usize, size: usize| {
+        bytes[at..at + size].iter().rev().fold(0u64, |value, &byte| value << 8 | u64::from(byte))
+    };
+    assert!(bytes.starts_with(b"\x7fELF\x02\x01"), "a 64-bit ELF file");
+    let header = |index: u64| (word(0x28, 8) + index * word(0x3a, 2)) as usize;
+    let names = word(header(word(0x3e, 2)) + 0x18, 8);
+    let section = (0..word(0x3c, 2))
+        .map(header)
+        .find(|&at| bytes[(names + word(at, 4)) as usize..].starts_with(b".text\0"));
+    let at = section.expect("a .text section");
+    let (address, offset) = (word(at + 0x10, 8), word(at + 0x18, 8) as usize);
+    let len = (word(at + 0x20, 8) as usize).min(ENOUGH);
+    let start = (address % PAGE) as usize;
+    let mut text = vec![0; start];
+    text.extend_from_slice(&bytes[offset..offset + len]);
+    text.resize((start + len).next_multiple_of(PAGE as usize) + PAGE as usize, 0);
+    Text { bytes: text, address: address - start as u64, start, end: start + len }
+}
+
+impl Peek for Text {
+    fn peek(&self, rip: u64, into: &mut [u8; WINDOW]) -> usize {
+        let Ok(at) = usize::try_from(rip.wrapping_sub(self.address)) else { return 0 };
+        let Some(rest) = self.bytes.get(at..) else { return 0 };
+        let len = into.len().min(PAGE as usize - at % PAGE as usize).min(rest.len());
+        into[..len].copy_from_slice(&rest[..len]);
+        len
+    }
+}
+
+/// Translates the block at byte `at`, as `Vcpu::find_block` does.
+fn translate(code: &mut EngineCode, text: &Text, at: usize, mode: Mode) -> Tb {
+    let page_size = PAGE as usize;
+    let from = at & !(page_size - 1);
+    let rip = text.address + at as u64;
+    // Where it lies in RAM does not matter: at the same number of the page.
+    let number = |at: usize| (at / page_size) as u32 + 1;
+    let physical = u64::from(number(at)) * PAGE | rip % PAGE;
+    let mut key = TbKey { physical, rip, mode: mode.bits(), second_page: None };
+    let page = RamPage { host: 0, index: number(at) };
+    for len in [page_size, page_size + MAX_INSN_BYTES] {
+        let first = code.cache.mapping_number(rip / PAGE, page.index);
+        let second = key.second_page.map(|second| code.cache.mapping_number(rip / PAGE + 1, second));
+        let source = Code { bytes: &text.bytes[from..from + len], extended: true, grouped: true };
+        let (id, base) = (code.cache.next_id(), code.cache.buffer.next_address());
+        if let Some(block) = code.translator.translate(key, page, (first, second), 0, source, text, id, base)
+        {
+            return block;
+        }
+        key.second_page = Some(page.index + 1);
+    }
+    unreachable!("no instruction is longer than these bytes")
+}
+
+/// Guest bytes of `block` up to where it has gone on elsewhere.
+fn straight_bytes(block: &Tb, lens: impl Iterator<Item = usize>) -> usize {
+    let mut end = 0;
+    for (&offset, len) in block.insns.iter().zip(lens) {
+        if offset as isize != end as isize {
+            break;
+        }
+        end += len;
+    }
+    end.max(1)
+}
+
+/// Translates all of `text`, calling `each` with every block before it is entered.
+fn sweep(code: &mut EngineCode, text: &Text, mode: Mode, mut each: impl FnMut(&EngineCode, &Tb)) {
+    let mut at = text.start;
+    while at < text.end {
+        let block = translate(code, text, at, mode);
+        each(code, &block);
+        at += straight_bytes(&block, code.translator.items().iter().map(|item| item.insn.len()));
+        code.cache.buffer.append(code.translator.code());
+        code.cache.insert(block);
+    }
+}
+
+fn engine() -> Engine {
+    let features = Features::new(|leaf, subleaf| MAX.query(leaf, subleaf, 0, MAX.xcr0()));
+    let fp = FpSave { mask: cpuid::host_xcr0(), xsaveopt: std::arch::is_x86_feature_detected!("xsaveopt") };
+    Engine::new(features, fp, CODE_BYTES).expect("code memory")
+}
+
+/// Adds what became of the block translated last to `tally`.
+fn classify(code: &EngineCode, block: &Tb, tally: &mut Tally) {
+    let translator = &code.translator;
+    let items = translator.items();
+    let straight = translator.straight_code();
+    let entry = block.entry_forward - block.code;
+    let last = items.len() - 1;
+    // What is emitted behind an instruction that is no jump, at the end of its block, is not its own.
+    let counts = |index: usize| index != last || goes_on(&items[index]);
+    tally.of(Kind::Entry).guest += 1;
+    for (_, item) in items.iter().enumerate().filter(|(index, _)| counts(*index)) {
+        tally.of(kind(item)).guest += 1;
+    }
+    for insn in Decoder::with_ip(64, straight, 0, DecoderOptions::NONE) {
+        let kind = if insn.ip() < entry {
+            Kind::Entry
+        } else {
+            match block.mark_at(block.code + insn.ip()).map(|mark| usize::from(mark.insn)) {
+                Some(index) if counts(index) => kind(&items[index]),
+                _ => continue,
+            }
+        };
+        let made = tally.of(kind);
+        made.host += 1;
+        made.bytes += insn.len() as u64;
+    }
+}
+
+/// Translates `text` several times and reports.
+pub fn run(name: &str, text: &Text, mode: Mode, report: &mut Report) {
+    let ram = [(GuestAddress(0), 2 * ENOUGH)];
+    let ram = Ram::new(&GuestMemoryMmap::<()>::from_ranges(&ram).expect("memory"));
+    let engine = engine();
+    let mut code = engine.code();
+    let mut best = f64::INFINITY;
+    // The first round, in which the host gives the code memory, is the slowest.
+    for _ in 0..ROUNDS {
+        code.cache.clear(&ram);
+        let before = code.cache.counters.instructions;
+        let begun = Instant::now();
+        sweep(&mut code, text, mode, |_, _| {});
+        let took = begun.elapsed().as_nanos() as f64;
+        best = best.min(took / (code.cache.counters.instructions - before) as f64);
+    }
+    let counters = code.cache.counters;
+    let mut tally = Tally::default();
+    code.cache.clear(&ram);
+    sweep(&mut code, text, mode, |code, block| classify(code, block, &mut tally));
+
+    report.heading(&format!("{name}, translated as {mode:?} code"));
+    let (instructions, blocks) = (counters.instructions as f64, counters.translated as f64);
+    report.figure(&format!("{name}: time per guest instruction"), best, "ns");
+    report.figure(&format!("{name}: time per block"), best * instructions / blocks, "ns");
+    report.figure(&format!("{name}: guest instructions per block"), instructions / blocks, "");
+    let host = counters.host_bytes as f64;
+    report.figure(
+        &format!("{name}: host bytes per guest byte, stubs included"),
+        host / counters.guest_bytes as f64,
+        "",
+    );
+    println!("  {:<28}{:>10}{:>9}{:>12}{:>12}", "class", "count", "share %", "host insns", "host bytes");
+    for (kind, class) in KINDS {
+        let made = *tally.of(kind);
+        if made.guest == 0 {
+            continue;
+        }
+        let guest = made.guest as f64;
+        let (insns, bytes) = (made.host as f64 / guest, made.bytes as f64 / guest);
+        let share = guest * 100.0 * ROUNDS as f64 / instructions;
+        println!("  {class:<28}{:>10}{share:>9.2}{insns:>12.2}{bytes:>12.2}", made.guest);
+        report.keep(&format!("{name}: {class}: host instructions"), insns);
+        report.keep(&format!("{name}: {class}: host bytes"), bytes);
+    }
+}

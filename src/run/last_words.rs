@@ -1,0 +1,41 @@
+//! What CPUs are asked when a run ends.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use accel::{CpuHandle, VcpuBackend};
+
+use crate::machine::Machine;
+
+/// How long a CPU has to answer.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What `question` finds out on the thread of `cpu`. `None`: the CPU is stuck in its engine, or gone.
+pub fn ask<R: Send + 'static>(
+    cpu: &CpuHandle,
+    question: impl FnOnce(&mut dyn VcpuBackend) -> R + Send + 'static,
+) -> Option<R> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let posted = cpu.post(move |cpu| {
+        // Nobody may be listening any more.
+        let _ = sender.send(question(cpu.backend));
+    });
+    if posted.is_err() {
+        tracing::debug!(target: "cpu", "the CPU is gone");
+    }
+    receiver.recv_timeout(LAST_WORDS).ok()
+}
+
+/// Writes what each CPU's engine has counted to the log.
+pub fn log_statistics(machine: &Machine) {
+    for cpu in machine.lifecycle().cpus().cpus() {
+        match ask(&cpu, |backend| backend.statistics()) {
+            Some(lines) => {
+                for line in lines {
+                    tracing::trace!(target: "jit", "{line}");
+                }
+            }
+            None => tracing::trace!(target: "jit", "CPU {} does not answer", cpu.index()),
+        }
+    }
+}
