@@ -249,7 +249,8 @@ impl Translator {
         let first = items.iter().map(|item| item.offset).min().unwrap_or(0);
         let span =
             start.wrapping_add_signed(first.into())..start.wrapping_add_signed(ends.max().unwrap_or(0));
-        let mut insns: Vec<i16> = items.iter().map(|item| item.offset).collect();
+        let mut insns = Vec::with_capacity(items.len() + 1);
+        insns.extend(items.iter().map(|item| item.offset));
         insns.push(last.offset + last.insn.len() as i16);
         self.items = items;
         Some(Tb {
