@@ -27,9 +27,11 @@ pub struct Stress {
     pub short: bool,
 }
 
+type Switch = fn(&mut Stress) -> &mut bool;
+
 impl Stress {
     /// The switches by name.
-    const NAMES: [(&str, fn(&mut Self) -> &mut bool); 9] = [
+    const NAMES: [(&str, Switch); 9] = [
         ("misses", |stress| &mut stress.misses),
         ("ungrouped", |stress| &mut stress.ungrouped),
         ("flushes", |stress| &mut stress.flushes),
