@@ -17,14 +17,21 @@ const PROGRAMS_LIMIT: Duration = Duration::from_secs(900);
 const APPEND: &str = "console=ttyS0 reboot=t panic=-1";
 
 fn boot(megabytes: &str, kernel: &str, initrd: &str, limit: Duration) -> Session {
-    boot_with(megabytes, kernel, initrd, APPEND, limit)
+    boot_with("tcg", megabytes, kernel, initrd, APPEND, limit)
 }
 
-fn boot_with(megabytes: &str, kernel: &str, initrd: &str, append: &str, limit: Duration) -> Session {
+fn boot_with(
+    accel: &str,
+    megabytes: &str,
+    kernel: &str,
+    initrd: &str,
+    append: &str,
+    limit: Duration,
+) -> Session {
     let (kernel, initrd) = (path(kernel), path(initrd));
     #[rustfmt::skip]
     let words = [
-        "-accel", "tcg", "-M", "microvm", "-m", megabytes, "-kernel", &kernel, "-initrd", &initrd,
+        "-accel", accel, "-M", "microvm", "-m", megabytes, "-kernel", &kernel, "-initrd", &initrd,
         "-append", append, "-nographic", "-no-reboot",
     ];
     Session::start(&bivisor(), &words, limit)
@@ -62,7 +69,7 @@ fn cloud_kernel_boots() {
 fn cloud_kernel_boots_without_kaslr() {
     if fetch("cloud_kernel_boots_without_kaslr", &["cloud", "boot-test"]) {
         let append = format!("{APPEND} nokaslr");
-        let outcome = boot_with("512", "vmlinuz-cloud", "boot-test.gz", &append, LIMIT).finish();
+        let outcome = boot_with("tcg", "512", "vmlinuz-cloud", "boot-test.gz", &append, LIMIT).finish();
         outcome.check(outcome.serial.contains("\nBIVISOR-INIT-OK\n"), "init did not run");
         ended_well(&outcome);
     }
@@ -73,6 +80,33 @@ fn generic_kernel_boots() {
     if fetch("generic_kernel_boots", &["generic", "boot-test"]) {
         boots_to_init("generic");
     }
+}
+
+/// With what is rare happening all the time.
+#[track_caller]
+fn boots_under_stress(test: &str, stress: &str) {
+    if fetch(test, &["cloud", "boot-test"]) {
+        let accel = format!("tcg,x-stress={stress}");
+        let outcome = boot_with(&accel, "512", "vmlinuz-cloud", "boot-test.gz", APPEND, LIMIT).finish();
+        outcome.check(outcome.serial.contains("\nBIVISOR-INIT-OK\n"), "init did not run");
+        ended_well(&outcome);
+        println!("{stress}: {:.2} s", outcome.elapsed.as_secs_f64());
+    }
+}
+
+#[test]
+fn cloud_kernel_boots_under_stress_by_kicks() {
+    boots_under_stress("cloud_kernel_boots_under_stress_by_kicks", "kicks+unchained");
+}
+
+#[test]
+fn cloud_kernel_boots_under_stress_by_misses() {
+    boots_under_stress("cloud_kernel_boots_under_stress_by_misses", "misses");
+}
+
+#[test]
+fn cloud_kernel_boots_under_stress_one_instruction_at_a_time() {
+    boots_under_stress("cloud_kernel_boots_under_stress_one_instruction_at_a_time", "one-instruction");
 }
 
 #[test]
