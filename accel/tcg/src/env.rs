@@ -105,6 +105,8 @@ pub struct Msrs {
     pub kvm_wall_clock: u64,
 }
 
+/// Groups of accesses of one block that may be looked up in the table.
+pub const TABLE_GROUPS: usize = 16;
 /// Translation slots of one soft-TLB mode and direction ([`TlbSlot`]).
 pub const SLOTS: usize = 64;
 /// Counters of the misses of sites: of accesses whose slots they share.
@@ -166,7 +168,7 @@ pub struct CodeCounters {
     pub slot_checks: u64,
     /// Checks of several accesses at once, by a slot.
     pub group_checks: u64,
-    /// Checks by the table.
+    /// Checks by the table, of one access or several.
     pub table_checks: u64,
     /// Indirect branches, and returns that are not predicted.
     pub branches: u64,
@@ -279,6 +281,8 @@ pub struct Env {
     pub fault_eflags: u32,
     pub fault_signal: u32,
     pub fault_trap: u32,
+    /// Host addresses of the running block's groups of accesses.
+    pub groups: [u64; TABLE_GROUPS],
     /// Slots, by soft-TLB mode and for reads and writes.
     pub slots: [[[TlbSlot; SLOTS]; 2]; TLB_MODES],
     /// Misses of sites, counting up to zero.
@@ -311,8 +315,9 @@ pub struct EnvBlock {
     pub env: Env,
 }
 
-/// Bytes of host stack below the environment. Helpers run on it.
-const STACK_BYTES: usize = 512 * 1024;
+/// Bytes of host stack below the environment. Helpers run on it, and one makes an address space there (a quarter of a MiB,
+/// twice where the compiler moves it).
+const STACK_BYTES: usize = 2 << 20;
 const GUARD_BYTES: usize = 64 * 1024;
 
 /// The mapping: guard, stack, [`EnvBlock`]. Kept alive by kickers.

@@ -10,7 +10,7 @@ use crate::mmu::walk::cr;
 use crate::operand::is_canonical;
 use crate::ram::{PAGE, RamPage, load};
 use crate::translate::block::{MAX_INSN_BYTES, window};
-use crate::translate::generator::{Code, MAX_BLOCK_BYTES};
+use crate::translate::generator::{Job, MAX_BLOCK_BYTES};
 use crate::translate::liveness::{Peek, WINDOW};
 
 const CR0_EM: u64 = 1 << 2;
@@ -194,28 +194,26 @@ impl Vcpu {
                 self.cpu.ram.set_code(page, true);
             }
         }
-        let base = code.cache.buffer.next_address();
         let virtual_page = key.rip / PAGE;
-        let numbers = (
+        let mappings = (
             code.cache.mapping_number(virtual_page, page.index),
             key.second_page.map(|second| code.cache.mapping_number(virtual_page.wrapping_add(1), second)),
         );
-        let hashed = code.cache.hashed_sites(&key);
-        let grouped = code.cache.groups_pay(&key);
-        let source = Code { bytes: &self.copy[..len], extended: true, grouped };
-        let peek = Fetched { mmu: &self.cpu.mmu, key, page };
-        let block = code.translator.translate(
+        let job = Job {
             key,
             page,
-            numbers,
-            hashed,
-            source,
-            &peek,
-            code.cache.next_id(),
-            base,
-        )?;
+            mappings,
+            bytes: &self.copy[..len],
+            peek: &Fetched { mmu: &self.cpu.mmu, key, page },
+            id: code.cache.next_id(),
+            base: code.cache.buffer.next_address(),
+            hashed: code.cache.hashed_sites(&key),
+            extended: true,
+            grouped: code.cache.groups_pay(&key),
+        };
+        let block = code.translator.translate(&job)?;
         code.cache.buffer.append(code.translator.code());
-        trace::translated(&code.translator, base);
+        trace::translated(&code.translator, job.base);
         Some(code.cache.insert(block))
     }
 }

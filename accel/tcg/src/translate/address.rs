@@ -24,7 +24,7 @@ use crate::translate::block::Item;
 use crate::translate::classify::Class;
 use crate::translate::flags::Flags;
 use crate::translate::generator::Translator;
-use crate::translate::groups::{self, Access, Base, Head};
+use crate::translate::groups::{self, Access, Base, Head, Member, Way};
 use crate::translate::native::{has_memory, waits};
 use crate::translate::registers::{gpr_number, host_number};
 
@@ -32,6 +32,8 @@ use crate::translate::registers::{gpr_number, host_number};
 const INDEX_SLOTS: usize = 16;
 /// First slot of operands in FS and GS.
 const SEGMENT_SLOTS: usize = 32;
+/// Not used: what a helper that fills a slot fills for groups that have none.
+const NO_SLOT: usize = SLOTS - 1;
 /// First slot of operands at constant addresses.
 const CONSTANT_SLOTS: usize = 40;
 
@@ -59,6 +61,8 @@ pub enum Use {
 pub enum Place {
     /// At T1 + T0.
     Sum,
+    /// At T1 + this displacement.
+    Host(i32),
     /// At the host register `base` + T1 + `displacement`.
     Base {
         /// Host register.
@@ -91,6 +95,11 @@ impl Path {
 fn slot_offset(tlb_mode: usize, write: bool, slot: usize) -> i32 {
     let index = (tlb_mode * 2 + usize::from(write)) * SLOTS + slot;
     env_offset!(slots) + (index * size_of::<TlbSlot>()) as i32
+}
+
+/// Offset of where the address of table group `number` is kept.
+fn kept_offset(number: usize) -> i32 {
+    env_offset!(groups) + 8 * number as i32
 }
 
 /// How T0 becomes the linear address again after a check has failed.
@@ -152,7 +161,8 @@ impl Translator {
     /// For a member of a group, whose address is known to be one: T0 only if the path needs it.
     pub(super) fn member_to_t0(&mut self, insn: &Instruction) -> Path {
         let path = self.path_of(insn);
-        if path.place == Place::Sum {
+        let by_table = matches!(self.groups.members[self.now], Some(Member { way: Way::Table(_), .. }));
+        if path.place == Place::Sum && !by_table {
             self.offset_to_t0(insn);
         }
         path
@@ -293,7 +303,7 @@ impl Translator {
     pub(super) fn check(&mut self, packed: u32, write: bool, path: Path, used_for: Use) -> usize {
         let alignment = helpers::alignment((packed & helpers::SIZE).into()) as u32;
         let aligned = self.key.mode & mode::ALIGN != 0 && alignment > 1 && alignment.is_power_of_two();
-        let hashed = aligned || self.hashed >> self.now & 1 != 0 || self.wanders(path.slot);
+        let hashed = aligned || self.hashed >> self.now & 1 != 0 || Self::wanders(path.slot);
         // The flags are free.
         self.count(if hashed { env_offset!(counted.table_checks) } else { env_offset!(counted.slot_checks) });
         let stub = if hashed {
@@ -319,11 +329,11 @@ impl Translator {
         self.miss_stubs.len() - 1
     }
 
-    /// Whether `slot` would rarely have the page. A kernel goes from object to object, and its registers with it: there only
-    /// the stack, per-CPU data and constants stay where they are. (Measured over system calls, pipes, signals and faults: a
-    /// tenth less time than with slots.)
-    fn wanders(&self, slot: usize) -> bool {
-        self.key.mode & mode::CPL == 0 && slot != 4 && slot < SEGMENT_SLOTS
+    /// Whether `slot` would often have another page. Programs and kernels go from object to object, and their registers with
+    /// them: only the stack, segments and constants stay where they are. (Measured: with slots for all, an interpreter of
+    /// objects misses every fifth time and takes a third longer; kernels a tenth.)
+    fn wanders(slot: usize) -> bool {
+        slot != 4 && slot < SEGMENT_SLOTS
     }
 
     /// By the slot of `path`:
@@ -344,7 +354,7 @@ impl Translator {
                 dynasm!(self.e ; .arch x64 ; xor r10, [rsp + slot] ; cmp r10, 0x1000 - size);
                 Restore::Slot(slot)
             }
-            Place::Sum => {
+            Place::Sum | Place::Host(_) => {
                 dynasm!(self.e ; .arch x64 ; mov r11, r10 ; xor r11, [rsp + slot] ; cmp r11, 0x1000 - size);
                 Restore::Nothing
             }
@@ -406,9 +416,8 @@ impl Translator {
         used_for: Use,
         path: impl FnOnce(&mut Self, Use) -> Path,
     ) -> Option<usize> {
-        if let Some(group_write) = self.groups.members[self.now] {
-            let path = path(self, Use::Member);
-            self.reach_member(path, group_write);
+        if let Some(member) = self.groups.members[self.now] {
+            self.reach_member(member, |this| path(this, Use::Member));
             return None;
         }
         self.flags_free(live);
@@ -417,47 +426,60 @@ impl Translator {
     }
 
     /// The operand of an instruction whose group was checked.
-    fn reach_member(&mut self, path: Path, write: bool) {
-        let slot = slot_offset(mode::tlb_mode(self.key.mode), write, path.slot) + 8;
-        if self.t1 != Some(slot) {
-            dynasm!(self.e ; .arch x64 ; mov r11, [rsp + slot]);
-            self.t1 = Some(slot);
+    fn reach_member(&mut self, member: Member, path: impl FnOnce(&mut Self) -> Path) {
+        let path = path(self);
+        let (kept, place) = match member.way {
+            Way::Slot(slot) => {
+                (slot_offset(mode::tlb_mode(self.key.mode), member.write, slot) + 8, path.place)
+            }
+            Way::Table(number) => (kept_offset(number), Place::Host(member.distance)),
+        };
+        if self.t1 != Some(kept) {
+            dynasm!(self.e ; .arch x64 ; mov r11, [rsp + kept]);
+            self.t1 = Some(kept);
         }
-        self.place = path.place;
+        self.place = place;
         self.mark();
     }
 
     /// Makes the check of a group. `live`: flags that are needed here.
     pub(super) fn check_group(&mut self, head: &Head, live: u8) {
         self.flags_free(live);
-        self.count(env_offset!(counted.group_checks));
+        self.count(match head.way {
+            Way::Slot(_) => env_offset!(counted.group_checks),
+            Way::Table(_) => env_offset!(counted.table_checks),
+        });
         let base = usize::from(head.base.base);
         let index = head.base.index.map(|(index, scale)| (usize::from(index), u32::from(scale)));
         self.address_to_t0(Some(base), index, head.displacement);
-        let tlb_mode = mode::tlb_mode(self.key.mode);
-        let slot = slot_offset(tlb_mode, head.write, head.slot);
-        let size = head.size as i32;
-        dynasm!(self.e ; .arch x64 ; xor r10, [rsp + slot] ; cmp r10, 0x1000 - size);
-        let patch = self.e.jcc(cc::A);
-        let packed = head.size | helpers::GROUP | (head.slot as u32) << helpers::SLOT_SHIFT;
-        let thunk = self.thunks.slot_miss[tlb_mode][usize::from(head.write)];
+        let stub = match head.way {
+            Way::Slot(slot) => self.check_slot(head.size, head.write, Path::sum(slot)),
+            Way::Table(_) => self.check_hashed(head.size, head.write, None),
+        };
         let back = self.e.here();
+        if let Way::Table(number) = head.way {
+            let kept = kept_offset(number);
+            dynasm!(self.e ; .arch x64 ; lea r11, [r11 + r10] ; mov [rsp + kept], r11);
+            self.t1 = Some(kept);
+        }
+        let slot = if let Way::Slot(slot) = head.way { slot } else { NO_SLOT };
+        let packed = head.size | helpers::GROUP | (slot as u32) << helpers::SLOT_SHIFT | self.site();
         self.miss_stubs.push(MissStub {
             back,
+            packed,
             insn: self.now,
             flags: self.flags,
             fp_loaded: self.fp_loaded,
             write: head.write,
             used_for: Use::Member,
-            ..MissStub::new(patch, Restore::Slot(slot), thunk, packed | self.site())
+            ..stub
         });
-        self.t1 = None;
     }
 
     /// The number of the present site's counter, at its place in the size argument.
     fn site(&self) -> u32 {
-        ((self.id as usize).wrapping_mul(7).wrapping_add(self.now) % SITE_COUNTERS << helpers::SITE_SHIFT)
-            as u32
+        let counter = (self.id as usize).wrapping_mul(7).wrapping_add(self.now) % SITE_COUNTERS;
+        (counter as u32) << helpers::SITE_SHIFT
     }
 
     /// Finds what can be checked together in `items`.
@@ -486,6 +508,7 @@ impl Translator {
         let stack = |displacement: i64, size, write, base: u8| {
             let base = Base { base, index: None };
             let slot = usize::from(base.base);
+            let slot = (!Self::wanders(slot)).then_some(slot);
             (Some(Access { base, displacement, size, write, slot }), 0)
         };
         let step = i64::from(insn.stack_pointer_increment());
@@ -497,11 +520,9 @@ impl Translator {
             Class::Native | Class::NativeFp if has_memory(insn) => {
                 let slot = self.path_of(insn).slot;
                 let (_, write) = self.memory_access(insn);
-                if self.wanders(slot) {
-                    return (None, 0);
-                }
+                let slot = (!Self::wanders(slot)).then_some(slot);
                 match groups::operand(insn, write, slot) {
-                    None => (None, 1 << slot),
+                    None => (None, slot.map_or(0, |slot| 1 << slot)),
                     access => (access, 0),
                 }
             }
@@ -579,6 +600,9 @@ impl Translator {
     /// Loads `size` bytes at the place, zero-extended for sizes above 1, into host register `to`; 2 bytes only change its low part.
     pub(super) fn load(&mut self, to: u8, size: u32) {
         match (self.place, size) {
+            (Place::Host(at), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(to), [r11 + at]),
+            (Place::Host(at), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(to), [r11 + at]),
+            (Place::Host(at), _) => dynasm!(self.e ; .arch x64 ; mov Rw(to), [r11 + at]),
             (Place::Sum, 8) => dynasm!(self.e ; .arch x64 ; mov Rq(to), [r11 + r10]),
             (Place::Sum, 4) => dynasm!(self.e ; .arch x64 ; mov Rd(to), [r11 + r10]),
             (Place::Sum, _) => dynasm!(self.e ; .arch x64 ; mov Rw(to), [r11 + r10]),
@@ -597,6 +621,9 @@ impl Translator {
     /// Stores the low `size` bytes of host register `from` at the place.
     pub(super) fn store(&mut self, from: u8, size: u32) {
         match (self.place, size) {
+            (Place::Host(at), 8) => dynasm!(self.e ; .arch x64 ; mov [r11 + at], Rq(from)),
+            (Place::Host(at), 4) => dynasm!(self.e ; .arch x64 ; mov [r11 + at], Rd(from)),
+            (Place::Host(at), _) => dynasm!(self.e ; .arch x64 ; mov [r11 + at], Rw(from)),
             (Place::Sum, 8) => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rq(from)),
             (Place::Sum, 4) => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rd(from)),
             (Place::Sum, _) => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rw(from)),
@@ -615,6 +642,9 @@ impl Translator {
     /// Stores a constant of `size` bytes, sign-extended from 32 bits, at the place.
     pub(super) fn store_constant(&mut self, value: i32, size: u32) {
         match (self.place, size) {
+            (Place::Host(at), 8) => dynasm!(self.e ; .arch x64 ; mov QWORD [r11 + at], value),
+            (Place::Host(at), 4) => dynasm!(self.e ; .arch x64 ; mov DWORD [r11 + at], value),
+            (Place::Host(at), _) => dynasm!(self.e ; .arch x64 ; mov WORD [r11 + at], value as i16),
             (Place::Sum, 8) => dynasm!(self.e ; .arch x64 ; mov QWORD [r11 + r10], value),
             (Place::Sum, 4) => dynasm!(self.e ; .arch x64 ; mov DWORD [r11 + r10], value),
             (Place::Sum, _) => dynasm!(self.e ; .arch x64 ; mov WORD [r11 + r10], value as i16),
@@ -633,6 +663,7 @@ impl Translator {
     /// Host register `to` = the host address of the place.
     pub(super) fn place_address(&mut self, to: u8) {
         match self.place {
+            Place::Host(at) => dynasm!(self.e ; .arch x64 ; lea Rq(to), [r11 + at]),
             Place::Sum => dynasm!(self.e ; .arch x64 ; lea Rq(to), [r11 + r10]),
             Place::Base { base, displacement } => {
                 dynasm!(self.e ; .arch x64 ; lea Rq(to), [Rq(base) + r11 + displacement]);

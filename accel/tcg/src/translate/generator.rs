@@ -28,11 +28,25 @@ pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
 /// Bytes of the poll word's displacement: it is the first word of the environment block.
 const POLL: i32 = 0;
 
-/// The guest's code that a block is made of.
+/// A block that is wanted.
 #[derive(Clone, Copy)]
-pub struct Code<'a> {
-    /// The block's page, and what of the next one is needed.
+pub struct Job<'a> {
+    /// What it will be found by.
+    pub key: TbKey,
+    /// Its page.
+    pub page: RamPage,
+    /// Numbers of the mappings of its page and of the second one ([`tb::Guard`]).
+    pub mappings: (u32, Option<u32>),
+    /// The bytes of its page, as far as it can reach, and of the second one if the key names it.
     pub bytes: &'a [u8],
+    /// The code around it.
+    pub peek: &'a dyn Peek,
+    /// Its number.
+    pub id: TbId,
+    /// Where its code will be executed.
+    pub base: u64,
+    /// Instructions whose operands are looked up in the table and not by slots, a bit each.
+    pub hashed: u64,
     /// The block is to go on behind jumps.
     pub extended: bool,
     /// Accesses may be checked together.
@@ -159,20 +173,9 @@ impl Translator {
         }
     }
 
-    /// Translates the block `key` from `source`, the bytes of RAM page `page`, and of the second page if the key names one. The code will be executed at `base`. `None`: the first
-    /// instruction runs over the end of `bytes`.
-    /// `numbers`: of the mappings of its page and of the second one. `hashed`: sites that are not to use slots.
-    pub fn translate(
-        &mut self,
-        key: TbKey,
-        page: RamPage,
-        numbers: (u32, Option<u32>),
-        hashed: u64,
-        source: Code,
-        peek: &dyn Peek,
-        id: TbId,
-        base: u64,
-    ) -> Option<Tb> {
+    /// Does `job`. `None`: the first instruction runs over the end of the bytes.
+    pub fn translate(&mut self, job: &Job) -> Option<Tb> {
+        let &Job { key, page, mappings, id, base, hashed, .. } = job;
         self.bits = match key.mode & (mode::LONG | mode::CODE32) {
             0 => 16,
             mode::CODE32 => 32,
@@ -181,16 +184,16 @@ impl Translator {
         let mut items = mem::take(&mut self.items);
         // A block that runs over into the second page is that one instruction.
         let decode_mode = if key.second_page.is_some() { key.mode | mode::SINGLE } else { key.mode };
-        let grouped = source.grouped && key.second_page.is_none();
+        let grouped = job.grouped && key.second_page.is_none();
         let source = Source {
-            bytes: source.bytes,
+            bytes: job.bytes,
             start: (key.physical & (PAGE - 1)) as usize,
             rip: key.rip,
             bits: self.bits,
             mode: decode_mode,
-            extended: source.extended && mode::class(key.mode).is_some() && key.second_page.is_none(),
+            extended: job.extended && mode::class(key.mode).is_some() && key.second_page.is_none(),
         };
-        let cut = block::decode(&source, &self.features, peek, &mut items);
+        let cut = block::decode(&source, &self.features, job.peek, &mut items);
         if cut == Cut::NeedsNextPage {
             self.items = items;
             return None;
@@ -207,7 +210,7 @@ impl Translator {
         self.last = items.len() - 1;
         self.fp_loaded = false;
         self.find_groups(&items, grouped);
-        let entries = self.prologue(&items[0], numbers.1);
+        let entries = self.prologue(&items[0], mappings.1);
         self.t1 = None;
         let mut heads = 0;
         for (index, item) in items.iter().enumerate() {
@@ -249,8 +252,8 @@ impl Translator {
             entry: entries.host,
             entry_saved: entries.saved,
             entry_forward: entries.forward,
-            page_number: numbers.0,
-            second_page_number: numbers.1,
+            page_number: mappings.0,
+            second_page_number: mappings.1,
             slots: self.slots.clone(),
             incoming: Vec::new(),
             marks: self.marks.clone(),

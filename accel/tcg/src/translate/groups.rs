@@ -9,6 +9,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
+use crate::env::TABLE_GROUPS;
 use crate::translate::block::Item;
 use crate::translate::classify::Class;
 use crate::translate::native::has_memory;
@@ -55,8 +56,28 @@ pub struct Head {
     pub size: u32,
     /// Something in it is written.
     pub write: bool,
-    /// The slot.
-    pub slot: usize,
+    /// By which way it is looked up.
+    pub way: Way,
+}
+
+/// How a group is looked up, and what its members go by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By this slot, which holds what makes host addresses of theirs.
+    Slot(usize),
+    /// In the table; where the group's lowest byte is on the host is kept as this number.
+    Table(usize),
+}
+
+/// A member of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its group was checked for writing.
+    pub write: bool,
+    /// Its group's way.
+    pub way: Way,
+    /// Its distance from the group's lowest byte.
+    pub distance: i32,
 }
 
 /// The groups of a block.
@@ -64,10 +85,12 @@ pub struct Head {
 pub struct Groups {
     /// In the order of instructions.
     pub heads: Vec<Head>,
-    /// For each instruction: whether it is in a group, and if so, whether in one that is checked for writing.
-    pub members: Vec<Option<bool>>,
+    /// For each instruction: its part in a group, if it is in one.
+    pub members: Vec<Option<Member>>,
     steps: Vec<Step>,
     runs: Vec<Run>,
+    /// Groups that are looked up in the table so far.
+    kept: usize,
 }
 
 /// What an instruction means to groups.
@@ -86,14 +109,22 @@ struct Step {
 /// Accesses so far that may become a group.
 struct Run {
     base: Base,
-    slot: usize,
+    slot: Option<usize>,
     start: usize,
     /// The address's change since the start.
     delta: i64,
     low: i64,
     high: i64,
     write: bool,
-    members: Vec<usize>,
+    /// Instructions, and where their accesses begin.
+    members: Vec<(usize, i64)>,
+}
+
+impl Run {
+    /// Whether one of the slots `refills` is its own.
+    fn is_refilled(&self, refills: u64) -> bool {
+        self.slot.is_some_and(|slot| refills >> slot & 1 != 0)
+    }
 }
 
 /// An access as groups see it.
@@ -107,8 +138,8 @@ pub struct Access {
     pub size: u32,
     /// It writes.
     pub write: bool,
-    /// The slot it would go by.
-    pub slot: usize,
+    /// The slot it would go by; `None`: the table.
+    pub slot: Option<usize>,
 }
 
 impl Groups {
@@ -119,6 +150,7 @@ impl Groups {
         self.members.resize(count, None);
         self.steps.clear();
         self.runs.clear();
+        self.kept = 0;
     }
 
     /// Finds the groups of `items`. `access` tells of the one access that an instruction makes by a slot, if it does; for
@@ -128,7 +160,7 @@ impl Groups {
         for (index, item) in items.iter().enumerate() {
             let (access, refills) = access(index, item);
             let mut step = step(item);
-            step.refills = refills | access.map_or(0, |access| 1 << access.slot);
+            step.refills = refills | access.and_then(|access| access.slot).map_or(0, |slot| 1 << slot);
             self.steps.push(step);
             if step.barrier {
                 self.end(items, |_| true);
@@ -137,7 +169,7 @@ impl Groups {
             if let Some(access) = access {
                 self.add(items, index, access);
             }
-            self.end(items, |run| refills >> run.slot & 1 != 0 || run.base.registers() & step.written != 0);
+            self.end(items, |run| run.is_refilled(refills) || run.base.registers() & step.written != 0);
             if let Some((register, by)) = step.constant {
                 for run in &mut self.runs {
                     run.delta += by * run.base.factor(register);
@@ -150,14 +182,14 @@ impl Groups {
 
     fn add(&mut self, items: &[Item], index: usize, access: Access) {
         // Another base in the same slot: it may refill it.
-        self.end(items, |run| run.slot == access.slot && run.base != access.base);
+        self.end(items, |run| run.slot.is_some() && run.slot == access.slot && run.base != access.base);
         if let Some(run) = self.runs.iter_mut().find(|run| run.base == access.base) {
             let low = run.delta + access.displacement;
             let high = low + i64::from(access.size);
             if run.high.max(high) - run.low.min(low) <= MAX_SPAN {
                 (run.low, run.high) = (run.low.min(low), run.high.max(high));
                 run.write |= access.write;
-                run.members.push(index);
+                run.members.push((index, low));
                 return;
             }
         }
@@ -170,13 +202,13 @@ impl Groups {
             low: access.displacement,
             high: access.displacement + i64::from(access.size),
             write: access.write,
-            members: vec![index],
+            members: vec![(index, access.displacement)],
         });
     }
 
     /// Ends the runs that `which` chooses: they become groups if that pays.
     fn end(&mut self, items: &[Item], which: impl Fn(&Run) -> bool) {
-        let Self { heads, members, steps, runs } = self;
+        let Self { heads, members, steps, runs, kept } = self;
         runs.retain(|run| {
             if !which(run) {
                 return true;
@@ -187,8 +219,16 @@ impl Groups {
                 return false;
             }
             let Ok(displacement) = i32::try_from(displacement) else { return false };
-            for &member in &run.members {
-                members[member] = Some(run.write);
+            let way = match run.slot {
+                Some(slot) => Way::Slot(slot),
+                None if *kept == TABLE_GROUPS => return false,
+                None => {
+                    *kept += 1;
+                    Way::Table(*kept - 1)
+                }
+            };
+            for &(member, low) in &run.members {
+                members[member] = Some(Member { write: run.write, way, distance: (low - run.low) as i32 });
             }
             heads.push(Head {
                 at,
@@ -196,7 +236,7 @@ impl Groups {
                 displacement,
                 size: (run.high - run.low) as u32,
                 write: run.write,
-                slot: run.slot,
+                way,
             });
             false
         });
@@ -211,7 +251,7 @@ fn place(items: &[Item], steps: &[Step], run: &Run) -> (usize, i64) {
     while items[at].live_in != 0 && at > 0 {
         at -= 1;
         let step = steps[at];
-        if step.barrier || step.refills >> run.slot & 1 != 0 || run.base.registers() & step.written != 0 {
+        if step.barrier || run.is_refilled(step.refills) || run.base.registers() & step.written != 0 {
             return (run.start, run.low);
         }
         if let Some((register, by)) = step.constant {
@@ -292,7 +332,7 @@ pub fn written(insn: &Instruction) -> u16 {
 }
 
 /// The access of a natively executed instruction with a memory operand.
-pub fn operand(insn: &Instruction, write: bool, slot: usize) -> Option<Access> {
+pub fn operand(insn: &Instruction, write: bool, slot: Option<usize>) -> Option<Access> {
     let segment = matches!(insn.memory_segment(), Register::FS | Register::GS);
     let base = insn.memory_base();
     if segment || !has_memory(insn) || !base.is_gpr64() {

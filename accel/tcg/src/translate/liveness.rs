@@ -1,8 +1,8 @@
 //! Which arithmetic flags are read behind a block: a look at the code that it leads to.
 //!
-//! What is found is baked into the block: flags that nobody reads there are not kept. Should that code be changed so that
-//! it reads them after all, it finds them as they were before the block, once; no program can tell that from an
-//! instruction cache, since code that is called or jumped to with flags of interest is not rewritten between the two.
+//! What is found is baked into the block: flags that nobody reads there are not kept. Should that code be changed so that it
+//! reads them after all, it finds stale ones until the block is translated anew: a limit, which code that is called or
+//! jumped to by other code's flags and rewritten in between would meet.
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 

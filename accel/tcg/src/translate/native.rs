@@ -120,6 +120,7 @@ impl Translator {
         if memory {
             let (base, index, displacement) = match self.place {
                 Place::Sum => (Register::R11, Register::R10, 0),
+                Place::Host(displacement) => (Register::R11, Register::None, displacement),
                 Place::Base { base, displacement } => {
                     (sized(usize::from(base), 8), Register::R11, displacement)
                 }
