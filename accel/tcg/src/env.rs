@@ -173,7 +173,7 @@ pub struct CodeCounters {
     pub slot_checks: u64,
     /// Checks of several accesses at once, by a slot.
     pub group_checks: u64,
-    /// Checks by the table.
+    /// Checks by the table, of one access or several.
     pub table_checks: u64,
     /// Indirect branches, and returns that are not predicted.
     pub branches: u64,

@@ -27,8 +27,8 @@ impl Subscriber for Jit {
     fn exit(&self, _span: &span::Id) {}
 }
 
-/// Each round: a call with its return, SMSW (a helper's), and accesses to two pages by one register, so that each misses
-/// the slot that they share.
+/// Each round: a call with its return, SMSW (a helper's), and accesses to two constant pages, each of which misses the
+/// slot that they share.
 fn code() -> Vec<u8> {
     let mut e = VecAssembler::<X64Relocation>::new(0);
     dynasm!(e ; .arch x64
@@ -36,10 +36,8 @@ fn code() -> Vec<u8> {
         ; again:
         ; call >function
         ; smsw eax
-        ; mov ebx, DATA as i32
-        ; inc QWORD [rbx]
-        ; mov ebx, DATA as i32 + 0x1000
-        ; inc QWORD [rbx]
+        ; inc QWORD [DATA as i32]
+        ; inc QWORD [DATA as i32 + 0x10000]
         ; dec r12d
         ; jnz <again
         ; syscall

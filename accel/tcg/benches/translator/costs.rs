@@ -60,18 +60,25 @@ fn end(e: &mut Assembler) {
     dynasm!(e ; .arch x64 ; syscall);
 }
 
-/// Two loads through RBX, from `first` and `second`; `elsewhere` multiplications besides. Each waits for what is before it: so it
+/// Two loads through one register, from `first` and `second`; `elsewhere` multiplications besides. Each waits for what is before it: so it
 /// is the whole way that counts, not what else the host does meanwhile.
 fn two_loads(cpl: u16, (first, second): (i32, i32), elsewhere: usize, does: Does) -> f64 {
     time(
         cpl,
         &looped(|e| {
-            // Memory is all zero, so every product is, too.
-            dynasm!(e ; .arch x64
-                ; lea ebx, [rcx + first]
-                ; mov eax, [rbx]
-                ; lea ebx, [rax + second]
-                ; mov ecx, [rbx]);
+            // Memory is all zero, so every product is, too. By slot go accesses through RSP.
+            match cpl {
+                3 => dynasm!(e ; .arch x64
+                    ; lea esp, [rcx + first]
+                    ; mov eax, [rsp]
+                    ; lea esp, [rax + second]
+                    ; mov ecx, [rsp]),
+                _ => dynasm!(e ; .arch x64
+                    ; lea ebx, [rcx + first]
+                    ; mov eax, [rbx]
+                    ; lea ebx, [rax + second]
+                    ; mov ecx, [rbx]),
+            }
             for _ in 0..elsewhere {
                 dynasm!(e ; .arch x64 ; imul ecx, ecx);
             }

@@ -9,7 +9,7 @@ use accel_tcg::engine::{CODE_BYTES, Code as EngineCode, Engine};
 use accel_tcg::ram::{PAGE, Ram, RamPage};
 use accel_tcg::translate::block::MAX_INSN_BYTES;
 use accel_tcg::translate::features::Features;
-use accel_tcg::translate::generator::Code;
+use accel_tcg::translate::generator::Job;
 use accel_tcg::translate::liveness::{Peek, WINDOW};
 use iced_x86::{Decoder, DecoderOptions};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -84,16 +84,25 @@ fn translate(code: &mut EngineCode, text: &Text, at: usize, mode: Mode) -> Tb {
     let rip = text.address + at as u64;
     // Where it lies in RAM does not matter: at the same number of the page.
     let number = |at: usize| (at / page_size) as u32 + 1;
-    let physical = u64::from(number(at)) * PAGE | rip % PAGE;
+    let physical = u64::from(number(at)) * PAGE + rip % PAGE;
     let mut key = TbKey { physical, rip, mode: mode.bits(), second_page: None };
     let page = RamPage { host: 0, index: number(at) };
     for len in [page_size, page_size + MAX_INSN_BYTES] {
         let first = code.cache.mapping_number(rip / PAGE, page.index);
         let second = key.second_page.map(|second| code.cache.mapping_number(rip / PAGE + 1, second));
-        let source = Code { bytes: &text.bytes[from..from + len], extended: true, grouped: true };
-        let (id, base) = (code.cache.next_id(), code.cache.buffer.next_address());
-        if let Some(block) = code.translator.translate(key, page, (first, second), 0, source, text, id, base)
-        {
+        let job = Job {
+            key,
+            page,
+            mappings: (first, second),
+            bytes: &text.bytes[from..from + len],
+            peek: text,
+            id: code.cache.next_id(),
+            base: code.cache.buffer.next_address(),
+            hashed: 0,
+            extended: true,
+            grouped: true,
+        };
+        if let Some(block) = code.translator.translate(&job) {
             return block;
         }
         key.second_page = Some(page.index + 1);

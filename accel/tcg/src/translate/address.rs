@@ -445,7 +445,10 @@ impl Translator {
     /// Makes the check of a group. `live`: flags that are needed here.
     pub(super) fn check_group(&mut self, head: &Head, live: u8) {
         self.flags_free(live);
-        self.count(env_offset!(counted.group_checks));
+        self.count(match head.way {
+            Way::Slot(_) => env_offset!(counted.group_checks),
+            Way::Table(_) => env_offset!(counted.table_checks),
+        });
         let base = usize::from(head.base.base);
         let index = head.base.index.map(|(index, scale)| (usize::from(index), u32::from(scale)));
         self.address_to_t0(Some(base), index, head.displacement);

@@ -75,10 +75,10 @@ impl Guest {
         let memory =
             GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).expect("memory");
         let put = |at: u64, entry: u64| memory.write_obj(entry, GuestAddress(at)).expect("in memory");
-        put(TABLES, TABLES + 0x1000 | ALL);
-        put(TABLES + 0x1000, TABLES + 0x2000 | ALL);
+        put(TABLES, (TABLES + 0x1000) | ALL);
+        put(TABLES + 0x1000, (TABLES + 0x2000) | ALL);
         for table in 0..MEMORY >> 21 {
-            put(TABLES + 0x2000 + 8 * table, TABLES + 0x3000 + (table << 12) | ALL);
+            put(TABLES + 0x2000 + 8 * table, (TABLES + 0x3000 + (table << 12)) | ALL);
         }
         for page in 0..MEMORY >> 12 {
             put(TABLES + 0x3000 + 8 * page, page << 12 | ALL);
