@@ -16,6 +16,7 @@ pub mod generator;
 pub mod groups;
 pub mod liveness;
 pub mod native;
+pub mod place;
 pub mod reencode;
 pub mod registers;
 pub mod stack;

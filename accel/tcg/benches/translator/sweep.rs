@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use accel_tcg::Stress;
 use accel_tcg::code::tb::{Tb, TbKey, mode};
 use accel_tcg::code::thunks::FpSave;
 use accel_tcg::cpuid::{self, MAX};
@@ -137,7 +138,7 @@ fn sweep(code: &mut EngineCode, text: &Text, mode: Mode, mut each: impl FnMut(&E
 fn engine() -> Engine {
     let features = Features::new(|leaf, subleaf| MAX.query(leaf, subleaf, 0, MAX.xcr0()));
     let fp = FpSave { mask: cpuid::host_xcr0(), xsaveopt: std::arch::is_x86_feature_detected!("xsaveopt") };
-    Engine::new(features, fp, CODE_BYTES).expect("code memory")
+    Engine::new(features, fp, CODE_BYTES, Stress::default()).expect("code memory")
 }
 
 /// Adds what became of the block translated last to `tally`.

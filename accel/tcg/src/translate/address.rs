@@ -8,24 +8,25 @@
 //! not go straight to memory (MMIO, a page with code, two pages) goes to the bounce buffer: the stub executes a copy
 //! of the instruction on it and has it committed.
 
+mod group_check;
+
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Register};
 
 use crate::code::emitter::{Patch, cc};
 use crate::code::tb::mode;
 use crate::code::thunks::gpr_offset;
-use crate::env::{SITE_COUNTERS, SLOTS, TlbSlot};
+use crate::env::{SLOTS, TlbSlot};
 use crate::env_offset;
 use crate::exec::helpers;
 use crate::mmu::soft_tlb::TLB_ENTRIES;
 use crate::operand::segment_index;
-use crate::translate::bit_test::BIT_STRING_SLOT;
 use crate::translate::block::Item;
-use crate::translate::classify::Class;
 use crate::translate::flags::Flags;
 use crate::translate::generator::Translator;
-use crate::translate::groups::{self, Access, Base, Head, Member, Way};
-use crate::translate::native::{has_memory, waits};
+use crate::translate::groups::{Member, Way};
+use crate::translate::native::waits;
+use crate::translate::place::Place;
 use crate::translate::registers::{gpr_number, host_number};
 
 /// First slot of operands with an index register.
@@ -54,22 +55,6 @@ pub enum Use {
     Load,
     /// Nothing yet: several accesses follow.
     Member,
-}
-
-/// How an instruction's memory operand is addressed on the host, once T1 (and T0) are what a check leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// At T1 + T0.
-    Sum,
-    /// At T1 + this displacement.
-    Host(i32),
-    /// At the host register `base` + T1 + `displacement`.
-    Base {
-        /// Host register.
-        base: u8,
-        /// In bytes.
-        displacement: i32,
-    },
 }
 
 /// The way to an operand: the slot that its check looks at, and where it is after that.
@@ -442,98 +427,6 @@ impl Translator {
         self.mark();
     }
 
-    /// Makes the check of a group. `live`: flags that are needed here.
-    pub(super) fn check_group(&mut self, head: &Head, live: u8) {
-        self.flags_free(live);
-        self.count(match head.way {
-            Way::Slot(_) => env_offset!(counted.group_checks),
-            Way::Table(_) => env_offset!(counted.table_checks),
-        });
-        let base = usize::from(head.base.base);
-        let index = head.base.index.map(|(index, scale)| (usize::from(index), u32::from(scale)));
-        self.address_to_t0(Some(base), index, head.displacement);
-        let stub = match head.way {
-            Way::Slot(slot) => self.check_slot(head.size, head.write, Path::sum(slot)),
-            Way::Table(_) => self.check_hashed(head.size, head.write, None),
-        };
-        let back = self.e.here();
-        if let Way::Table(number) = head.way {
-            let kept = kept_offset(number);
-            dynasm!(self.e ; .arch x64 ; lea r11, [r11 + r10] ; mov [rsp + kept], r11);
-            self.t1 = Some(kept);
-        }
-        let slot = if let Way::Slot(slot) = head.way { slot } else { NO_SLOT };
-        let packed = head.size | helpers::GROUP | (slot as u32) << helpers::SLOT_SHIFT | self.site();
-        self.miss_stubs.push(MissStub {
-            back,
-            packed,
-            insn: self.now,
-            flags: self.flags,
-            fp_loaded: self.fp_loaded,
-            write: head.write,
-            used_for: Use::Member,
-            ..stub
-        });
-    }
-
-    /// The number of the present site's counter, at its place in the size argument.
-    fn site(&self) -> u32 {
-        let counter = (self.id as usize).wrapping_mul(7).wrapping_add(self.now) % SITE_COUNTERS;
-        (counter as u32) << helpers::SITE_SHIFT
-    }
-
-    /// Finds what can be checked together in `items`.
-    pub(super) fn find_groups(&mut self, items: &[Item], grouped: bool) {
-        let mut groups = std::mem::take(&mut self.groups);
-        let apart = mode::SINGLE | mode::UNGROUPED | mode::ALIGN;
-        if !grouped
-            || self.bits != 64
-            || self.class.is_none()
-            || self.key.mode & apart != 0
-            || items.len() < 2
-        {
-            groups.clear(items.len());
-        } else {
-            groups.find(items, |index, item| self.access_of(index, item));
-        }
-        self.groups = groups;
-    }
-
-    /// See [`Groups::find`].
-    fn access_of(&mut self, index: usize, item: &Item) -> (Option<Access>, u64) {
-        if self.hashed >> index & 1 != 0 {
-            return (None, 0);
-        }
-        let insn = &item.insn;
-        let stack = |displacement: i64, size, write, base: u8| {
-            let base = Base { base, index: None };
-            let slot = usize::from(base.base);
-            let slot = (!Self::wanders(slot)).then_some(slot);
-            (Some(Access { base, displacement, size, write, slot }), 0)
-        };
-        let step = || i64::from(insn.stack_pointer_increment());
-        match item.class {
-            Class::Push | Class::Call => stack(step(), step().unsigned_abs() as u32, true, 4),
-            Class::Pop => stack(0, step().unsigned_abs() as u32, false, 4),
-            Class::Return => stack(0, 8, false, 4),
-            Class::Leave => stack(0, 8, false, 5),
-            Class::Native | Class::NativeFp if has_memory(insn) => {
-                let slot = self.path_of(insn).slot;
-                let write = item.access.writes;
-                let slot = (!Self::wanders(slot)).then_some(slot);
-                match groups::operand(insn, write, slot) {
-                    None => (None, slot.map_or(0, |slot| 1 << slot)),
-                    access => (access, 0),
-                }
-            }
-            Class::CallIndirect if !has_memory(insn) => stack(-8, 8, true, 4),
-            Class::PushMemory | Class::CallIndirect => (None, 1 << 4 | 1 << self.path_of(insn).slot),
-            Class::JumpIndirect if has_memory(insn) => (None, 1 << self.path_of(insn).slot),
-            Class::BitTest => (None, 1 << BIT_STRING_SLOT),
-            _ => (None, 0),
-        }
-    }
-
     /// The access that [`Translator::reach`] has led to has been emitted up to here.
     pub(super) fn checked_access_ends(&mut self, stub: Option<usize>) {
         if let Some(stub) = stub {
@@ -595,80 +488,6 @@ impl Translator {
         let path = self.linear_to_t0(&item.insn, size, false);
         self.check(size | stack_bit(&item.insn, self.bits), false, path, Use::Load);
         self.load(10, size);
-    }
-
-    /// Loads `size` bytes at the place, zero-extended for sizes above 1, into host register `to`; 2 bytes only change its low part.
-    pub(super) fn load(&mut self, to: u8, size: u32) {
-        match (self.place, size) {
-            (Place::Host(at), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(to), [r11 + at]),
-            (Place::Host(at), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(to), [r11 + at]),
-            (Place::Host(at), _) => dynasm!(self.e ; .arch x64 ; mov Rw(to), [r11 + at]),
-            (Place::Sum, 8) => dynasm!(self.e ; .arch x64 ; mov Rq(to), [r11 + r10]),
-            (Place::Sum, 4) => dynasm!(self.e ; .arch x64 ; mov Rd(to), [r11 + r10]),
-            (Place::Sum, _) => dynasm!(self.e ; .arch x64 ; mov Rw(to), [r11 + r10]),
-            (Place::Base { base, displacement }, 8) => {
-                dynasm!(self.e ; .arch x64 ; mov Rq(to), [Rq(base) + r11 + displacement]);
-            }
-            (Place::Base { base, displacement }, 4) => {
-                dynasm!(self.e ; .arch x64 ; mov Rd(to), [Rq(base) + r11 + displacement]);
-            }
-            (Place::Base { base, displacement }, _) => {
-                dynasm!(self.e ; .arch x64 ; mov Rw(to), [Rq(base) + r11 + displacement]);
-            }
-        }
-    }
-
-    /// Stores the low `size` bytes of host register `from` at the place.
-    pub(super) fn store(&mut self, from: u8, size: u32) {
-        match (self.place, size) {
-            (Place::Host(at), 8) => dynasm!(self.e ; .arch x64 ; mov [r11 + at], Rq(from)),
-            (Place::Host(at), 4) => dynasm!(self.e ; .arch x64 ; mov [r11 + at], Rd(from)),
-            (Place::Host(at), _) => dynasm!(self.e ; .arch x64 ; mov [r11 + at], Rw(from)),
-            (Place::Sum, 8) => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rq(from)),
-            (Place::Sum, 4) => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rd(from)),
-            (Place::Sum, _) => dynasm!(self.e ; .arch x64 ; mov [r11 + r10], Rw(from)),
-            (Place::Base { base, displacement }, 8) => {
-                dynasm!(self.e ; .arch x64 ; mov [Rq(base) + r11 + displacement], Rq(from));
-            }
-            (Place::Base { base, displacement }, 4) => {
-                dynasm!(self.e ; .arch x64 ; mov [Rq(base) + r11 + displacement], Rd(from));
-            }
-            (Place::Base { base, displacement }, _) => {
-                dynasm!(self.e ; .arch x64 ; mov [Rq(base) + r11 + displacement], Rw(from));
-            }
-        }
-    }
-
-    /// Stores a constant of `size` bytes, sign-extended from 32 bits, at the place.
-    pub(super) fn store_constant(&mut self, value: i32, size: u32) {
-        match (self.place, size) {
-            (Place::Host(at), 8) => dynasm!(self.e ; .arch x64 ; mov QWORD [r11 + at], value),
-            (Place::Host(at), 4) => dynasm!(self.e ; .arch x64 ; mov DWORD [r11 + at], value),
-            (Place::Host(at), _) => dynasm!(self.e ; .arch x64 ; mov WORD [r11 + at], value as i16),
-            (Place::Sum, 8) => dynasm!(self.e ; .arch x64 ; mov QWORD [r11 + r10], value),
-            (Place::Sum, 4) => dynasm!(self.e ; .arch x64 ; mov DWORD [r11 + r10], value),
-            (Place::Sum, _) => dynasm!(self.e ; .arch x64 ; mov WORD [r11 + r10], value as i16),
-            (Place::Base { base, displacement }, 8) => {
-                dynasm!(self.e ; .arch x64 ; mov QWORD [Rq(base) + r11 + displacement], value);
-            }
-            (Place::Base { base, displacement }, 4) => {
-                dynasm!(self.e ; .arch x64 ; mov DWORD [Rq(base) + r11 + displacement], value);
-            }
-            (Place::Base { base, displacement }, _) => {
-                dynasm!(self.e ; .arch x64 ; mov WORD [Rq(base) + r11 + displacement], value as i16);
-            }
-        }
-    }
-
-    /// Host register `to` = the host address of the place.
-    pub(super) fn place_address(&mut self, to: u8) {
-        match self.place {
-            Place::Host(at) => dynasm!(self.e ; .arch x64 ; lea Rq(to), [r11 + at]),
-            Place::Sum => dynasm!(self.e ; .arch x64 ; lea Rq(to), [r11 + r10]),
-            Place::Base { base, displacement } => {
-                dynasm!(self.e ; .arch x64 ; lea Rq(to), [Rq(base) + r11 + displacement]);
-            }
-        }
     }
 }
 

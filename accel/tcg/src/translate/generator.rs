@@ -14,7 +14,7 @@ use crate::exception::Exception;
 use crate::mmu::soft_tlb::code_page_index;
 use crate::ram::{PAGE, RamPage};
 use crate::stress::Stress;
-use crate::translate::address::{MissStub, Place};
+use crate::translate::address::MissStub;
 use crate::translate::block::{self, Cut, Item, MAX_INSNS, Source};
 use crate::translate::classify::Class;
 use crate::translate::control::ExitStub;
@@ -23,6 +23,7 @@ use crate::translate::features::Features;
 use crate::translate::flags::{self, Flags};
 use crate::translate::groups::Groups;
 use crate::translate::liveness::Peek;
+use crate::translate::place::Place;
 use crate::translate::system::SlowStub;
 
 /// Bytes of code that a block can need at most; the caller makes room for so many.

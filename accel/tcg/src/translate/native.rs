@@ -6,9 +6,10 @@ use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpAccess
 use crate::code::tb::{PARKED, PARKING_ORDER};
 use crate::code::thunks::{gpr_offset, scratch_offset};
 use crate::cpu::is_high_byte;
-use crate::translate::address::{Place, Use, address_width, stack_bit};
+use crate::translate::address::{Use, address_width, stack_bit};
 use crate::translate::block::Item;
 use crate::translate::generator::Translator;
+use crate::translate::place::Place;
 use crate::translate::reencode::{Copying, copying, with_memory};
 use crate::translate::registers::{gpr_number, host_number, sized};
 

@@ -5,9 +5,9 @@
 
 use iced_x86::{Instruction, Register};
 
-use crate::translate::address::Place;
 use crate::translate::block::MAX_INSN_BYTES;
 use crate::translate::native::has_memory;
+use crate::translate::place::Place;
 
 /// An instruction's bytes and what follows it, or nothing.
 pub type Bytes = [u8; MAX_INSN_BYTES + 1];

@@ -1,0 +1,109 @@
+//! The checks of groups ([`crate::translate::groups`]).
+
+use dynasmrt::{DynasmApi, dynasm};
+
+use super::{MissStub, NO_SLOT, Path, Use, kept_offset};
+use crate::code::tb::mode;
+use crate::env::SITE_COUNTERS;
+use crate::env_offset;
+use crate::exec::helpers;
+use crate::translate::bit_test::BIT_STRING_SLOT;
+use crate::translate::block::Item;
+use crate::translate::classify::Class;
+use crate::translate::generator::Translator;
+use crate::translate::groups::{self, Access, Base, Head, Way};
+use crate::translate::native::has_memory;
+
+impl Translator {
+    /// Makes the check of a group. `live`: flags that are needed here.
+    pub(in crate::translate) fn check_group(&mut self, head: &Head, live: u8) {
+        self.flags_free(live);
+        self.count(match head.way {
+            Way::Slot(_) => env_offset!(counted.group_checks),
+            Way::Table(_) => env_offset!(counted.table_checks),
+        });
+        let base = usize::from(head.base.base);
+        let index = head.base.index.map(|(index, scale)| (usize::from(index), u32::from(scale)));
+        self.address_to_t0(Some(base), index, head.displacement);
+        let stub = match head.way {
+            Way::Slot(slot) => self.check_slot(head.size, head.write, Path::sum(slot)),
+            Way::Table(_) => self.check_hashed(head.size, head.write, None),
+        };
+        let back = self.e.here();
+        if let Way::Table(number) = head.way {
+            let kept = kept_offset(number);
+            dynasm!(self.e ; .arch x64 ; lea r11, [r11 + r10] ; mov [rsp + kept], r11);
+            self.t1 = Some(kept);
+        }
+        let slot = if let Way::Slot(slot) = head.way { slot } else { NO_SLOT };
+        let packed = head.size | helpers::GROUP | (slot as u32) << helpers::SLOT_SHIFT | self.site();
+        self.miss_stubs.push(MissStub {
+            back,
+            packed,
+            insn: self.now,
+            flags: self.flags,
+            fp_loaded: self.fp_loaded,
+            write: head.write,
+            used_for: Use::Member,
+            ..stub
+        });
+    }
+
+    /// The number of the present site's counter, at its place in the size argument.
+    pub(super) fn site(&self) -> u32 {
+        let counter = (self.id as usize).wrapping_mul(7).wrapping_add(self.now) % SITE_COUNTERS;
+        (counter as u32) << helpers::SITE_SHIFT
+    }
+
+    /// Finds what can be checked together in `items`.
+    pub(in crate::translate) fn find_groups(&mut self, items: &[Item], grouped: bool) {
+        let mut groups = std::mem::take(&mut self.groups);
+        let apart = mode::SINGLE | mode::UNGROUPED | mode::ALIGN;
+        if !grouped
+            || self.bits != 64
+            || self.class.is_none()
+            || self.key.mode & apart != 0
+            || items.len() < 2
+        {
+            groups.clear(items.len());
+        } else {
+            groups.find(items, |index, item| self.access_of(index, item));
+        }
+        self.groups = groups;
+    }
+
+    /// See [`Groups::find`].
+    fn access_of(&mut self, index: usize, item: &Item) -> (Option<Access>, u64) {
+        if self.hashed >> index & 1 != 0 {
+            return (None, 0);
+        }
+        let insn = &item.insn;
+        let stack = |displacement: i64, size, write, base: u8| {
+            let base = Base { base, index: None };
+            let slot = usize::from(base.base);
+            let slot = (!Self::wanders(slot)).then_some(slot);
+            (Some(Access { base, displacement, size, write, slot }), 0)
+        };
+        let step = || i64::from(insn.stack_pointer_increment());
+        match item.class {
+            Class::Push | Class::Call => stack(step(), step().unsigned_abs() as u32, true, 4),
+            Class::Pop => stack(0, step().unsigned_abs() as u32, false, 4),
+            Class::Return => stack(0, 8, false, 4),
+            Class::Leave => stack(0, 8, false, 5),
+            Class::Native | Class::NativeFp if has_memory(insn) => {
+                let slot = self.path_of(insn).slot;
+                let write = item.access.writes;
+                let slot = (!Self::wanders(slot)).then_some(slot);
+                match groups::operand(insn, write, slot) {
+                    None => (None, slot.map_or(0, |slot| 1 << slot)),
+                    access => (access, 0),
+                }
+            }
+            Class::CallIndirect if !has_memory(insn) => stack(-8, 8, true, 4),
+            Class::PushMemory | Class::CallIndirect => (None, 1 << 4 | 1 << self.path_of(insn).slot),
+            Class::JumpIndirect if has_memory(insn) => (None, 1 << self.path_of(insn).slot),
+            Class::BitTest => (None, 1 << BIT_STRING_SLOT),
+            _ => (None, 0),
+        }
+    }
+}
