@@ -34,7 +34,7 @@ pub struct Work {
 }
 
 /// Streams in one filling of the arena.
-const STREAMS: usize = 8192;
+pub const STREAMS: usize = 8192;
 /// Where the arena's part for looking closer begins.
 const PROBES: usize = CODE_BYTES / 4;
 
@@ -78,6 +78,8 @@ pub struct Driver<'a> {
     scratch: [Box<Outcome>; 2],
     /// Different findings to report in full.
     pub limit: usize,
+    /// Programs in an arena.
+    pub streams: usize,
     pub findings: Findings,
     pub totals: Totals,
     seed: u64,
@@ -105,6 +107,7 @@ impl<'a> Driver<'a> {
             tolerated: Tolerated::new(),
             scratch: [Outcome::new(), Outcome::new()],
             limit: 40,
+            streams: STREAMS,
             findings: Findings::default(),
             totals: Totals::default(),
             seed,
@@ -174,11 +177,12 @@ impl<'a> Driver<'a> {
         mut source: Box<dyn FnMut() -> Option<Work> + Send + '_>,
         enough: &dyn Fn(&Totals) -> bool,
     ) {
+        let streams = self.streams;
         std::thread::scope(|scope| {
             let (sender, receiver) = std::sync::mpsc::sync_channel(0);
             scope.spawn(move || {
                 loop {
-                    let works: Vec<Work> = std::iter::from_fn(&mut source).take(STREAMS).collect();
+                    let works: Vec<Work> = std::iter::from_fn(&mut source).take(streams).collect();
                     if works.is_empty() || sender.send(works).is_err() {
                         return;
                     }

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use accel_tcg::{Stress, Tcg, TcgOptions};
 
-use crate::driver::{Driver, Totals, Work};
+use crate::driver::{Driver, STREAMS, Totals, Work};
 use crate::engine::{Engine, Single};
 use crate::features::Shown;
 use crate::generate::Codes;
@@ -48,6 +48,8 @@ use crate::shared::Shared;
 struct Settings {
     seed: u64,
     time: Duration,
+    /// Programs in an arena.
+    streams: usize,
     instructions: Option<u64>,
     parts: String,
     engine: String,
@@ -61,6 +63,8 @@ impl Settings {
     /// As for a mode among many.
     fn brief(&mut self) {
         self.time /= 14;
+        // Small arenas are soon made.
+        self.streams /= 32;
         self.instructions = self.instructions.map(|instructions| instructions / 14);
         self.parts = self.parts.replace("alone", "");
     }
@@ -78,6 +82,7 @@ fn settings() -> Settings {
     Settings {
         seed,
         time: Duration::from_secs(variable("BIVISOR_DIFF_SECONDS").unwrap_or(5)),
+        streams: STREAMS,
         instructions: variable("BIVISOR_DIFF_INSTRUCTIONS"),
         parts: variable("BIVISOR_DIFF_PARTS")
             .unwrap_or_else(|| "selftest regressions alone streams images".into()),
@@ -218,6 +223,7 @@ fn run_part(
     let instructions = settings.instructions;
     let mut driver = Driver::new(shared, engine, settings.seed);
     driver.limit = settings.limit;
+    driver.streams = settings.streams;
     let enough = |totals: &Totals| match instructions {
         Some(wanted) => totals.instructions >= wanted,
         None => begin.elapsed() >= time,
