@@ -168,6 +168,23 @@ pub trait CpuIo: Send + Sync {
     fn interrupts(&self) -> Option<&dyn LocalInterrupts>;
 }
 
+/// No devices at all: reads give all ones, writes go nowhere. For machines that are a CPU and memory.
+pub struct NoIo;
+
+impl CpuIo for NoIo {
+    fn pio_read(&self, _port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn pio_write(&self, _port: u16, _data: &[u8]) {}
+    fn mmio_read(&self, _gpa: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
+    fn interrupts(&self) -> Option<&dyn LocalInterrupts> {
+        None
+    }
+}
+
 /// Why [`VcpuBackend::run`] returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VcpuExit {

@@ -7,11 +7,10 @@ use accel::cpu_set::SpawnError;
 use accel::qtest::QtestAccelerator;
 use accel::{
     Accelerator, CpuArchState, CpuEvent, CpuHandle, CpuIo, CpuModel, CpuObserver, CpuSet, CpuState,
-    DebugControl, Irqchip, Kick, MachineLifecycle, MemoryListener, RunOnError, Threading, VcpuBackend,
+    DebugControl, Irqchip, Kick, MachineLifecycle, MemoryListener, NoIo, RunOnError, Threading, VcpuBackend,
     VcpuConfig, VcpuError, VcpuExit, VcpuSeed,
 };
 use devices::clock::{Clock, ManualClock};
-use devices::cpu_interrupts::LocalInterrupts;
 use devices::device::Device;
 
 /// What an engine's CPU does when run.
@@ -116,21 +115,6 @@ impl VcpuBackend for Scripted {
     }
     fn describe(&mut self) -> String {
         "scripted".to_owned()
-    }
-}
-
-struct NoIo;
-impl CpuIo for NoIo {
-    fn pio_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _port: u16, _data: &[u8]) {}
-    fn mmio_read(&self, _gpa: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
-    fn interrupts(&self) -> Option<&dyn LocalInterrupts> {
-        None
     }
 }
 

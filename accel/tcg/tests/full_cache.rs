@@ -2,28 +2,12 @@
 //! instruction.
 
 use accel::arch_state::seg;
-use accel::contract::{Accelerator, CpuIo, VcpuConfig, VcpuExit};
+use accel::contract::{Accelerator, NoIo, VcpuConfig, VcpuExit};
 use accel::cpu_model::CpuModel;
 use accel::{CpuArchState, CpuHandle};
 use accel_tcg::engine::MIN_CODE_BYTES;
 use accel_tcg::{Tcg, TcgOptions};
-use devices::cpu_interrupts::LocalInterrupts;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-
-struct NoIo;
-impl CpuIo for NoIo {
-    fn pio_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _port: u16, _data: &[u8]) {}
-    fn mmio_read(&self, _gpa: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
-    fn interrupts(&self) -> Option<&dyn LocalInterrupts> {
-        None
-    }
-}
 
 #[test]
 fn everything_is_executed_once_a_round() {

@@ -141,8 +141,6 @@ impl MissStub {
 }
 
 impl Translator {
-    /// T0 = the linear address of the memory operand of `insn`, before the check. Clobbers T1; keeps EFLAGS, except for
-    /// segments that a helper must check.
     /// For a member of a group, whose address is known to be one: T0 only if the path needs it.
     pub(super) fn member_to_t0(&mut self, insn: &Instruction) -> Path {
         let path = self.path_of(insn);
@@ -153,6 +151,8 @@ impl Translator {
         path
     }
 
+    /// T0 = the linear address of the memory operand of `insn`, before the check. Clobbers T1; keeps EFLAGS, except for
+    /// segments that a helper must check.
     pub(super) fn linear_to_t0(&mut self, insn: &Instruction, size: u32, write: bool) -> Path {
         self.offset_to_t0(insn);
         self.segment_t0(insn.memory_segment(), size, write, waits(insn));

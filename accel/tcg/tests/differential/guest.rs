@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use accel::arch_state::{CpuArchState, RunMode, SegmentState, TableState, seg};
 use accel::cpu_model::CpuModel;
-use accel::{Accelerator, CpuHandle, CpuIo, VcpuBackend, VcpuConfig, VcpuExit};
-use devices::cpu_interrupts::LocalInterrupts;
+use accel::{Accelerator, CpuHandle, NoIo, VcpuBackend, VcpuConfig, VcpuExit};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::layout::{CODE, CODE_BYTES, DATA, EXIT_PAGE, EXIT32, EXIT64, PAGE, STACK, selector};
@@ -36,22 +35,6 @@ const NO_EXECUTE: u64 = 1 << 63;
 
 /// Makes an accelerator for a machine.
 pub type MakeAccelerator = dyn Fn() -> Arc<dyn Accelerator>;
-
-struct NoDevices;
-
-impl CpuIo for NoDevices {
-    fn pio_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _port: u16, _data: &[u8]) {}
-    fn mmio_read(&self, _gpa: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
-    fn interrupts(&self) -> Option<&dyn LocalInterrupts> {
-        None
-    }
-}
 
 /// A machine that runs cases.
 pub struct Guest {
@@ -247,7 +230,7 @@ impl Guest {
         self.memory.write_slice(&memory[2 * PAGE..], GuestAddress(STACK)).expect("in memory");
         self.load(input, shared.vector(input.vector_template));
         let begin = Instant::now();
-        let exit = self.backend.run(&NoDevices);
+        let exit = self.backend.run(&NoIo);
         self.in_run += begin.elapsed();
         let state = self.backend.state().expect("the accelerator gives the state");
         outcome.cr2 = state.cr2;

@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 
 use accel::CpuHandle;
 use accel::arch_state::{CpuArchState, RunMode, SegmentState, seg};
-use accel::contract::{Accelerator, CpuIo, VcpuBackend, VcpuConfig, VcpuExit};
+use accel::contract::{Accelerator, NoIo, VcpuBackend, VcpuConfig, VcpuExit};
 use accel::cpu_model::CpuModel;
 use accel_tcg::{Tcg, TcgOptions};
-use devices::cpu_interrupts::LocalInterrupts;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Where code starts.
@@ -28,22 +27,6 @@ const ALL: u64 = 0x67;
 
 const STAR: u32 = 0xc000_0081;
 const LSTAR: u32 = 0xc000_0082;
-
-struct NoIo;
-
-impl CpuIo for NoIo {
-    fn pio_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn pio_write(&self, _port: u16, _data: &[u8]) {}
-    fn mmio_read(&self, _gpa: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn mmio_write(&self, _gpa: u64, _data: &[u8]) {}
-    fn interrupts(&self) -> Option<&dyn LocalInterrupts> {
-        None
-    }
-}
 
 /// The machine.
 pub struct Guest {
