@@ -111,7 +111,7 @@ pub struct Msrs {
 /// Groups of accesses of one block that may be looked up in the table.
 pub const TABLE_GROUPS: usize = 16;
 /// Translation slots of one soft-TLB mode and direction ([`TlbSlot`]).
-pub const SLOTS: usize = 64;
+pub const SLOTS: usize = 32;
 /// Counters of the misses of sites: of accesses whose slots they share.
 pub const SITE_COUNTERS: usize = 1024;
 /// Misses after which a site is judged. Counters start so far below zero.

@@ -1,8 +1,10 @@
 //! The address check: from a guest operand to a host address. The one module that emits it.
 //!
-//! Two schemes: a slot (`env.slots`) that remembers the page that accesses through the same base register last went to,
-//! which keeps the lookup off the way from address to data; and one probe of a direct-mapped table, for sites whose
-//! addresses jump about (a site that misses its slot often is moved there, [`crate::exec::sites`]).
+//! Two schemes: a slot (`env.slots`) that remembers the page that accesses of one kind last went to, which keeps the lookup
+//! off the way from address to data; and one probe of a direct-mapped table. The stack, segments and constants stay on one
+//! page for long and go by slots; other registers go from object to object, and their accesses by the table. (Measured:
+//! with slots by base register, an interpreter of objects misses every fifth time and takes a third longer; kernels a
+//! tenth.) A site that misses its slot often goes by the table all the same ([`crate::exec::sites`]).
 //!
 //! A miss calls a helper, which translates and comes back with the host address, or raises the fault. A store that may
 //! not go straight to memory (MMIO, a page with code, two pages) goes to the bounce buffer: the stub executes a copy
@@ -29,14 +31,17 @@ use crate::translate::native::waits;
 use crate::translate::place::Place;
 use crate::translate::registers::{gpr_number, host_number};
 
-/// First slot of operands with an index register.
-const INDEX_SLOTS: usize = 16;
-/// First slot of operands in FS and GS.
-const SEGMENT_SLOTS: usize = 32;
+/// The stack pointer's slot.
+pub const STACK_SLOT: usize = 0;
+/// First slot of operands in FS and GS: four each.
+const SEGMENT_SLOTS: usize = 1;
+/// First slot of operands at constant addresses.
+const CONSTANT_SLOTS: usize = 9;
+/// How many of them there are.
+const CONSTANT_PAGES: usize = 16;
 /// Not used: what a helper that fills a slot fills for groups that have none.
 const NO_SLOT: usize = SLOTS - 1;
-/// First slot of operands at constant addresses.
-const CONSTANT_SLOTS: usize = 40;
+const _: () = assert!(CONSTANT_SLOTS + CONSTANT_PAGES <= NO_SLOT);
 
 /// What is done with the host address that a check has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,22 +62,27 @@ pub enum Use {
     Member,
 }
 
-/// The way to an operand: the slot that its check looks at, and where it is after that.
+/// The way to an operand.
 #[derive(Clone, Copy, Debug)]
-pub struct Path {
-    slot: usize,
-    place: Place,
+pub enum Path {
+    /// By this slot; then it is at this place.
+    Slot(usize, Place),
+    /// By the table.
+    Table,
 }
 
 impl Path {
-    /// By the base register with host number `base`, which is guest register `guest`, and a displacement.
-    pub fn base(guest: usize, base: u8, displacement: i32) -> Self {
-        Self { slot: guest, place: Place::Base { base, displacement } }
+    /// To `displacement` bytes from the 64-bit stack pointer.
+    pub fn stack(displacement: i32) -> Self {
+        Self::Slot(STACK_SLOT, Place::Base { base: 9, displacement })
     }
 
-    /// By an address in T0, found by way of `slot`.
-    pub fn sum(slot: usize) -> Self {
-        Self { slot: slot % SLOTS, place: Place::Sum }
+    /// The slot.
+    fn slot(self) -> Option<usize> {
+        match self {
+            Self::Slot(slot, _) => Some(slot),
+            Self::Table => None,
+        }
     }
 }
 
@@ -141,16 +151,6 @@ impl MissStub {
 }
 
 impl Translator {
-    /// For a member of a group, whose address is known to be one: T0 only if the path needs it.
-    pub(super) fn member_to_t0(&mut self, insn: &Instruction) -> Path {
-        let path = self.path_of(insn);
-        let by_table = matches!(self.groups.members[self.now], Some(Member { way: Way::Table(_), .. }));
-        if path.place == Place::Sum && !by_table {
-            self.offset_to_t0(insn);
-        }
-        path
-    }
-
     /// T0 = the linear address of the memory operand of `insn`, before the check. Clobbers T1; keeps EFLAGS, except for
     /// segments that a helper must check.
     pub(super) fn linear_to_t0(&mut self, insn: &Instruction, size: u32, write: bool) -> Path {
@@ -159,27 +159,21 @@ impl Translator {
         self.path_of(insn)
     }
 
-    /// The way to the operand of `insn`. Sites share a slot that go by the same base register, by the same two registers,
-    /// to the same page of a segment, or to the same constant page.
-    fn path_of(&self, insn: &Instruction) -> Path {
+    /// The way to the operand of `insn`. Sites share a slot that go by the stack pointer, to the same page of a segment, or to
+    /// the same constant page.
+    pub(super) fn path_of(&self, insn: &Instruction) -> Path {
         let displacement = insn.memory_displacement64();
+        let page = (displacement >> 12) as usize;
         let segment = segment_index(insn.memory_segment());
-        let base = insn.memory_base();
         if segment >= 4 {
-            return Path::sum(SEGMENT_SLOTS + (segment - 4) * 4 + (displacement >> 12 & 3) as usize);
+            return Path::Slot(SEGMENT_SLOTS + (segment - 4) * 4 + page % 4, Place::Sum);
         }
-        let (base_number, index) = (gpr_number(base), gpr_number(insn.memory_index()));
-        match (base_number, index) {
-            (Some(guest), None) => match host_number(guest) {
-                Some(host) if self.bits == 64 && base.size() == 8 => {
-                    Path::base(guest, host as u8, displacement as i32)
-                }
-                _ if self.bits == 64 && base.size() == 8 => Path::sum(guest),
-                _ => Path::sum(INDEX_SLOTS + guest),
-            },
-            (Some(base), Some(index)) => Path::sum(INDEX_SLOTS + (base * 5 + index) % 16),
-            (None, Some(index)) => Path::sum(INDEX_SLOTS + index),
-            (None, None) => Path::sum(CONSTANT_SLOTS + (displacement >> 12) as usize % 16),
+        match (insn.memory_base(), insn.memory_index()) {
+            (Register::RSP, Register::None) => Path::stack(displacement as i32),
+            (Register::None | Register::RIP | Register::EIP, Register::None) => {
+                Path::Slot(CONSTANT_SLOTS + page % CONSTANT_PAGES, Place::Sum)
+            }
+            _ => Path::Table,
         }
     }
 
@@ -288,13 +282,17 @@ impl Translator {
     pub(super) fn check(&mut self, packed: u32, write: bool, path: Path, used_for: Use) -> usize {
         let alignment = helpers::alignment((packed & helpers::SIZE).into()) as u32;
         let aligned = self.key.mode & mode::ALIGN != 0 && alignment > 1 && alignment.is_power_of_two();
-        let hashed = aligned || self.hashed >> self.now & 1 != 0 || Self::wanders(path.slot);
+        let by_table = aligned || self.hashed >> self.now & 1 != 0;
         // The flags are free.
-        self.count(if hashed { env_offset!(counted.table_checks) } else { env_offset!(counted.slot_checks) });
-        let stub = if hashed {
-            self.check_hashed(packed, write, aligned.then_some(alignment))
-        } else {
-            self.check_slot(packed, write, path)
+        let stub = match path {
+            Path::Slot(slot, place) if !by_table => {
+                self.count(env_offset!(counted.slot_checks));
+                self.check_slot(packed, write, slot, place)
+            }
+            _ => {
+                self.count(env_offset!(counted.table_checks));
+                self.check_hashed(packed, write, aligned.then_some(alignment))
+            }
         };
         // The access itself can fault, with the flags where they are now.
         self.mark();
@@ -314,14 +312,7 @@ impl Translator {
         self.miss_stubs.len() - 1
     }
 
-    /// Whether `slot` would often have another page. Programs and kernels go from object to object, and their registers with
-    /// them: only the stack, segments and constants stay where they are. (Measured: with slots for all, an interpreter of
-    /// objects misses every fifth time and takes a third longer; kernels a tenth.)
-    fn wanders(slot: usize) -> bool {
-        slot != 4 && slot < SEGMENT_SLOTS
-    }
-
-    /// By the slot of `path`:
+    /// By `slot`, to `place`:
     ///
     /// ```text
     ///     xor t0, [slot.tag]          ; offset in the page, if it is this page's
@@ -330,29 +321,29 @@ impl Translator {
     ///     mov t1, [slot.addend]
     ///     ... [base + t1 + disp]
     /// ```
-    fn check_slot(&mut self, packed: u32, write: bool, path: Path) -> MissStub {
+    fn check_slot(&mut self, packed: u32, write: bool, slot: usize, place: Place) -> MissStub {
         let size = (packed & helpers::SIZE) as i32;
         let tlb_mode = mode::tlb_mode(self.key.mode);
-        let slot = slot_offset(tlb_mode, write, path.slot);
-        let restore = match path.place {
+        let at = slot_offset(tlb_mode, write, slot);
+        let restore = match place {
             Place::Base { .. } => {
-                dynasm!(self.e ; .arch x64 ; xor r10, [rsp + slot] ; cmp r10, 0x1000 - size);
-                Restore::Slot(slot)
+                dynasm!(self.e ; .arch x64 ; xor r10, [rsp + at] ; cmp r10, 0x1000 - size);
+                Restore::Slot(at)
             }
             Place::Sum | Place::Host(_) => {
-                dynasm!(self.e ; .arch x64 ; mov r11, r10 ; xor r11, [rsp + slot] ; cmp r11, 0x1000 - size);
+                dynasm!(self.e ; .arch x64 ; mov r11, r10 ; xor r11, [rsp + at] ; cmp r11, 0x1000 - size);
                 Restore::Nothing
             }
         };
         let patch = self.e.jcc(cc::A);
-        dynasm!(self.e ; .arch x64 ; mov r11, [rsp + slot + 8]);
-        self.t1 = Some(slot + 8);
-        self.place = path.place;
-        let packed = packed | (path.slot as u32) << helpers::SLOT_SHIFT | self.site();
+        dynasm!(self.e ; .arch x64 ; mov r11, [rsp + at + 8]);
+        self.t1 = Some(at + 8);
+        self.place = place;
+        let packed = packed | (slot as u32) << helpers::SLOT_SHIFT | self.site();
         MissStub::new(patch, restore, self.thunks.slot_miss[tlb_mode][usize::from(write)], packed)
     }
 
-    /// By one probe of the table, for sites whose addresses jump about:
+    /// By one probe of the table:
     ///
     /// ```text
     ///     rorx  t1d, t0d, 8               ; page number * 16
@@ -402,7 +393,8 @@ impl Translator {
         path: impl FnOnce(&mut Self, Use) -> Path,
     ) -> Option<usize> {
         if let Some(member) = self.groups.members[self.now] {
-            self.reach_member(member, |this| path(this, Use::Member));
+            let path = path(self, Use::Member);
+            self.reach_member(member, path);
             return None;
         }
         self.flags_free(live);
@@ -411,13 +403,13 @@ impl Translator {
     }
 
     /// The operand of an instruction whose group was checked.
-    fn reach_member(&mut self, member: Member, path: impl FnOnce(&mut Self) -> Path) {
-        let path = path(self);
-        let (kept, place) = match member.way {
-            Way::Slot(slot) => {
-                (slot_offset(mode::tlb_mode(self.key.mode), member.write, slot) + 8, path.place)
+    fn reach_member(&mut self, member: Member, path: Path) {
+        let (kept, place) = match (member.way, path) {
+            (Way::Slot(slot), Path::Slot(_, place)) => {
+                (slot_offset(mode::tlb_mode(self.key.mode), member.write, slot) + 8, place)
             }
-            Way::Table(number) => (kept_offset(number), Place::Host(member.distance)),
+            (Way::Slot(_), Path::Table) => unreachable!("its group has found it by the same path"),
+            (Way::Table(number), _) => (kept_offset(number), Place::Host(member.distance)),
         };
         if self.t1 != Some(kept) {
             dynasm!(self.e ; .arch x64 ; mov r11, [rsp + kept]);

@@ -11,9 +11,6 @@ use crate::translate::block::Item;
 use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number};
 
-/// The slot of bit strings.
-pub const BIT_STRING_SLOT: usize = 56;
-
 impl Translator {
     /// The word that holds the bit is addressed first, then the bit is taken within it.
     pub(super) fn bit_test(&mut self, item: &Item) {
@@ -35,7 +32,7 @@ impl Translator {
         }
         self.segment_t0(insn.memory_segment(), size, write, false);
         let packed = size | stack_bit(insn, self.bits) | helpers::ALSO_LOADS;
-        let stub = self.check(packed, write, Path::sum(BIT_STRING_SLOT), Use::BitTest);
+        let stub = self.check(packed, write, Path::Table, Use::BitTest);
         self.bit_test_on_host(item);
         self.checked_access_ends(Some(stub));
     }

@@ -17,8 +17,9 @@ use crate::translate::registers::gpr_number;
 
 /// Bytes that a group spans at most: what the size argument of the miss helpers can say.
 const MAX_SPAN: i64 = 255;
-const RSP: u8 = 4;
-const RBP: u8 = 5;
+/// Guest register numbers.
+pub const RSP: u8 = 4;
+pub const RBP: u8 = 5;
 
 /// What an operand's address is made of, beside a constant. Guest register numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

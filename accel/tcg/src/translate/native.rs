@@ -57,7 +57,7 @@ impl Translator {
         let packed = size.max(1) | stack_bit(insn, self.bits) | item.access.packed;
         let stub = self.reach((packed, write), item.live_in, Use::Native, |this, used_for| {
             let path = match used_for {
-                Use::Member => this.member_to_t0(insn),
+                Use::Member => this.path_of(insn),
                 _ => this.linear_to_t0(insn, size.max(1), write),
             };
             if fp {

@@ -7,9 +7,10 @@ use crate::code::emitter::cc;
 use crate::code::thunks::{gpr_offset, scratch_offset};
 use crate::exception::Exception;
 use crate::exec::helpers::STACK;
-use crate::translate::address::{Path, Use, stack_bit};
+use crate::translate::address::{Path, STACK_SLOT, Use, stack_bit};
 use crate::translate::block::Item;
 use crate::translate::generator::Translator;
+use crate::translate::place::Place;
 use crate::translate::registers::{gpr_number, host_number};
 
 impl Translator {
@@ -45,7 +46,7 @@ impl Translator {
 
     /// The way to the stack's top, plus `displacement`.
     pub(super) fn stack_path(&self, displacement: i32) -> Path {
-        if self.bits == 64 { Path::base(4, 9, displacement) } else { Path::sum(4) }
+        if self.bits == 64 { Path::stack(displacement) } else { Path::Slot(STACK_SLOT, Place::Sum) }
     }
 
     /// The stack pointer moves by `delta`, flags untouched.
@@ -148,16 +149,18 @@ impl Translator {
     pub(super) fn leave(&mut self, item: &Item) {
         let wide = item.insn.code() == Code::Leaveq;
         if wide {
-            self.reach((8 | STACK, false), item.live_in, Use::Load, |this, _| {
-                dynasm!(this.e ; .arch x64 ; mov r10, rbp);
-                Path::base(5, 5, 0)
+            self.reach((8 | STACK, false), item.live_in, Use::Load, |this, used_for| {
+                if used_for != Use::Member {
+                    dynasm!(this.e ; .arch x64 ; mov r10, rbp);
+                }
+                Path::Table
             });
             self.load(10, 8);
             dynasm!(self.e ; .arch x64 ; lea r9, [rbp + 8] ; mov rbp, r10);
         } else {
             self.flags_free(item.live_in);
             dynasm!(self.e ; .arch x64 ; mov r10d, ebp);
-            self.check(4 | STACK, false, Path::sum(5), Use::Load);
+            self.check(4 | STACK, false, Path::Table, Use::Load);
             self.load(10, 4);
             dynasm!(self.e ; .arch x64 ; lea r9d, [rbp + 4] ; mov ebp, r10d);
         }

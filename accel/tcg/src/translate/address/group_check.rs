@@ -2,17 +2,17 @@
 
 use dynasmrt::{DynasmApi, dynasm};
 
-use super::{MissStub, NO_SLOT, Path, Use, kept_offset};
+use super::{MissStub, NO_SLOT, Path, STACK_SLOT, Use, kept_offset};
 use crate::code::tb::mode;
 use crate::env::SITE_COUNTERS;
 use crate::env_offset;
 use crate::exec::helpers;
-use crate::translate::bit_test::BIT_STRING_SLOT;
 use crate::translate::block::Item;
 use crate::translate::classify::Class;
 use crate::translate::generator::Translator;
-use crate::translate::groups::{self, Access, Base, Head, Way};
+use crate::translate::groups::{self, Access, Base, Head, RBP, RSP, Way};
 use crate::translate::native::has_memory;
+use crate::translate::place::Place;
 
 impl Translator {
     /// Makes the check of a group. `live`: flags that are needed here.
@@ -26,7 +26,7 @@ impl Translator {
         let index = head.base.index.map(|(index, scale)| (usize::from(index), u32::from(scale)));
         self.address_to_t0(Some(base), index, head.displacement);
         let stub = match head.way {
-            Way::Slot(slot) => self.check_slot(head.size, head.write, Path::sum(slot)),
+            Way::Slot(slot) => self.check_slot(head.size, head.write, slot, Place::Sum),
             Way::Table(_) => self.check_hashed(head.size, head.write, None),
         };
         let back = self.e.here();
@@ -78,31 +78,30 @@ impl Translator {
             return (None, 0);
         }
         let insn = &item.insn;
-        let stack = |displacement: i64, size, write, base: u8| {
-            let base = Base { base, index: None };
-            let slot = usize::from(base.base);
-            let slot = (!Self::wanders(slot)).then_some(slot);
-            (Some(Access { base, displacement, size, write, slot }), 0)
+        let slots = |path: Path| path.slot().map_or(0, |slot| 1 << slot);
+        let stack = |displacement: i64, size, write| {
+            let base = Base { base: RSP, index: None };
+            (Some(Access { base, displacement, size, write, slot: Some(STACK_SLOT) }), 0)
         };
         let step = || i64::from(insn.stack_pointer_increment());
         match item.class {
-            Class::Push | Class::Call => stack(step(), step().unsigned_abs() as u32, true, 4),
-            Class::Pop => stack(0, step().unsigned_abs() as u32, false, 4),
-            Class::Return => stack(0, 8, false, 4),
-            Class::Leave => stack(0, 8, false, 5),
+            Class::Push | Class::Call => stack(step(), step().unsigned_abs() as u32, true),
+            Class::Pop => stack(0, step().unsigned_abs() as u32, false),
+            Class::Return => stack(0, 8, false),
+            Class::Leave => {
+                let base = Base { base: RBP, index: None };
+                (Some(Access { base, displacement: 0, size: 8, write: false, slot: None }), 0)
+            }
             Class::Native | Class::NativeFp if has_memory(insn) => {
-                let slot = self.path_of(insn).slot;
-                let write = item.access.writes;
-                let slot = (!Self::wanders(slot)).then_some(slot);
-                match groups::operand(insn, write, slot) {
-                    None => (None, slot.map_or(0, |slot| 1 << slot)),
+                let path = self.path_of(insn);
+                match groups::operand(insn, item.access.writes, path.slot()) {
+                    None => (None, slots(path)),
                     access => (access, 0),
                 }
             }
-            Class::CallIndirect if !has_memory(insn) => stack(-8, 8, true, 4),
-            Class::PushMemory | Class::CallIndirect => (None, 1 << 4 | 1 << self.path_of(insn).slot),
-            Class::JumpIndirect if has_memory(insn) => (None, 1 << self.path_of(insn).slot),
-            Class::BitTest => (None, 1 << BIT_STRING_SLOT),
+            Class::CallIndirect if !has_memory(insn) => stack(-8, 8, true),
+            Class::PushMemory | Class::CallIndirect => (None, 1 << STACK_SLOT | slots(self.path_of(insn))),
+            Class::JumpIndirect if has_memory(insn) => (None, slots(self.path_of(insn))),
             _ => (None, 0),
         }
     }

@@ -15,11 +15,11 @@ use crate::mmu::soft_tlb::TLB_ENTRIES;
 use crate::mmu::walk::cr;
 use crate::msr::spec::efer;
 use crate::segment::null_stack;
-use crate::translate::address::{Path, Use};
+use crate::translate::address::{Path, STACK_SLOT, Use};
 use crate::translate::block::Item;
 use crate::translate::generator::Translator;
+use crate::translate::place::Place;
 
-const GPR_RSP: usize = 4;
 const CS: usize = 1;
 const SS: usize = 2;
 /// Scratch words of IRET's frame: RIP, CS, RFLAGS, RSP, SS.
@@ -109,7 +109,7 @@ impl Translator {
     pub(super) fn iret(&mut self) {
         self.flags_free(0);
         dynasm!(self.e ; .arch x64 ; mov r10, r9);
-        self.check(40 | STACK, false, Path::sum(GPR_RSP), Use::Load);
+        self.check(40 | STACK, false, Path::Slot(STACK_SLOT, Place::Sum), Use::Load);
         dynasm!(self.e ; .arch x64 ; lea r10, [r11 + r10]);
         for (word, scratch) in FRAME.into_iter().enumerate() {
             let at = 8 * word as i32;
