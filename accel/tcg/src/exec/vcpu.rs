@@ -15,7 +15,7 @@ use crate::code::thunks::{Exit, exit};
 use crate::complex::Next;
 use crate::cpu::Cpu;
 use crate::engine::Engine;
-use crate::env::{ARITH_FLAGS, EnvBlock, POLL_AGAIN, SHADOW_SS, flag};
+use crate::env::{ARITH_FLAGS, EnvBlock, POLL_AGAIN, SHADOW_SS, SITE_MISSES, flag};
 use crate::exception::{Exception, vector};
 use crate::exec::blocks::PageCopy;
 use crate::exec::sites::Sites;
@@ -81,7 +81,8 @@ pub struct Vcpu {
 
 impl Vcpu {
     /// A CPU over `engine`.
-    pub fn new(cpu: Cpu, engine: Arc<Engine>) -> Self {
+    pub fn new(mut cpu: Cpu, engine: Arc<Engine>) -> Self {
+        cpu.env.site_misses.fill(0u16.wrapping_sub(SITE_MISSES));
         Self {
             cpu,
             leave: Leave::InstructionDone,
