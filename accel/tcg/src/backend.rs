@@ -17,7 +17,8 @@ use crate::cpuid::Cpuid;
 use crate::engine::{CODE_BYTES, Engine, MIN_CODE_BYTES};
 use crate::env::{EnvMapping, EnvRef};
 use crate::exec::{Vcpu, counters};
-use crate::ram::Ram;
+use crate::peers::KICKED;
+use crate::ram::{MAX_CPUS, Ram};
 use crate::stress::Stress;
 use crate::translate::features::Features;
 
@@ -137,6 +138,9 @@ impl Accelerator for Tcg {
     }
 
     fn new_vcpu(&self, config: &VcpuConfig) -> Result<Box<dyn VcpuSeed>, VcpuError> {
+        if config.index >= MAX_CPUS {
+            return Err(VcpuError::Unsupported("a CPU number above 63"));
+        }
         let cpuid = Arc::new(Cpuid::new(config)?);
         let mapping = EnvMapping::new().map_err(|source| VcpuError::Host { what: "CPU state", source })?;
         let tsc = ScaledTsc::new(Arc::clone(&self.clock), crate::msr::TSC_HZ);
@@ -152,7 +156,14 @@ impl Accelerator for Tcg {
 
 impl MemoryListener for Shared {
     fn set_map(&self, memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
-        *self.ram.lock().expect("no holder of this lock panics") = Some(Arc::new(Ram::new(memory)));
+        let mut ram = self.ram.lock().expect("no holder of this lock panics");
+        let before = ram.replace(Arc::new(Ram::new(memory)));
+        // No CPU runs while the map changes. Blocks are made of pages by their numbers, which mean others now.
+        if let (Some(before), Some(engine)) =
+            (before, &*self.engine.lock().expect("no holder of this lock panics"))
+        {
+            engine.empty(&mut engine.code(), &before);
+        }
         Ok(())
     }
 }
@@ -170,8 +181,8 @@ struct Kicker(Arc<EnvMapping>);
 
 impl Kick for Kicker {
     fn kick(&self) {
-        // -1 in the high half, as QEMU's `icount_decr`; SeqCst pairs with the loop's clear-then-look.
-        self.0.icount_decr().store(0xffff_0000, Ordering::SeqCst);
+        // SeqCst pairs with the loop's clear-then-look.
+        self.0.icount_decr().store(KICKED, Ordering::SeqCst);
     }
 }
 
@@ -213,10 +224,10 @@ impl Backend {
         if Arc::ptr_eq(&ram, &self.vcpu.cpu.ram) {
             return;
         }
-        let cpu = &mut self.vcpu.cpu;
-        self.vcpu.engine.code().cache.clear(&cpu.ram);
-        cpu.ram = ram;
-        cpu.mmu.flush_all();
+        let Cpu { ram: old, mmu, env, index, .. } = &mut self.vcpu.cpu;
+        ram.describe(*index, &mut env.walk);
+        *old = ram;
+        mmu.flush_all();
     }
 
     /// The state was replaced: what was derived from it is void.

@@ -9,7 +9,6 @@ use accel::{CpuHandle, CpuIo};
 use devices::clock::{Clock, ScaledTsc};
 use iced_x86::Register;
 
-use crate::code::tb::mode;
 use crate::cpuid::Cpuid;
 use crate::engine::Engine;
 use crate::env::EnvRef;
@@ -17,7 +16,11 @@ use crate::exception::{Exception, Exec};
 use crate::exec::counters::Counters;
 use crate::mmu::Mmu;
 use crate::operand::is_canonical;
+use crate::peers::Peer;
 use crate::ram::{Ram, RamPage};
+
+/// So many PAUSEs, and the thread gives up its time: a few microseconds. Locks are mostly held for less.
+const PAUSES: u32 = 32;
 
 /// One CPU. Owned by its thread.
 pub struct Cpu {
@@ -45,6 +48,10 @@ pub struct Cpu {
     pub counters: Counters,
     /// Translated code, to be invalidated by stores; `None` where only helpers run.
     pub engine: Option<Arc<Engine>>,
+    /// PAUSEs executed.
+    pauses: u32,
+    /// What the other CPUs ask of this one.
+    pub peer: Arc<Peer>,
     io: Option<NonNull<dyn CpuIo>>,
 }
 
@@ -55,7 +62,8 @@ impl Cpu {
     pub fn new(mut env: EnvRef, ram: Arc<Ram>, handle: CpuHandle, clock: Arc<dyn Clock>) -> Self {
         let index = handle.index();
         env.walk.address_mask = crate::mmu::walk::PHYS_MASK;
-        ram.describe(&mut env.walk);
+        ram.describe(index, &mut env.walk);
+        let peer = Peer::new(index, Arc::clone(env.mapping()));
         let tsc = ScaledTsc::new(Arc::clone(&clock), crate::msr::TSC_HZ);
         let cpuid = Arc::clone(&crate::cpuid::MAX);
         Self {
@@ -71,6 +79,8 @@ impl Cpu {
             code_changed: false,
             counters: Counters::default(),
             engine: None,
+            pauses: 0,
+            peer,
             io: None,
         }
     }
@@ -112,16 +122,22 @@ impl Cpu {
         self.mmu.settle(&mut self.env, &self.ram);
     }
 
+    /// PAUSE: the CPU waits for another one, which may be waiting for a host CPU.
+    pub fn pause(&mut self) {
+        self.pauses = self.pauses.wrapping_add(1);
+        if self.pauses.is_multiple_of(PAUSES)
+            && self.engine.as_ref().is_some_and(|engine| engine.peers.several())
+        {
+            std::thread::yield_now();
+        }
+    }
+
     /// Bytes of a page that holds translated code were written.
     pub fn code_written(&mut self, page: RamPage, offset: u32, len: u32) {
         let Some(engine) = &self.engine else { return };
-        let (mmu, changed) = (&mut self.mmu, &mut self.code_changed);
-        engine.code().cache.written(&self.ram, page.index, offset, len, |block| {
-            if let Some(class) = mode::class(block.key.mode) {
-                mmu.forget_jump(block.key.rip, class);
-            }
-            *changed = true;
-        });
+        let gone = engine.code().cache.written(&self.ram, page.index, offset, len);
+        self.code_changed |= !gone.is_empty();
+        self.forget_blocks(&gone);
     }
 
     /// Raises the exception that an access of `len` bytes at `linear` in segment `seg` raises for its address alone: not

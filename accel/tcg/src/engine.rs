@@ -1,5 +1,6 @@
 //! What the CPUs of a machine share: the block cache, the translator and the thunks.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::code::buffer::CodeBuffer;
@@ -7,6 +8,8 @@ use crate::code::cache::TbCache;
 use crate::code::emitter::Emitter;
 use crate::code::thunks::{self, FpSave, Thunks};
 use crate::exec::{helpers, signals, trace};
+use crate::peers::Peers;
+use crate::ram::Ram;
 use crate::stress::Stress;
 use crate::translate::features::Features;
 use crate::translate::generator::{MAX_BLOCK_BYTES, Translator};
@@ -28,6 +31,10 @@ pub struct Code {
 /// to block.
 pub struct Engine {
     code: Mutex<Code>,
+    /// Times that the cache was emptied.
+    emptied: AtomicU64,
+    /// The CPUs.
+    pub peers: Peers,
     /// Entry points of generated code.
     pub thunks: Thunks,
     /// For tests.
@@ -46,7 +53,19 @@ impl Engine {
         let mut translator = Translator::new(thunks, features, std::arch::is_x86_feature_detected!("bmi2"));
         translator.stress = stress;
         translator.counting = trace::counting();
-        Ok(Self { code: Mutex::new(Code { cache: TbCache::new(buffer), translator }), thunks, stress })
+        let code = Mutex::new(Code { cache: TbCache::new(buffer), translator });
+        Ok(Self { code, emptied: AtomicU64::new(0), peers: Peers::default(), thunks, stress })
+    }
+
+    /// Empties the cache. No CPU is in generated code; each finds out before it enters it again ([`Engine::emptied`]).
+    pub fn empty(&self, code: &mut Code, ram: &Ram) {
+        code.cache.clear(ram);
+        self.emptied.store(code.cache.counters.emptied, Ordering::Release);
+    }
+
+    /// How often the cache was emptied: what was looked up in it before is void.
+    pub fn emptied(&self) -> u64 {
+        self.emptied.load(Ordering::Acquire)
     }
 
     /// The cache and the translator.

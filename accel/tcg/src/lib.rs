@@ -17,6 +17,7 @@ pub mod interrupt;
 pub mod mmu;
 pub mod msr;
 pub mod operand;
+pub mod peers;
 pub mod ram;
 pub mod segment;
 pub mod stack;

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "door: raw access to guest memory, which the guest may change at any time")]
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::env::Walk;
@@ -31,14 +32,62 @@ pub struct Ram {
     regions: Vec<Region>,
     /// Non-zero: the page holds translated code, so no write TLB entry may map it.
     code: Box<[AtomicU8]>,
-    /// Where a write TLB entry may map the page; 0: nowhere.
-    write_entry: Box<[AtomicU32]>,
+    /// By CPU.
+    write_notes: [OnceLock<WriteNotes>; MAX_CPUS],
+    pages: u32,
     /// Keeps the mappings alive.
     _memory: GuestMemoryMmap,
 }
 
-/// [`Ram::write_entry`]: several TLB entries may map the page.
+/// CPUs that a machine can have.
+pub const MAX_CPUS: usize = 64;
+
+/// What a page's code mark says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum CodeMark {
+    /// No block was made of it.
+    None,
+    /// No CPU makes a write entry for it any more, but some may still have one.
+    Revoking,
+    /// No CPU has a write entry for it.
+    Set,
+}
+
+/// Where the write TLB entries of one CPU may map each page of RAM; 0: nowhere. Written by that CPU, looked at by all.
+pub struct WriteNotes(Vec<u32>);
+
+/// [`WriteNotes`]: several TLB entries may map the page.
 pub const SEVERAL: u32 = u32::MAX;
+
+impl WriteNotes {
+    fn slot(&self, index: u32) -> &AtomicU32 {
+        let slot = &raw const self.0[index as usize];
+        // SAFETY: an aligned u32 that lives as long as `self` and that nobody reaches but through this and, as atomically,
+        // generated code.
+        unsafe { AtomicU32::from_ptr(slot.cast_mut()) }
+    }
+
+    /// Whether an entry may map the page.
+    pub fn may_have(&self, index: u32) -> bool {
+        self.slot(index).load(Ordering::SeqCst) != 0
+    }
+
+    /// Notes that write TLB entry number `entry` (non-zero) is going to map the page. Then the owner looks at the page's code
+    /// mark; whoever sets the mark looks here after. So one of them sees the other.
+    pub fn note(&self, index: u32, entry: u32) {
+        let slot = self.slot(index);
+        let before = slot.load(Ordering::Relaxed);
+        if before != entry {
+            slot.swap(if before == 0 { entry } else { SEVERAL }, Ordering::SeqCst);
+        }
+    }
+
+    /// Takes the note: 0, an entry number, or [`SEVERAL`].
+    pub fn take(&self, index: u32) -> u32 {
+        self.slot(index).swap(0, Ordering::SeqCst)
+    }
+}
 
 impl Ram {
     /// The RAM of `memory`. Regions that do not start or end on a page boundary lose their ragged ends.
@@ -57,13 +106,20 @@ impl Ram {
         Self {
             regions,
             code: (0..pages).map(|_| AtomicU8::new(0)).collect(),
-            write_entry: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            write_notes: [const { OnceLock::new() }; MAX_CPUS],
+            pages,
             _memory: memory.clone(),
         }
     }
 
-    /// Tells refills in generated code where RAM is: its first two regions.
-    pub fn describe(&self, walk: &mut Walk) {
+    /// The notes of CPU `cpu` (below [`MAX_CPUS`]).
+    pub fn write_notes(&self, cpu: usize) -> &WriteNotes {
+        // Zeroed memory takes no room until it is written.
+        self.write_notes[cpu].get_or_init(|| WriteNotes(vec![0; self.pages as usize]))
+    }
+
+    /// Tells refills in generated code of CPU `cpu` where RAM is: its first two regions.
+    pub fn describe(&self, cpu: usize, walk: &mut Walk) {
         let mut rest = self.regions.as_slice();
         if let [first, others @ ..] = rest
             && first.start == 0
@@ -76,7 +132,7 @@ impl Ram {
             (walk.high_host, walk.high_page) = (next.host, next.first_page.into());
         }
         walk.code = self.code.as_ptr() as u64;
-        walk.write_entry = self.write_entry.as_ptr() as u64;
+        walk.write_entry = self.write_notes(cpu).0.as_ptr() as u64;
     }
 
     /// The RAM page that holds guest physical address `gpa`; `None` outside RAM.
@@ -100,28 +156,19 @@ impl Ram {
         Some(region.start + u64::from(index - region.first_page) * PAGE)
     }
 
-    /// Whether the page holds translated code.
+    /// Whether the page holds translated code, or is going to.
     pub fn is_code(&self, index: u32) -> bool {
-        self.code[index as usize].load(Ordering::Acquire) != 0
+        self.code[index as usize].load(Ordering::SeqCst) != CodeMark::None as u8
+    }
+
+    /// Whether the page's mark is [`CodeMark::Set`].
+    pub fn is_protected(&self, index: u32) -> bool {
+        self.code[index as usize].load(Ordering::SeqCst) == CodeMark::Set as u8
     }
 
     /// Marks or unmarks a page as holding translated code.
-    pub fn set_code(&self, index: u32, code: bool) {
-        self.code[index as usize].store(u8::from(code), Ordering::Release);
-    }
-
-    /// Notes that write TLB entry number `entry` (non-zero) maps the page.
-    pub fn note_write_entry(&self, index: u32, entry: u32) {
-        let slot = &self.write_entry[index as usize];
-        let before = slot.load(Ordering::Relaxed);
-        if before != entry {
-            slot.store(if before == 0 { entry } else { SEVERAL }, Ordering::Relaxed);
-        }
-    }
-
-    /// Takes the note of [`Ram::note_write_entry`]: 0, an entry number, or [`SEVERAL`].
-    pub fn take_write_entry(&self, index: u32) -> u32 {
-        self.write_entry[index as usize].swap(0, Ordering::Relaxed)
+    pub fn set_code(&self, index: u32, mark: CodeMark) {
+        self.code[index as usize].store(mark as u8, Ordering::SeqCst);
     }
 
     /// The aligned 8 bytes of RAM at `gpa` as an atomic, for page-table entries.

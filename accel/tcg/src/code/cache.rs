@@ -1,10 +1,12 @@
 //! The translation cache: every block, by what it was translated from, by page, and by host address.
 //!
 //! Invariants:
-//! 1. A page's `code` mark ([`Ram::is_code`]) is set exactly while the page has a block. It is set, and the page's
-//!    write TLB entries are revoked, before the block's bytes are read: from then on a store to it comes here.
-//! 2. An invalid block is not found, not in a jump cache, and no jump is linked to it. Its code stays until the whole
-//!    cache is emptied, so a CPU that is still in it runs it to its end.
+//! 1. A page's `code` mark ([`Ram::is_code`]) is set while the page has a block, or is going to. It is set, and the page's
+//!    write TLB entries are revoked on all CPUs, before the block's bytes are read: from then on a store to it comes
+//!    here, and its bytes are read, and the block entered, under the lock that a store's search takes. So a store is
+//!    either in the bytes that were read or finds the block.
+//! 2. An invalid block is not found, and no jump is linked to it; it is in no jump cache once its [`Gone`] was told to the
+//!    CPUs. Its code stays until the whole cache is emptied, so a CPU that is still in it runs it to its end.
 //! 3. The cache is emptied only while no CPU is in generated code.
 
 use std::collections::{HashMap, HashSet};
@@ -13,8 +15,8 @@ use std::ops::Range;
 
 use crate::code::buffer::CodeBuffer;
 use crate::code::key_table::KeyTable;
-use crate::code::tb::{NO_PAGE, Slot, Tb, TbId, TbKey, of_way, way};
-use crate::ram::Ram;
+use crate::code::tb::{NO_PAGE, Slot, Tb, TbId, TbKey, mode, of_way, way};
+use crate::ram::{CodeMark, Ram};
 
 /// A multiply-and-rotate hash: keys are addresses that the guest could choose, but a slow look-up is all it would gain.
 #[derive(Default)]
@@ -67,6 +69,17 @@ pub struct Counters {
     pub ungrouped: u64,
 }
 
+/// A block that was invalidated: what the CPUs are to forget ([`crate::cpu::Cpu::forget_blocks`]).
+#[derive(Clone, Copy, Debug)]
+pub struct Gone {
+    /// Its address.
+    pub rip: u64,
+    /// The class of its mode, if there are jump caches for it.
+    pub class: Option<usize>,
+    /// CPUs that may have it in a jump cache, a bit each.
+    pub cpus: u64,
+}
+
 /// The cache.
 pub struct TbCache {
     /// Code memory.
@@ -76,6 +89,8 @@ pub struct TbCache {
     blocks: Vec<Tb>,
     by_key: KeyTable<BuildHasherDefault<KeyHasher>>,
     by_page: KeyMap<u32, Vec<TbId>>,
+    /// Pages that are being made ready to be translated from: their marks stay. One for each CPU that does it.
+    pins: Vec<u32>,
     /// Numbers of page mappings: (virtual page, RAM page). Never used twice, so that a stale one matches nothing.
     mappings: KeyMap<(u64, u32), u32>,
     next_mapping: u32,
@@ -97,6 +112,7 @@ impl TbCache {
             blocks: Vec::new(),
             by_key: KeyTable::default(),
             by_page: KeyMap::default(),
+            pins: Vec::new(),
             mappings: KeyMap::default(),
             next_mapping: 1,
             hashed: KeyMap::default(),
@@ -111,13 +127,14 @@ impl TbCache {
 
     /// From now on the operand of instruction `insn` of block `id` is looked up in the table: the block is to be
     /// translated anew.
-    pub fn use_table(&mut self, ram: &Ram, id: TbId, insn: usize) {
+    pub fn use_table(&mut self, ram: &Ram, id: TbId, insn: usize) -> Option<Gone> {
         let key = self.blocks[id as usize].key;
-        if self.blocks[id as usize].valid && self.hashed_sites(&key) >> insn & 1 == 0 {
-            self.counters.moved_sites += 1;
-            *self.hashed.entry(key).or_default() |= 1 << insn;
-            self.invalidate(ram, id);
+        if !self.blocks[id as usize].valid || self.hashed_sites(&key) >> insn & 1 != 0 {
+            return None;
         }
+        self.counters.moved_sites += 1;
+        *self.hashed.entry(key).or_default() |= 1 << insn;
+        Some(self.invalidate(ram, id))
     }
 
     /// Whether accesses of a block for `key` are to be checked together.
@@ -125,9 +142,8 @@ impl TbCache {
         !self.ungrouped.contains(key)
     }
 
-    /// The check of a group in block `id` could not be made good. The block's key, if it is to be translated anew, without
-    /// groups.
-    pub fn failed_group(&mut self, ram: &Ram, id: TbId) -> Option<TbKey> {
+    /// The check of a group in block `id` could not be made good. The block, if it is to be translated anew, without groups.
+    pub fn failed_group(&mut self, ram: &Ram, id: TbId) -> Option<Gone> {
         let block = &mut self.blocks[id as usize];
         block.ungrouped = block.ungrouped.saturating_add(1);
         if !block.valid || block.ungrouped < FAILED_GROUPS {
@@ -136,8 +152,7 @@ impl TbCache {
         let key = block.key;
         self.counters.ungrouped += 1;
         self.ungrouped.insert(key);
-        self.invalidate(ram, id);
-        Some(key)
+        Some(self.invalidate(ram, id))
     }
 
     /// The number that stands for virtual page `page` being mapped to RAM page `ram_page`.
@@ -218,19 +233,39 @@ impl TbCache {
         self.counters.linked += 1;
     }
 
-    /// Bytes `offset..offset + len` of RAM page `page` were written: invalidates the blocks that were made from them and
-    /// calls `gone` with each.
-    pub fn written(&mut self, ram: &Ram, page: u32, offset: u32, len: u32, mut gone: impl FnMut(&Tb)) {
-        let Some(ids) = self.by_page.get(&page) else { return };
+    /// Bytes `offset..offset + len` of RAM page `page` were written: invalidates the blocks that were made from them.
+    pub fn written(&mut self, ram: &Ram, page: u32, offset: u32, len: u32) -> Vec<Gone> {
+        let Some(ids) = self.by_page.get(&page) else { return Vec::new() };
         let hit: Vec<TbId> =
             ids.iter().copied().filter(|&id| self.blocks[id as usize].covers(page, offset, len)).collect();
-        for id in hit {
-            self.invalidate(ram, id);
-            gone(&self.blocks[id as usize]);
+        hit.into_iter().map(|id| self.invalidate(ram, id)).collect()
+    }
+
+    /// Begins to make `page` ready to be translated from: its mark is set, and stays. True: every write entry for it is
+    /// gone already.
+    pub fn pin(&mut self, ram: &Ram, page: u32) -> bool {
+        let ready = ram.is_protected(page);
+        if !ready {
+            ram.set_code(page, CodeMark::Revoking);
+        }
+        self.pins.push(page);
+        ready
+    }
+
+    /// Every write entry for `page` is gone. What is translated from it is entered before the lock is given back.
+    pub fn unpin(&mut self, ram: &Ram, page: u32) {
+        ram.set_code(page, CodeMark::Set);
+        if let Some(pin) = self.pins.iter().position(|&pinned| pinned == page) {
+            self.pins.swap_remove(pin);
         }
     }
 
-    fn invalidate(&mut self, ram: &Ram, id: TbId) {
+    /// CPU `cpu` is going to have the block in a jump cache.
+    pub fn cached_by(&mut self, id: TbId, cpu: usize) {
+        self.blocks[id as usize].cpus |= 1 << cpu;
+    }
+
+    fn invalidate(&mut self, ram: &Ram, id: TbId) -> Gone {
         self.counters.invalidated += 1;
         let block = &mut self.blocks[id as usize];
         block.valid = false;
@@ -256,17 +291,20 @@ impl TbCache {
                 ids.retain(|&other| other != id);
                 if ids.is_empty() {
                     self.by_page.remove(&page);
-                    ram.set_code(page, false);
+                    if !self.pins.contains(&page) {
+                        ram.set_code(page, CodeMark::None);
+                    }
                 }
             }
         }
+        Gone { rip: key.rip, class: mode::class(key.mode), cpus: self.blocks[id as usize].cpus }
     }
 
     /// Forgets everything. No CPU may be in generated code; jump caches are the caller's to flush.
     pub fn clear(&mut self, ram: &Ram) {
         self.counters.emptied += 1;
         for &page in self.by_page.keys() {
-            ram.set_code(page, false);
+            ram.set_code(page, CodeMark::None);
         }
         self.blocks.clear();
         self.by_key.clear();

@@ -208,7 +208,7 @@ fn to_host(e: &mut Emitter, give_up: &mut Vec<Patch>) {
 const ABOVE_EQUAL: u8 = 3;
 
 /// As [`to_host`], for a page that a write entry of `mode` is going to map: notes that
-/// ([`crate::ram::Ram::note_write_entry`]). Clobbers RCX, RDX, RBX.
+/// ([`crate::ram::WriteNotes::note`]), and only then looks whether the page holds code. Clobbers RCX, RDX, RBX.
 fn writable_to_host(e: &mut Emitter, mode: usize, give_up: &mut Vec<Patch>) {
     // RCX = the page's number in RAM.
     dynasm!(e ; .arch x64 ; mov rcx, rax ; cmp rax, [rsp + walk_offset!(low_end)]);
@@ -227,10 +227,7 @@ fn writable_to_host(e: &mut Emitter, mode: usize, give_up: &mut Vec<Patch>) {
         ; add rax, [rsp + walk_offset!(high_host)]);
     e.bind_short(done);
     dynasm!(e ; .arch x64
-        ; mov rdx, [rsp + walk_offset!(code)]
-        ; cmp BYTE [rdx + rcx], 0);
-    give_up.push(e.jcc(cc::NE));
-    dynasm!(e ; .arch x64
+        ; mov [rsp + scratch_offset(2) + DEPTH], rcx
         ; mov rdx, [rsp + walk_offset!(write_entry)]
         ; lea rcx, [rdx + rcx * 4]
         ; mov ebx, r10d
@@ -245,6 +242,12 @@ fn writable_to_host(e: &mut Emitter, mode: usize, give_up: &mut Vec<Patch>) {
     let first = e.jcc_short(cc::E);
     dynasm!(e ; .arch x64 ; mov ebx, SEVERAL as i32);
     e.bind_short(first);
-    dynasm!(e ; .arch x64 ; mov [rcx], ebx);
+    // A full fence, as all XCHGs with memory.
+    dynasm!(e ; .arch x64 ; xchg [rcx], ebx);
     e.bind_short(noted);
+    dynasm!(e ; .arch x64
+        ; mov rcx, [rsp + scratch_offset(2) + DEPTH]
+        ; mov rdx, [rsp + walk_offset!(code)]
+        ; cmp BYTE [rdx + rcx], 0);
+    give_up.push(e.jcc(cc::NE));
 }

@@ -213,6 +213,8 @@ pub struct Tb {
     pub popped: u32,
     /// Times that a check of a group could not be made good.
     pub ungrouped: u8,
+    /// CPUs that may have it in a jump cache, a bit each.
+    pub cpus: u64,
     /// Still to be found and linked to.
     pub valid: bool,
 }

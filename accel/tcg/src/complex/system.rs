@@ -95,7 +95,10 @@ pub fn execute_system(cpu: &mut Cpu, insn: &Instruction) -> Option<Exec<Next>> {
         // Guest RAM is the host's write-back memory.
         M::Wbinvd | M::Invd | M::Wbnoinvd => privileged(cpu).map(|()| Next::Fallthrough),
         M::Hlt => hlt(cpu),
-        M::Pause => Ok(Next::Fallthrough),
+        M::Pause => {
+            cpu.pause();
+            Ok(Next::Fallthrough)
+        }
 
         M::Rdmsr => rdmsr(cpu),
         M::Wrmsr => wrmsr(cpu),

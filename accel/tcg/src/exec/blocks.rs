@@ -1,14 +1,17 @@
 //! Finding the block to run next.
 
+use std::sync::{Arc, MutexGuard};
+
 use crate::code::tb::{TbId, TbKey, mode};
+use crate::engine::{Code, Engine};
 use crate::env::{Env, flag};
-use crate::exception::{Exception, Exec};
+use crate::exception::Exception;
 use crate::exec::trace;
 use crate::exec::vcpu::Vcpu;
 use crate::mmu::Mmu;
 use crate::mmu::walk::cr;
 use crate::operand::is_canonical;
-use crate::ram::{PAGE, RamPage, load};
+use crate::ram::{CodeMark, PAGE, RamPage, load};
 use crate::translate::block::{MAX_INSN_BYTES, window};
 use crate::translate::generator::{Job, MAX_BLOCK_BYTES};
 use crate::translate::liveness::{Peek, WINDOW};
@@ -52,6 +55,21 @@ pub fn mode_bits(env: &Env) -> u32 {
     bits
 }
 
+/// Why there is no block to go on with.
+#[derive(Debug)]
+pub enum Blocked {
+    /// Fetching the instruction raises this.
+    Exception(Exception),
+    /// Code memory is full, and other CPUs may be in it.
+    Full,
+}
+
+impl From<Exception> for Blocked {
+    fn from(exception: Exception) -> Self {
+        Self::Exception(exception)
+    }
+}
+
 /// Room for a page and the first bytes of the one that follows it.
 pub type PageCopy = Box<[u8; PAGE as usize + MAX_INSN_BYTES]>;
 
@@ -86,18 +104,22 @@ impl Vcpu {
     /// The entry (flags saved) of the block at `env.rip`, translated if need be, and entered into the jump cache. `link`:
     /// the jump that led here, and how often the cache had been emptied then. Raises what fetching the instruction
     /// raises.
-    pub(super) fn find_block(&mut self, variant: u32, link: Option<(TbId, usize, u64)>) -> Exec<u64> {
+    pub(super) fn find_block(
+        &mut self,
+        variant: u32,
+        link: Option<(TbId, usize, u64)>,
+    ) -> Result<u64, Blocked> {
         let rip = self.cpu.env.rip;
         let linear = if self.cpu.env.is_64bit() {
             if !is_canonical(rip) {
                 self.undo_branch();
-                return Err(Exception::gp(0));
+                return Err(Exception::gp(0).into());
             }
             rip
         } else {
             if rip > u64::from(self.cpu.env.seg[1].limit) {
                 self.undo_branch();
-                return Err(Exception::gp(0));
+                return Err(Exception::gp(0).into());
             }
             self.cpu.env.seg[1].base.wrapping_add(rip) & 0xffff_ffff
         };
@@ -107,7 +129,7 @@ impl Vcpu {
         if cpu.env.dr7 & 0xff != 0 {
             let hit = cpu.instruction_breakpoints(linear);
             if hit != 0 && cpu.env.sysflags & flag::RF == 0 {
-                return Err(Exception::debug(hit));
+                return Err(Exception::debug(hit).into());
             }
         }
         cpu.env.sysflags &= !flag::RF;
@@ -117,39 +139,29 @@ impl Vcpu {
         let mut key =
             TbKey { physical: u64::from(page.index) << 12 | offset, rip, mode: bits, second_page: None };
         cpu.mmu.follow_mode(bits);
-        let found = self.engine.code().cache.find(&key);
-        let id = match found {
-            Some(id) => id,
-            None => {
-                // The page is marked and its write entries are gone before its bytes are read; see `code::cache`.
-                let end = PAGE as usize;
-                cpu.ram.set_code(page.index, true);
-                cpu.mmu.revoke_write(&cpu.ram, page);
-                let window = window(offset as usize);
-                load(page.host + window.start as u64, &mut self.copy[window]);
-                match self.translate(key, page, end) {
+        let (id, mut code) = loop {
+            key.second_page = None;
+            let found = self.engine.code().cache.find(&key);
+            let id = match found {
+                Some(id) => id,
+                None => match self.translate(key, page, None)? {
                     Some(id) => id,
                     None => {
                         let cpu = &mut self.cpu;
                         let next = cpu.wrap((linear & !(PAGE - 1)).wrapping_add(PAGE));
                         let second = cpu.fetch_page(next)?;
                         key.second_page = Some(second.index);
-                        let found = self.engine.code().cache.find(&key);
-                        match found {
-                            Some(id) => id,
-                            None => {
-                                cpu.ram.set_code(second.index, true);
-                                cpu.mmu.revoke_write(&cpu.ram, second);
-                                load(second.host, &mut self.copy[end..end + MAX_INSN_BYTES]);
-                                self.translate(key, page, end + MAX_INSN_BYTES)
-                                    .expect("no instruction is longer than these bytes")
-                            }
-                        }
+                        self.translate(key, page, Some(second))?
+                            .expect("no instruction is longer than these bytes")
                     }
-                }
+                },
+            };
+            let code = self.engine.code();
+            // Another CPU may have written to it meanwhile.
+            if code.cache.block(id).valid {
+                break (id, code);
             }
         };
-        let mut code = self.engine.code();
         if let Some((from, slot, emptied)) = link
             && emptied == code.cache.counters.emptied
             && self.chaining
@@ -157,6 +169,7 @@ impl Vcpu {
             code.cache.link(from, slot, id);
         }
         trace::entered(&self.cpu, &code.cache, id);
+        code.cache.cached_by(id, self.cpu.index);
         let block = code.cache.block(id);
         if let Some(class) = mode::class(bits) {
             // Blocks on two pages look themselves whether they are there.
@@ -191,16 +204,57 @@ impl Vcpu {
         self.cpu.env.gpr[4] = self.cpu.env.gpr[4].wrapping_sub(u64::from(block.popped));
     }
 
-    /// Translates from the copied page, `len` bytes of it and what follows.
-    fn translate(&mut self, key: TbKey, page: RamPage, len: usize) -> Option<TbId> {
-        let mut guard = self.engine.code();
-        let code = &mut *guard;
-        if code.cache.buffer.free() < MAX_BLOCK_BYTES {
-            code.cache.clear(&self.cpu.ram);
-            self.cpu.mmu.flush_all_jumps();
-            for page in [Some(page.index), key.second_page].into_iter().flatten() {
-                self.cpu.ram.set_code(page, true);
+    /// The code, locked, with `pages` ready to be translated from: every store to them invalidates what is made of them, from
+    /// the time that the lock is held.
+    fn protect<'a>(&mut self, engine: &'a Engine, pages: &[RamPage]) -> MutexGuard<'a, Code> {
+        let mut code = engine.code();
+        // All of them: an invalidation unmarks pages that are neither pinned nor have a block.
+        let ready = pages.iter().fold(true, |ready, page| code.cache.pin(&self.cpu.ram, page.index) && ready);
+        if !ready {
+            drop(code);
+            for &page in pages {
+                self.cpu.revoke_write(page);
             }
+            code = engine.code();
+        }
+        for page in pages {
+            code.cache.unpin(&self.cpu.ram, page.index);
+        }
+        code
+    }
+
+    /// The block for `key`, from `page` and, where it runs over into another one, from `second`: translated, if no other CPU
+    /// has done it. `None`: the second page is needed.
+    fn translate(
+        &mut self,
+        key: TbKey,
+        page: RamPage,
+        second: Option<RamPage>,
+    ) -> Result<Option<TbId>, Blocked> {
+        let engine = Arc::clone(&self.engine);
+        let pages = [Some(page), second].into_iter().flatten();
+        let mut guard = self.protect(&engine, &pages.clone().collect::<Vec<_>>());
+        let code = &mut *guard;
+        if let Some(id) = code.cache.find(&key) {
+            return Ok(Some(id));
+        }
+        if code.cache.buffer.free() < MAX_BLOCK_BYTES {
+            if engine.peers.several() && !self.alone {
+                return Err(Blocked::Full);
+            }
+            engine.empty(code, &self.cpu.ram);
+            self.follow_emptied();
+            for page in pages {
+                self.cpu.ram.set_code(page.index, CodeMark::Set);
+            }
+        }
+        let end = PAGE as usize;
+        let window = window((key.physical & (PAGE - 1)) as usize);
+        load(page.host + window.start as u64, &mut self.copy[window]);
+        let mut len = end;
+        if let Some(second) = second {
+            len += MAX_INSN_BYTES;
+            load(second.host, &mut self.copy[end..len]);
         }
         let virtual_page = key.rip / PAGE;
         let mappings = (
@@ -219,9 +273,9 @@ impl Vcpu {
             extended: !self.stress.short,
             grouped: code.cache.groups_pay(&key),
         };
-        let block = code.translator.translate(&job)?;
+        let Some(block) = code.translator.translate(&job) else { return Ok(None) };
         code.cache.buffer.append(code.translator.code());
         trace::translated(&code.translator, job.base);
-        Some(code.cache.insert(block))
+        Ok(Some(code.cache.insert(block)))
     }
 }

@@ -8,6 +8,8 @@
 
 use std::sync::atomic::Ordering;
 
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
+
 use crate::code::tb::{Site, mode};
 use crate::code::thunks::{Helpers, LINEAR};
 use crate::complex::{self, Next};
@@ -19,6 +21,8 @@ use crate::exec::vcpu::{Leave, Vcpu};
 use crate::interrupt;
 use crate::mmu::access::Target;
 use crate::ram::PAGE;
+use crate::translate::block::MAX_INSN_BYTES;
+use crate::translate::native::has_memory;
 
 /// FSW: an unmasked exception is pending.
 const FSW_ES: u16 = 1 << 7;
@@ -91,10 +95,15 @@ extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) ->
     let vcpu = owner(block);
     // SAFETY: the translator put the address of a site into the block; the block outlives its running code.
     let site = unsafe { &*(site as *const Site) };
+    let alone = vcpu.is_alone();
     let cpu = &mut vcpu.cpu;
     cpu.counters.executed += 1;
     cpu.env.flags_from_code();
     cpu.env.rip = site.rip;
+    if !alone && is_atomic(&site.insn) {
+        vcpu.leave = Leave::Exclusive;
+        return LEAVE;
+    }
     let result = match site.raise {
         Some(exception) => Err(exception),
         None => complex::execute(cpu, &site.insn),
@@ -186,23 +195,29 @@ fn first_of(vcpu: &Vcpu, exception: Exception, linear: u64, packed: u32) -> Exce
 }
 
 /// Runs `access` for the instruction whose code called from before `return_address`. An exception becomes the reason
-/// to leave.
+/// to leave, and so does nothing: that the instruction must be executed with all other CPUs standing still.
 fn checked(
     block: *mut EnvBlock,
     return_address: u64,
     (linear, packed): (u64, u64),
-    access: impl FnOnce(&mut Vcpu) -> Exec<u64>,
+    access: impl FnOnce(&mut Vcpu) -> Exec<Option<u64>>,
 ) -> u64 {
     let vcpu = owner(block);
     vcpu.cpu.counters.operands += 1;
     match access(vcpu) {
-        Ok(result) => {
+        Ok(Some(result)) => {
             vcpu.cpu.env.scratch[7] = result;
             vcpu.cpu.env.scratch[LINEAR] = linear;
             if packed as u32 & JUDGE != 0 {
                 vcpu.judge_site(return_address - 1, (packed as u32 >> SITE_SHIFT) as usize % SITE_COUNTERS);
             }
             0
+        }
+        Ok(None) => {
+            vcpu.cpu.env.rip = vcpu.rip_at(return_address - 1).0;
+            vcpu.cpu.env.flags_from_code();
+            vcpu.leave = Leave::Exclusive;
+            LEAVE
         }
         Err(exception) => {
             let exception = first_of(vcpu, exception, linear, packed as u32);
@@ -223,15 +238,17 @@ extern "C" fn read_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_a
         let (size, _) = check(cpu, linear, packed)?;
         if linear & (PAGE - 1) <= PAGE - size && !cpu.page_is_watched(linear) {
             match cpu.target(linear, mode, false)? {
-                Target::Ram(host) => return Ok(host.wrapping_sub(linear)),
-                Target::Code(page) => return Ok((page.host | linear & (PAGE - 1)).wrapping_sub(linear)),
+                Target::Ram(host) => return Ok(Some(host.wrapping_sub(linear))),
+                Target::Code(page) => {
+                    return Ok(Some((page.host | linear & (PAGE - 1)).wrapping_sub(linear)));
+                }
                 Target::Mmio(_) => {}
             }
         }
         let mut bytes = [0; 64];
         let bytes = &mut bytes[..size as usize];
         cpu.read_bytes_mode(linear, bytes, mode)?;
-        Ok(bounce(cpu, linear, bytes).wrapping_sub(linear))
+        Ok(Some(bounce(cpu, linear, bytes).wrapping_sub(linear)))
     })
 }
 
@@ -271,6 +288,29 @@ fn group_miss(block: *mut EnvBlock, (linear, packed): (u64, u32), write: bool, r
     LEAVE
 }
 
+/// Whether `insn` reads and writes its operand in one: with LOCK, or XCHG with memory, which is so without.
+fn is_atomic(insn: &Instruction) -> bool {
+    insn.has_lock_prefix() || insn.mnemonic() == Mnemonic::Xchg && has_memory(insn)
+}
+
+impl Vcpu {
+    /// Whether no other CPU executes.
+    fn is_alone(&self) -> bool {
+        self.alone || !self.engine.peers.several()
+    }
+
+    /// The instruction whose code called from before `return_address`.
+    fn insn_at(&mut self, return_address: u64) -> Option<Instruction> {
+        let (rip, next) = self.rip_at(return_address - 1);
+        let env = &self.cpu.env;
+        let linear = if env.is_64bit() { rip } else { env.seg[1].base.wrapping_add(rip) & 0xffff_ffff };
+        let mut bytes = [0; MAX_INSN_BYTES];
+        let bytes = &mut bytes[..(next.wrapping_sub(rip) as usize).min(MAX_INSN_BYTES)];
+        self.cpu.read_bytes(linear, bytes, crate::mmu::Access::System).ok()?;
+        Some(Decoder::new(self.cpu.env.code_bits(), bytes, DecoderOptions::NONE).decode())
+    }
+}
+
 /// Puts `bytes` of the operand at `linear` into the bounce buffer, aligned as they were, and returns their address there:
 /// the host judges the alignment as it would have.
 fn bounce(cpu: &mut Cpu, linear: u64, bytes: &[u8]) -> u64 {
@@ -293,12 +333,17 @@ extern "C" fn write_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_
             if let Target::Ram(host) = first
                 && !cpu.page_is_watched(linear)
             {
-                return Ok(host.wrapping_sub(linear));
+                return Ok(Some(host.wrapping_sub(linear)));
             }
         } else {
             let second = cpu.wrap(linear.wrapping_add(size - 1)) & !(PAGE - 1);
             cpu.target(second, mode, true)?;
         }
+        if also_loads && !vcpu.is_alone() && vcpu.insn_at(return_address).is_some_and(|insn| is_atomic(&insn))
+        {
+            return Ok(None);
+        }
+        let cpu = &mut vcpu.cpu;
         let mut bytes = [0; 64];
         let bytes = &mut bytes[..size as usize];
         if also_loads {
@@ -308,7 +353,7 @@ extern "C" fn write_miss(block: *mut EnvBlock, linear: u64, packed: u64, return_
         cpu.env.bounce_va = linear;
         cpu.env.bounce_len = size as u32;
         cpu.env.bounce_mode = mode as u32;
-        Ok(address.wrapping_sub(linear))
+        Ok(Some(address.wrapping_sub(linear)))
     })
 }
 
@@ -347,6 +392,6 @@ extern "C" fn time_stamp(block: *mut EnvBlock, _: u64, _: u64, _: u64) -> u64 {
 extern "C" fn linear(block: *mut EnvBlock, offset: u64, packed: u64, return_address: u64) -> u64 {
     let (segment, size, write) = ((packed & 0xff) as usize, packed >> 8 & 0xff, packed & 1 << 31 != 0);
     checked(block, return_address, (offset, packed & u64::from(X87)), |vcpu| {
-        vcpu.cpu.linear(segment, offset, size, write)
+        vcpu.cpu.linear(segment, offset, size, write).map(Some)
     })
 }

@@ -7,7 +7,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::code::tb::mode;
 use crate::env::{SITE_COUNTERS, SITE_MISSES};
 use crate::exec::vcpu::Vcpu;
 
@@ -43,12 +42,9 @@ impl Vcpu {
         }
         let mut code = self.engine.code();
         let Some(id) = code.cache.at(pc) else { return };
-        let block = code.cache.block(id);
-        let Some(mark) = block.mark_at(pc) else { return };
-        let (rip, class) = (block.key.rip, mode::class(block.key.mode));
-        code.cache.use_table(&self.cpu.ram, id, usize::from(mark.insn));
-        if let Some(class) = class {
-            self.cpu.mmu.forget_jump(rip, class);
-        }
+        let Some(mark) = code.cache.block(id).mark_at(pc) else { return };
+        let gone = code.cache.use_table(&self.cpu.ram, id, usize::from(mark.insn));
+        drop(code);
+        self.cpu.forget_blocks(gone.as_slice());
     }
 }

@@ -17,7 +17,7 @@ use crate::cpu::Cpu;
 use crate::engine::Engine;
 use crate::env::{ARITH_FLAGS, EnvBlock, POLL_AGAIN, SHADOW_SS, SITE_MISSES, flag};
 use crate::exception::{Exception, vector};
-use crate::exec::blocks::PageCopy;
+use crate::exec::blocks::{Blocked, PageCopy};
 use crate::exec::sites::Sites;
 use crate::exec::trace;
 use crate::interrupt::{self, Kind};
@@ -42,6 +42,8 @@ pub enum Leave {
     Delivered,
     /// The block is to be gone on with without groups of accesses, from `env.rip` on.
     Ungrouped,
+    /// The instruction at `env.rip` is atomic, but not as it would be executed here: all other CPUs must stand still.
+    Exclusive,
     /// Triple fault.
     Shutdown,
 }
@@ -77,12 +79,19 @@ pub struct Vcpu {
     pub(super) copy: PageCopy,
     /// The code that runs is to come back after one instruction.
     pub(super) single: bool,
+    /// No other CPU executes: [`Vcpu::step`].
+    pub(super) alone: bool,
+    /// [`Vcpu::step`] is wanted, with no other CPU executing.
+    pub(super) wants_exclusive: bool,
+    /// [`Engine::emptied`] when the jump caches were last good.
+    seen_emptied: u64,
 }
 
 impl Vcpu {
     /// A CPU over `engine`.
     pub fn new(mut cpu: Cpu, engine: Arc<Engine>) -> Self {
         cpu.env.site_misses.fill(0u16.wrapping_sub(SITE_MISSES));
+        engine.peers.join(&cpu.peer);
         Self {
             cpu,
             leave: Leave::InstructionDone,
@@ -90,10 +99,13 @@ impl Vcpu {
             single_step: false,
             chaining: trace::chaining() && !engine.stress.unchained,
             stress: engine.stress,
+            seen_emptied: engine.emptied(),
             engine,
             sites: Sites::new(),
             copy: Box::new([0; PAGE as usize + MAX_INSN_BYTES]),
             single: false,
+            alone: false,
+            wants_exclusive: false,
         }
     }
 
@@ -103,9 +115,12 @@ impl Vcpu {
         self.with_io(io, |vcpu| vcpu.main_loop(quota))
     }
 
-    /// Runs one instruction.
+    /// Runs one instruction. No other CPU executes meanwhile.
     pub fn step(&mut self, io: &dyn CpuIo) -> VcpuExit {
-        self.with_io(io, |vcpu| vcpu.main_loop(Quota::One))
+        self.alone = true;
+        let exit = self.with_io(io, |vcpu| vcpu.main_loop(Quota::One));
+        self.alone = false;
+        exit
     }
 
     /// Whether a halted CPU has something to do.
@@ -122,9 +137,22 @@ impl Vcpu {
 
     fn with_io<R>(&mut self, io: &dyn CpuIo, f: impl FnOnce(&mut Self) -> R) -> R {
         let previous = self.cpu.lend_io(io);
+        self.cpu.peer.go_inside();
+        self.follow_emptied();
         let result = f(self);
+        self.cpu.peer.go_outside();
         self.cpu.return_io(previous);
         result
+    }
+
+    /// Forgets what was looked up in the block cache before it was emptied.
+    pub(super) fn follow_emptied(&mut self) {
+        let emptied = self.engine.emptied();
+        if std::mem::replace(&mut self.seen_emptied, emptied) != emptied {
+            self.cpu.mmu.flush_all_jumps();
+            // A block's number.
+            self.cpu.env.branch_from = 0;
+        }
     }
 
     fn main_loop(&mut self, quota: Quota) -> VcpuExit {
@@ -133,6 +161,7 @@ impl Vcpu {
         loop {
             // Clear, then look: a kick from here on is seen by the code that is entered next.
             self.cpu.env.mapping().icount_decr().store(0, Ordering::SeqCst);
+            self.cpu.serve();
             if quota == Quota::Unlimited && self.cpu.handle.exit_requested() {
                 return VcpuExit::Kicked;
             }
@@ -156,6 +185,9 @@ impl Vcpu {
                 Ok(done) => done,
                 Err(shutdown) => return VcpuExit::Shutdown(shutdown),
             };
+            if std::mem::take(&mut self.wants_exclusive) {
+                return VcpuExit::NeedsExclusive;
+            }
             if quota == Quota::One && done {
                 return if self.single_step {
                     VcpuExit::Debug { pc: self.linear_pc() }
@@ -235,9 +267,14 @@ impl Vcpu {
         loop {
             let entry = match self.find_block(variant, link.take()) {
                 Ok(entry) => entry,
-                Err(exception) => {
+                Err(Blocked::Exception(exception)) => {
                     self.raise(exception)?;
                     return Ok(true);
+                }
+                Err(Blocked::Full) => {
+                    self.wants_exclusive = true;
+                    self.cpu.env.interrupt_shadow = self.still_shadowed(shadow, shadow_at);
+                    return Ok(false);
                 }
             };
             let exit = self.enter(entry);
@@ -249,10 +286,7 @@ impl Vcpu {
             match exit.reason {
                 exit::POLL => {
                     self.cpu.env.flags_from_code();
-                    // Still before the instruction in the shadow: it stays in force.
-                    if shadow_at == Some(self.cpu.env.rip) {
-                        self.cpu.env.interrupt_shadow = shadow;
-                    }
+                    self.cpu.env.interrupt_shadow = self.still_shadowed(shadow, shadow_at);
                     return Ok(false);
                 }
                 exit::LINK | exit::LOOKUP => {
@@ -292,12 +326,22 @@ impl Vcpu {
                             variant |= mode::UNGROUPED;
                             continue;
                         }
+                        Leave::Exclusive => {
+                            self.wants_exclusive = true;
+                            self.cpu.env.interrupt_shadow = self.still_shadowed(shadow, shadow_at);
+                            return Ok(false);
+                        }
                         Leave::Shutdown => return Err(Shutdown::TripleFault),
                     }
                     return Ok(true);
                 }
             }
         }
+    }
+
+    /// The shadow that was over the instruction at `shadow_at`: as long as that is the next one, it stays in force.
+    fn still_shadowed(&self, shadow: u32, shadow_at: Option<u64>) -> u32 {
+        if shadow_at == Some(self.cpu.env.rip) { shadow } else { 0 }
     }
 
     /// Traps of the instruction that was just finished. `stepped`: TF was set when it began.
@@ -339,11 +383,9 @@ impl Vcpu {
         self.leave = Leave::Ungrouped;
         let mut code = self.engine.code();
         let Some(id) = code.cache.at(pc) else { return };
-        if often && let Some(key) = code.cache.failed_group(&self.cpu.ram, id) {
+        if often && let Some(gone) = code.cache.failed_group(&self.cpu.ram, id) {
             drop(code);
-            if let Some(class) = mode::class(key.mode) {
-                self.cpu.mmu.forget_jump(key.rip, class);
-            }
+            self.cpu.forget_blocks(&[gone]);
         }
     }
 
@@ -402,5 +444,11 @@ impl Vcpu {
                 self.cpu.env.fault_address
             ),
         }
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.engine.peers.leave(&self.cpu.peer);
     }
 }

@@ -56,10 +56,13 @@ impl Cpu {
             return Ok(Target::Mmio(page.gpa | linear & (PAGE - 1)));
         };
         let watched = self.page_is_watched(linear);
+        if write {
+            self.mmu.note_write(self.ram.write_notes(self.index), mode, linear, ram_page);
+        }
         let code = self.ram.is_code(ram_page.index);
         let protected = write && code;
         if !watched && !protected {
-            self.mmu.insert(&self.ram, mode, write, linear, ram_page, page.size);
+            self.mmu.insert(mode, write, linear, ram_page, page.size);
         }
         if write && code {
             return Ok(Target::Code(ram_page));

@@ -15,7 +15,7 @@
 use crate::code::tb::mode;
 use crate::env::{Env, TLB_MODES};
 use crate::mmu::walk::{self, cr};
-use crate::ram::{Ram, SEVERAL};
+use crate::ram::{Ram, SEVERAL, WriteNotes};
 
 /// Entries of one table; a power of two.
 pub const TLB_ENTRIES: usize = 1024;
@@ -345,32 +345,28 @@ impl Mmu {
         (entry.tag == linear & !0xfff).then_some(entry.host)
     }
 
-    /// Enters a translation. `size`: bytes of the page that the guest's tables map.
-    pub fn insert(
-        &mut self,
-        ram: &Ram,
-        mode: usize,
-        write: bool,
-        linear: u64,
-        page: crate::ram::RamPage,
-        size: u64,
-    ) {
+    /// Notes that a write entry for `linear` is going to map RAM page `page`; before the page's code mark is looked at.
+    pub fn note_write(&self, notes: &WriteNotes, mode: usize, linear: u64, page: crate::ram::RamPage) {
+        let (number, index) = (self.current as u32, table_index(linear) as u32);
+        notes.note(page.index, (number << 16 | (mode as u32) << 12 | index) + 1);
+    }
+
+    /// Enters a translation. `size`: bytes of the page that the guest's tables map. For stores, after
+    /// [`Mmu::note_write`].
+    pub fn insert(&mut self, mode: usize, write: bool, linear: u64, page: crate::ram::RamPage, size: u64) {
         if self.forgetful {
             return;
         }
-        let (number, index) = (self.current as u32, table_index(linear));
+        let index = table_index(linear);
         let context = self.current();
         context.used[mode][usize::from(write)] = true;
         context.note_size(linear, size);
         context.tables[mode][usize::from(write)][index] = TlbEntry { tag: linear & !0xfff, host: page.host };
-        if write {
-            ram.note_write_entry(page.index, (number << 16 | (mode as u32) << 12 | index as u32) + 1);
-        }
     }
 
     /// Removes every write entry for RAM page `page`: code is going to be translated from it.
-    pub fn revoke_write(&mut self, ram: &Ram, page: crate::ram::RamPage) {
-        let entries = ram.take_write_entry(page.index);
+    pub fn revoke_write(&mut self, notes: &WriteNotes, page: crate::ram::RamPage) {
+        let entries = notes.take(page.index);
         // Slots are filled from entries.
         self.stale |= entries != 0;
         match entries {

@@ -273,6 +273,7 @@ impl Translator {
             sites: mem::take(&mut self.sites),
             popped: self.popped,
             ungrouped: 0,
+            cpus: 0,
             valid: true,
         })
     }

@@ -12,6 +12,7 @@ use crate::complex::testing::{Machine, Random};
 use crate::env::{EnvBlock, TLB_MODES};
 use crate::exec::helpers::HELPERS;
 use crate::mmu::access::Target;
+use crate::ram::CodeMark;
 
 const TABLES: u64 = 0x1000;
 const TABLES_LEN: usize = 0x5000;
@@ -122,7 +123,8 @@ fn it_finds_what_the_walk_in_rust_finds_without_a_change() {
         let page = random.below(5 << 20) & !0xfff;
         put(&machine, 0x4000 + (linear >> 12) * 8, spoil(&mut random, page | 0x67));
         if let Some(page) = machine.cpu.ram.page(page) {
-            machine.cpu.ram.set_code(page.index, random.below(4) == 0);
+            let mark = if random.below(4) == 0 { CodeMark::Set } else { CodeMark::None };
+            machine.cpu.ram.set_code(page.index, mark);
         }
         machine.cpu.mmu.flush_all();
         let before = tables(&machine);
@@ -157,8 +159,7 @@ fn what_it_enters_is_forgotten_as_what_rust_enters_is() {
     assert_eq!(machine.cpu.mmu.lookup(2, true, 0x5008), None);
     assert!(refills.attempt(&mut machine, 2, true, 0x5008, 8).is_some());
     let page = machine.cpu.ram.page(0x5000).unwrap();
-    let Machine { cpu, .. } = &mut machine;
-    cpu.mmu.revoke_write(&cpu.ram, page);
+    machine.cpu.revoke_write(page);
     assert_eq!(machine.cpu.mmu.lookup(2, true, 0x5008), None, "the page is going to have code");
 }
 

@@ -1,0 +1,228 @@
+//! What the CPUs of a machine ask of each other: to forget what their soft TLBs and jump caches have.
+//!
+//! Only a CPU's own thread touches its tables. Another CPU leaves a request, kicks it, and waits until it has been served, or
+//! is seen outside [`crate::exec::Vcpu::run`]: then it serves before it enters generated code again. A CPU serves between
+//! blocks, never in one: a block may hold on to an address that it has checked. While it waits for others it serves too,
+//! so that two CPUs may wait for each other; in the midst of a block it then leaves the block
+//! ([`Cpu::code_changed`]).
+//!
+//! ```text
+//!   who asks                              who is asked
+//!   request, then a fence                 inside = true, then a fence
+//!   inside? kick it and wait: it sees     requests? serve them
+//!   the request, or has served it
+//! ```
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Mutex, RwLock};
+
+use crate::code::cache::Gone;
+use crate::cpu::Cpu;
+use crate::env::EnvMapping;
+use crate::ram::RamPage;
+
+/// [`Peer::kick`]: what kickers write into the poll word: -1 in the high half, as QEMU's `icount_decr`.
+pub const KICKED: u32 = 0xffff_0000;
+
+const LOCK: &str = "no holder of a lock of the CPUs' requests panics";
+
+/// Looks at an unserved request before the thread that looks gives up its time.
+const SPINS: u32 = 200;
+
+/// What one CPU asks of another.
+#[derive(Clone, Copy, Debug)]
+enum Request {
+    /// To have no write entry for the page: code is going to be translated from it.
+    RevokeWrite(RamPage),
+    /// To have no cached jump to a block: it is no longer valid.
+    ForgetJump { rip: u64, class: usize },
+}
+
+#[derive(Default)]
+struct Queue {
+    requests: Vec<Request>,
+    /// Requests so far.
+    asked: u64,
+}
+
+/// A CPU as the others see it.
+pub struct Peer {
+    index: usize,
+    mapping: Arc<EnvMapping>,
+    /// It may be in generated code, or on its way there.
+    inside: AtomicBool,
+    queue: Mutex<Queue>,
+    /// The queue is not empty.
+    pending: AtomicBool,
+    /// Requests that have been served.
+    served: AtomicU64,
+}
+
+impl Peer {
+    /// CPU `index` over the environment `mapping`.
+    pub fn new(index: usize, mapping: Arc<EnvMapping>) -> Arc<Self> {
+        Arc::new(Self {
+            index,
+            mapping,
+            inside: AtomicBool::new(false),
+            queue: Mutex::default(),
+            pending: AtomicBool::new(false),
+            served: AtomicU64::new(0),
+        })
+    }
+
+    /// The CPU is going to enter generated code: the caller serves first.
+    pub fn go_inside(&self) {
+        self.inside.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The CPU has come out.
+    pub fn go_outside(&self) {
+        self.inside.store(false, Ordering::SeqCst);
+    }
+
+    /// Has the CPU leave generated code at its next poll. SeqCst pairs with the loop's clear-then-look.
+    fn kick(&self) {
+        self.mapping.icount_decr().store(KICKED, Ordering::SeqCst);
+    }
+
+    /// Leaves `requests`. Which is to be waited for, if the CPU is inside.
+    fn ask(&self, requests: &[Request]) -> Option<u64> {
+        let ticket = {
+            let mut queue = self.queue.lock().expect(LOCK);
+            queue.requests.extend_from_slice(requests);
+            queue.asked += requests.len() as u64;
+            self.pending.store(true, Ordering::SeqCst);
+            queue.asked
+        };
+        fence(Ordering::SeqCst);
+        self.inside.load(Ordering::SeqCst).then(|| {
+            self.kick();
+            ticket
+        })
+    }
+
+    fn is_served(&self, ticket: u64) -> bool {
+        self.served.load(Ordering::Acquire) >= ticket || !self.inside.load(Ordering::SeqCst)
+    }
+}
+
+/// The CPUs that share an engine.
+#[derive(Default)]
+pub struct Peers {
+    list: RwLock<Vec<Arc<Peer>>>,
+    count: AtomicUsize,
+}
+
+impl Peers {
+    /// From now on the others ask it, too.
+    pub fn join(&self, peer: &Arc<Peer>) {
+        let mut list = self.list.write().expect(LOCK);
+        list.push(Arc::clone(peer));
+        self.count.store(list.len(), Ordering::SeqCst);
+        if list.len() == 2 {
+            membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE);
+        }
+    }
+
+    /// The CPU is gone.
+    pub fn leave(&self, peer: &Arc<Peer>) {
+        let mut list = self.list.write().expect(LOCK);
+        list.retain(|other| !Arc::ptr_eq(other, peer));
+        self.count.store(list.len(), Ordering::SeqCst);
+    }
+
+    /// Whether there is more than one CPU.
+    pub fn several(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 1
+    }
+
+    /// The CPUs but `me` that `which` names.
+    fn others(&self, me: &Peer, which: impl Fn(usize) -> bool) -> Vec<Arc<Peer>> {
+        let list = self.list.read().expect(LOCK);
+        list.iter().filter(|peer| peer.index != me.index && which(peer.index)).cloned().collect()
+    }
+}
+
+/// Makes every running thread of the process serialize, so that none executes bytes of code that it fetched before they were
+/// patched (SDM vol. 3A, *Handling Self- and Cross-Modifying Code*). False: the kernel cannot.
+fn membarrier(command: libc::c_int) -> bool {
+    #[expect(unsafe_code, reason = "door: a system call without memory operands")]
+    // SAFETY: it touches no memory of ours.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
+    result == 0
+}
+
+impl Cpu {
+    /// Does what other CPUs have asked. Between blocks, or in a helper.
+    pub fn serve(&mut self) {
+        if !self.peer.pending.load(Ordering::SeqCst) {
+            return;
+        }
+        let peer = Arc::clone(&self.peer);
+        let (requests, asked) = {
+            let mut queue = peer.queue.lock().expect(LOCK);
+            peer.pending.store(false, Ordering::SeqCst);
+            (std::mem::take(&mut queue.requests), queue.asked)
+        };
+        for request in requests {
+            match request {
+                Request::RevokeWrite(page) => {
+                    self.mmu.revoke_write(self.ram.write_notes(self.index), page);
+                    self.code_changed = true;
+                }
+                Request::ForgetJump { rip, class } => self.mmu.forget_jump(rip, class),
+            }
+        }
+        peer.served.store(asked, Ordering::Release);
+    }
+
+    /// Nobody has a write entry for `page` any more when this returns. Its code mark is set. No lock is held.
+    pub fn revoke_write(&mut self, page: RamPage) {
+        self.mmu.revoke_write(self.ram.write_notes(self.index), page);
+        let Some(engine) = self.engine.clone().filter(|engine| engine.peers.several()) else { return };
+        let ram = Arc::clone(&self.ram);
+        let others = engine.peers.others(&self.peer, |index| ram.write_notes(index).may_have(page.index));
+        self.ask(&others, &[Request::RevokeWrite(page)]);
+    }
+
+    /// No CPU goes on to these blocks, which were invalidated, when this returns. No lock is held.
+    pub fn forget_blocks(&mut self, gone: &[Gone]) {
+        if gone.is_empty() {
+            return;
+        }
+        let mut cpus = 0;
+        let mut requests = Vec::new();
+        for block in gone {
+            cpus |= block.cpus;
+            if let Some(class) = block.class {
+                self.mmu.forget_jump(block.rip, class);
+                requests.push(Request::ForgetJump { rip: block.rip, class });
+            }
+        }
+        let Some(engine) = self.engine.clone().filter(|engine| engine.peers.several()) else { return };
+        // Jumps to these blocks were patched.
+        let patched = membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE);
+        let others = engine.peers.others(&self.peer, |index| !patched || cpus >> index & 1 != 0);
+        self.ask(&others, &requests);
+    }
+
+    /// Asks `others` and waits until they have done it.
+    fn ask(&mut self, others: &[Arc<Peer>], requests: &[Request]) {
+        let tickets: Vec<_> =
+            others.iter().filter_map(|peer| peer.ask(requests).map(|ticket| (peer, ticket))).collect();
+        for (peer, ticket) in tickets {
+            let mut looks = 0;
+            while !peer.is_served(ticket) {
+                self.serve();
+                looks += 1;
+                if looks < SPINS {
+                    std::hint::spin_loop();
+                } else {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+}
