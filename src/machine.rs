@@ -7,6 +7,7 @@ mod microvm;
 use std::io;
 use std::sync::Arc;
 
+use accel::cpu_model::CpuTopology;
 use accel::cpu_set::{CpuSet, SpawnError};
 use accel::machine_lifecycle::MachineResetError;
 use accel::{
@@ -37,6 +38,16 @@ pub enum MachineError {
     /// The engine does not take the memory map.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The engine has its limits.
+    #[error("-smp {cpus}: -accel {accelerator} runs {limit} CPUs at most")]
+    TooManyCpus {
+        /// How many were asked for.
+        cpus: u32,
+        /// The engine.
+        accelerator: &'static str,
+        /// Its limit.
+        limit: usize,
+    },
     /// A CPU could not be reserved.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -64,8 +75,8 @@ pub enum MachineError {
 pub struct Blueprint {
     /// Guest RAM in bytes.
     pub memory_bytes: u64,
-    /// Number of CPUs.
-    pub cpus: usize,
+    /// Its CPUs.
+    pub topology: CpuTopology,
     /// What CPUID shows.
     pub cpu: CpuModel,
     /// The kernel.
@@ -100,6 +111,12 @@ impl Board {
         accelerator: Arc<dyn Accelerator>,
         run_state: Arc<RunState>,
     ) -> Result<Self, MachineError> {
+        let topology = blueprint.topology;
+        let (cpus, limit) = (topology.cpus(), accelerator.max_cpus());
+        let cpu_count = usize::try_from(cpus).expect("a 64-bit host");
+        if cpu_count > limit {
+            return Err(MachineError::TooManyCpus { cpus, accelerator: accelerator.name(), limit });
+        }
         let ram = Ram::new(blueprint.memory_bytes)?;
         accelerator.memory_listener().set_map(ram.map())?;
         let clock = accelerator.clock();
@@ -119,10 +136,9 @@ impl Board {
             irqchip.push(Arc::clone(own) as Arc<dyn Device>);
         }
         let cpus = CpuSet::new(&*accelerator, Arc::clone(&run_state) as Arc<dyn accel::CpuObserver>);
-        let model = Arc::new(blueprint.cpu.clone());
-        for index in 0..blueprint.cpus {
-            let apic_id = u32::try_from(index).expect("CPUs are counted in dozens");
-            let config = VcpuConfig { index, apic_id, cpu_count: blueprint.cpus, model: Arc::clone(&model) };
+        let model = Arc::new(CpuModel { topology: Some(topology), ..blueprint.cpu.clone() });
+        for (index, apic_id) in topology.apic_ids().enumerate() {
+            let config = VcpuConfig { index, apic_id, cpu_count, model: Arc::clone(&model) };
             let seed = accelerator.new_vcpu(&config)?;
             let cpu = CpuHandle::new(index);
             let local_apic = own.as_ref().map(|own| own.add_cpu(apic_id, Arc::new(cpu.clone()), seed.tsc()));
@@ -153,7 +169,7 @@ impl Board {
     /// Adds the devices: `serial` are the host's ends of the serial ports.
     pub fn equip(self, serial: microvm::SerialEnds) -> Result<Machine, MachineError> {
         let equipment = microvm::equip(&self, serial)?;
-        let platform = microvm::platform(self.blueprint.cpus, &equipment);
+        let platform = microvm::platform(self.blueprint.topology, &equipment);
         let lifecycle =
             MachineLifecycle::new(self.cpus, Arc::clone(&self.clock), equipment.devices, self.irqchip);
         Ok(Machine {

@@ -7,6 +7,7 @@ pub mod error;
 pub mod log;
 pub mod machine;
 pub mod memory;
+pub mod smp;
 pub mod syntax;
 mod table;
 
@@ -15,13 +16,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ::accel::cpu_model::CpuModel;
+use ::accel::cpu_model::{CpuModel, CpuTopology};
 
 use self::accel::{AccelChoice, AccelList, KvmChoice};
 use self::devices::{DeviceChoice, MAX_SERIAL, SerialBackend};
 use self::error::{Context, OptionError};
 use self::log::LogItem;
 use self::machine::{MachineArgument, MachineKind};
+use self::smp::SmpArgument;
 use self::table::{Flag, Kind, Value};
 
 /// What the command line asks for.
@@ -42,8 +44,8 @@ pub struct Options {
     pub machine: MachineKind,
     /// What CPUID shows.
     pub cpu: CpuModel,
-    /// Number of CPUs.
-    pub cpus: usize,
+    /// How many CPUs, in which packages and cores.
+    pub smp: CpuTopology,
     /// Guest RAM in bytes.
     pub memory_bytes: u64,
     /// The kernel's file.
@@ -148,7 +150,7 @@ struct Draft {
     accel: AccelList,
     machine: MachineArgument,
     cpu: CpuModel,
-    cpus: Option<usize>,
+    smp: SmpArgument,
     memory_bytes: Option<u64>,
     kernel: Option<PathBuf>,
     initrd: Option<PathBuf>,
@@ -214,7 +216,7 @@ impl Draft {
                 }
                 self.serial.push(backend);
             }
-            Value::Smp => self.cpus = Some(cpu::count(context)?),
+            Value::Smp => self.smp.add(context)?,
             Value::Timeout => {
                 let seconds = context.value.parse::<f64>().ok().filter(|&s| s > 0.0 && s < 1e9);
                 let seconds = seconds.ok_or_else(|| context.bad("takes seconds, more than 0"))?;
@@ -241,6 +243,7 @@ impl Draft {
     fn finish(self) -> Result<Options, OptionError> {
         let kernel = self.kernel.ok_or(OptionError::NoKernel)?;
         let machine = self.machine.kind;
+        let smp = self.smp.topology()?;
         let accel = machine::merge_accel(self.machine, self.accel)?;
         let mut serial = self.serial;
         if serial.is_empty() && !self.no_defaults || serial.is_empty() && self.no_graphic {
@@ -252,7 +255,7 @@ impl Draft {
             accel,
             machine,
             cpu: self.cpu,
-            cpus: self.cpus.unwrap_or(1),
+            smp,
             memory_bytes: self.memory_bytes.unwrap_or(memory::DEFAULT_BYTES),
             kernel,
             initrd: self.initrd,

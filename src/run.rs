@@ -84,7 +84,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     signals::install().map_err(host("signal handlers"))?;
     let blueprint = Blueprint {
         memory_bytes: options.memory_bytes,
-        cpus: options.cpus,
+        topology: options.smp,
         cpu: options.cpu.clone(),
         boot,
         devices: options.devices.clone(),

@@ -23,7 +23,7 @@ fn unknown_option() {
 #[test]
 fn option_that_is_not_built() {
     refused(&["-vnc", ":1"], "-vnc: not built yet");
-    refused(&["-kernel", "k", "-smp", "2"], "not built yet");
+    refused(&["-kernel", "k", "-smp", "2,maxcpus=4"], "maxcpus above cpus): not built yet");
     refused(&["-M", "q35"], "q35");
 }
 

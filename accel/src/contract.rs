@@ -13,7 +13,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::arch_state::CpuArchState;
 use crate::cpu_handle::CpuHandle;
-use crate::cpu_model::CpuModel;
+use crate::cpu_model::{CpuModel, CpuTopology};
 
 /// An execution engine.
 pub trait Accelerator: Send + Sync {
@@ -37,9 +37,16 @@ pub trait Accelerator: Send + Sync {
     fn clock(&self) -> Arc<dyn Clock>;
     /// How CPUs map to host threads.
     fn threading(&self) -> Threading;
+    /// How many CPUs a machine may have.
+    fn max_cpus(&self) -> usize {
+        if self.translates() { 16 } else { MAX_CPUS }
+    }
     /// Reserves vCPU `config.index`. The rest of its creation happens on its own thread, in [`VcpuSeed::bind`].
     fn new_vcpu(&self, config: &VcpuConfig) -> Result<Box<dyn VcpuSeed>, VcpuError>;
 }
+
+/// How many CPUs a machine may have under any accelerator.
+pub const MAX_CPUS: usize = 64;
 
 /// How CPUs map to host threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +95,14 @@ pub struct VcpuConfig {
     pub cpu_count: usize,
     /// What CPUID shows.
     pub model: Arc<CpuModel>,
+}
+
+impl VcpuConfig {
+    /// How the machine's CPUs make up packages and cores.
+    pub fn topology(&self) -> CpuTopology {
+        let flat = || CpuTopology::flat(u32::try_from(self.cpu_count).expect("CPUs are counted in dozens"));
+        self.model.topology.unwrap_or_else(flat)
+    }
 }
 
 /// A CPU reserved, not yet bound to its thread.

@@ -9,9 +9,11 @@ use crate::contract::VcpuError;
 mod features;
 mod models;
 mod parse;
+mod topology;
 
 pub use features::{all as features, by_name as feature};
 pub use parse::{CpuModelError, help, parse};
+pub use topology::CpuTopology;
 
 /// One bit of CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +73,8 @@ pub struct CpuModel {
     pub added: Vec<Feature>,
     /// Features that must not be there.
     pub removed: Vec<Feature>,
+    /// How the machine's CPUs make up packages and cores. `None`: one package of single-threaded cores.
+    pub topology: Option<CpuTopology>,
 }
 
 /// Shown with every named model if the engine has them: the machine's doing and the system software's, not the chip's.
@@ -86,7 +90,7 @@ const XCR0: &[(u64, &str)] =
 
 impl Default for CpuModel {
     fn default() -> Self {
-        Self { base: ModelBase::Max, added: Vec::new(), removed: Vec::new() }
+        Self { base: ModelBase::Max, added: Vec::new(), removed: Vec::new(), topology: None }
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use accel::cpu_model::CpuTopology;
 use devices::backend::CharBackend;
 use devices::bus::{Bus, BusDevice, BusError};
 use devices::chipset::rtc_mc146818::MemorySize;
@@ -195,11 +196,11 @@ pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, BusErr
 }
 
 /// The machine as ACPI describes it.
-pub fn platform(cpus: usize, equipment: &Equipment) -> Platform {
+pub fn platform(topology: CpuTopology, equipment: &Equipment) -> Platform {
     let offset = |offset: u64| u16::try_from(offset).expect("within a dozen ports");
     let present = SERIAL.into_iter().zip(&equipment.serial).filter(|(_, uart)| uart.is_some());
     Platform {
-        apic_ids: (0u32..).take(cpus).collect(),
+        apic_ids: topology.apic_ids().collect(),
         ioapic_id: 0,
         ioapic_address: u32::try_from(ioapic::spec::BASE).expect("below 4 GiB"),
         local_apic_address: LOCAL_APIC,

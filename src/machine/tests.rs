@@ -46,7 +46,7 @@ fn bench() -> Bench {
     let kernel = kernel();
     let blueprint = Blueprint {
         memory_bytes: 16 * MIB,
-        cpus: 1,
+        topology: CpuTopology::default(),
         cpu: CpuModel::default(),
         boot: BootSource::open(kernel.as_path(), None, "hello", 16 * MIB).unwrap(),
         devices: vec![DeviceChoice::IsaDebugExit { iobase: 0xf4, iosize: 4 }],
@@ -185,7 +185,7 @@ fn two_devices_do_not_share_a_port() {
     let kernel = kernel();
     let blueprint = Blueprint {
         memory_bytes: 16 * MIB,
-        cpus: 1,
+        topology: CpuTopology::default(),
         cpu: CpuModel::default(),
         boot: BootSource::open(kernel.as_path(), None, "", 16 * MIB).unwrap(),
         devices: vec![DeviceChoice::IsaDebugExit { iobase: 0x60, iosize: 1 }],

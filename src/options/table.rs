@@ -102,7 +102,12 @@ pub const ROWS: &[Row] = &[
         "NAME[,+FEATURE][,-FEATURE]",
         "what the guest's CPU can do ('help' lists models and features)",
     ),
-    value("smp", Value::Smp, "N", "number of CPUs"),
+    value(
+        "smp",
+        Value::Smp,
+        "N[,sockets=N][,cores=N][,threads=N][,maxcpus=N]",
+        "number of CPUs, and how they make up packages and cores",
+    ),
     value("m", Value::Memory, "SIZE", "guest memory in MiB, or with a suffix K M G T; default 128M"),
     value("kernel", Value::Kernel, "FILE", "a bzImage, or an ELF kernel (vmlinux, PVH)"),
     value("initrd", Value::Initrd, "FILE", "the initial RAM disk"),
