@@ -95,6 +95,24 @@ fetch_with_dependencies() {
     }
 }
 
+# fetch_source FOLDER PACKAGE: downloads the upstream sources of PACKAGE. The host's package sources serve, asked for sources too.
+fetch_source() {
+    local folder=$1 package=$2 lists=$GUESTS/apt/sources options
+    rm -rf "$lists"
+    mkdir -p "$folder" "$lists/parts" "$lists/state/partial"
+    sed 's/^Types:.*/Types: deb-src/' /etc/apt/sources.list.d/*.sources >"$lists/parts/host.sources" 2>/dev/null || true
+    sed -n 's/^deb /deb-src /p' /etc/apt/sources.list /etc/apt/sources.list.d/*.list >"$lists/parts/host.list" 2>/dev/null || true
+    options=(-o "Dir::Etc::sourcelist=/dev/null" -o "Dir::Etc::sourceparts=$lists/parts" -o "Dir::State::lists=$lists/state")
+    (cd "$folder" && {
+        private_apt apt-get "${options[@]}" update
+        private_apt apt-get "${options[@]}" source --download-only --only-source "$package"
+    } >download.log 2>&1) || {
+        cat "$folder/download.log" >&2
+        die "cannot download the sources of $package"
+    }
+    rm -rf "$lists"
+}
+
 # unpack FOLDER DEB...: like dpkg-deb -x, but keeps the symbolic links of a merged /usr.
 unpack() {
     local folder=$1 deb

@@ -306,7 +306,7 @@ impl Vcpu {
         let linear = if env.is_64bit() { rip } else { env.seg[1].base.wrapping_add(rip) & 0xffff_ffff };
         let mut bytes = [0; MAX_INSN_BYTES];
         let bytes = &mut bytes[..(next.wrapping_sub(rip) as usize).min(MAX_INSN_BYTES)];
-        self.cpu.read_bytes(linear, bytes, crate::mmu::Access::System).ok()?;
+        self.cpu.read_bytes(linear, bytes, crate::mmu::Access::Current).ok()?;
         Some(Decoder::new(self.cpu.env.code_bits(), bytes, DecoderOptions::NONE).decode())
     }
 }

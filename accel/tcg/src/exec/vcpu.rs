@@ -402,7 +402,7 @@ impl Vcpu {
         let pc = self.linear_pc();
         let mut bytes = [0; MAX_INSN_BYTES];
         let len = bytes.len().min((PAGE - (pc & (PAGE - 1))) as usize);
-        if self.cpu.read_bytes(pc, &mut bytes[..len], crate::mmu::Access::System).is_err() {
+        if self.cpu.read_bytes(pc, &mut bytes[..len], crate::mmu::Access::Current).is_err() {
             return Exception::gp(0);
         }
         let bits = self.cpu.env.code_bits();
