@@ -37,7 +37,7 @@ need gcc
 say "building smp.cpio"
 rm -rf "$ROOT/smp/bin" "$ROOT/tmp" "$ROOT/dev"
 mkdir -p "$ROOT"/{smp/bin,tmp,dev}
-for name in torture litmus speed; do
+for name in torture litmus speed modify; do
     gcc -O2 -Wall -Wextra -static -pthread -o "$ROOT/smp/bin/$name" "$HERE/smp/$name.c" || die "cannot compile $name.c"
 done
 find "$HERE/smp" -type f ! -name '*.c' -exec cp {} "$ROOT/smp/" \;
