@@ -39,10 +39,11 @@ fn kernels() -> &'static PathBuf {
 
 fn run(kernel: &str, accelerator: &str, append: &str) -> Outcome {
     let path = kernels().join(kernel);
+    let cpus = if kernel == "smp" { "4" } else { "1" };
     #[rustfmt::skip]
     let words = [
         "-accel", accelerator, "-M", "microvm", "-m", "128", "-kernel", path.to_str().expect("the path is text"),
-        "-append", append, "-nographic", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+        "-append", append, "-smp", cpus, "-nographic", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
     ];
     Session::start(&bivisor(), &words, LIMIT).finish()
 }
@@ -106,7 +107,7 @@ macro_rules! micro_kernels {
     };
 }
 
-micro_kernels! { debug devices exceptions interrupts memory modes paging transfers }
+micro_kernels! { debug devices exceptions interrupts memory modes paging smp transfers }
 
 #[track_caller]
 fn ends(how: &str, status: i32) {
