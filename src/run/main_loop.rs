@@ -16,7 +16,7 @@ use super::{RunError, last_words};
 use crate::console::{Input, Next};
 use crate::machine::{Machine, MachineError};
 use crate::options::Options;
-use crate::run_state::{Occurrence, RunState};
+use crate::run_state::{Occurrence, Phase, RunState};
 use crate::terminal::escape::{EscapeFilter, Typed};
 use crate::{exit_code, signals, tell};
 
@@ -235,13 +235,19 @@ impl Reactor<'_> {
     }
 
     fn occurred(&mut self, occurrence: Occurrence) {
+        if self.run_state.phase() != Phase::Running && !matches!(occurrence, Occurrence::Quit) {
+            // It was on its way when the machine stopped.
+            tracing::debug!(target: "cpu", ?occurrence, "of a guest that does not run");
+            return;
+        }
         match occurrence {
             Occurrence::Quit => self.end(Outcome::Quit),
             Occurrence::System(SystemRequest::Exit(status)) => self.end(Outcome::GuestStatus(status)),
             Occurrence::System(SystemRequest::PowerOff) if self.no_shutdown => {
                 // The CPUs stay paused until the user ends the program.
-                if let Err(error) = self.machine.lifecycle().pause() {
-                    self.fail(MachineError::Reset(error.into()));
+                match self.machine.lifecycle().pause() {
+                    Ok(()) => self.run_state.enter(Phase::Shutdown),
+                    Err(error) => self.fail(MachineError::Reset(error.into())),
                 }
             }
             Occurrence::System(SystemRequest::PowerOff) => self.end(Outcome::PowerOff),
@@ -253,22 +259,26 @@ impl Reactor<'_> {
                 }
             }
             Occurrence::Cpu(cpu, CpuEvent::Shutdown { reason, state, description }) => {
-                let reason = match reason {
-                    Shutdown::TripleFault => StopReason::TripleFault,
-                    Shutdown::EngineFailure(text) => StopReason::Engine(text),
+                let (phase, reason) = match reason {
+                    Shutdown::TripleFault => (Phase::Crashed, StopReason::TripleFault),
+                    Shutdown::EngineFailure(text) => (Phase::InternalError, StopReason::Engine(text)),
                 };
+                self.run_state.enter(phase);
                 self.end(Outcome::Stopped(Stop { reason, cpu, state, description }));
             }
             Occurrence::Cpu(cpu, CpuEvent::Error { error, description }) => {
+                self.run_state.enter(Phase::InternalError);
                 let reason = StopReason::Engine(crate::accelerator::chain(&error));
                 self.end(Outcome::Stopped(Stop { reason, cpu, state: None, description }));
             }
             // There is no debugger yet to have set a condition.
             Occurrence::Cpu(_, CpuEvent::Debug { pc }) => {
                 tracing::warn!(target: "cpu", pc, "a debugger's stop without a debugger");
+                self.run_state.enter(Phase::Debug);
                 let lifecycle = self.machine.lifecycle();
-                if let Err(error) = lifecycle.pause().and_then(|()| lifecycle.resume()) {
-                    self.fail(MachineError::Reset(error.into()));
+                match lifecycle.pause().and_then(|()| lifecycle.resume()) {
+                    Ok(()) => self.run_state.enter(Phase::Running),
+                    Err(error) => self.fail(MachineError::Reset(error.into())),
                 }
             }
         }

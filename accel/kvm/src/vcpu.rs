@@ -166,6 +166,7 @@ impl VcpuBackend for Vcpu {
             self.fd.set_lapic(lapic).map_err(host("KVM_SET_LAPIC failed"))?;
         }
         self.set_apic_base(interrupts::power_on_apic_base(self.index))?;
+        msr::join_tsc(&self.fd)?;
         self.write_state(&state)
     }
 
