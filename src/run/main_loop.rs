@@ -12,7 +12,7 @@ use devices::system::SystemRequest;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::{RunError, last_words};
+use super::{RunError, crash_report, last_words};
 use crate::console::{Input, Next};
 use crate::machine::{Machine, MachineError};
 use crate::options::Options;
@@ -50,6 +50,8 @@ pub struct Stop {
     pub state: Option<Box<CpuArchState>>,
     /// The engine's diagnosis; may be empty.
     pub description: String,
+    /// Where the machine's other CPUs are, a line each, where that is of interest.
+    pub others: Vec<String>,
 }
 
 /// Why a guest stopped that did not want to.
@@ -59,8 +61,13 @@ pub enum StopReason {
     TripleFault,
     /// The engine could not execute it.
     Engine(String),
-    /// `-timeout`, after so long.
-    Timeout(Duration),
+    /// `-timeout`.
+    Timeout {
+        /// After so long.
+        limit: Duration,
+        /// What the machine was doing.
+        phase: Phase,
+    },
 }
 
 impl Stop {
@@ -69,7 +76,7 @@ impl Stop {
         match self.reason {
             StopReason::TripleFault => exit_code::GUEST_CRASH,
             StopReason::Engine(_) => exit_code::ENGINE_FAILURE,
-            StopReason::Timeout(_) => exit_code::TIMEOUT,
+            StopReason::Timeout { .. } => exit_code::TIMEOUT,
         }
     }
 }
@@ -264,12 +271,12 @@ impl Reactor<'_> {
                     Shutdown::EngineFailure(text) => (Phase::InternalError, StopReason::Engine(text)),
                 };
                 self.run_state.enter(phase);
-                self.end(Outcome::Stopped(Stop { reason, cpu, state, description }));
+                self.stop(reason, cpu, state, description);
             }
             Occurrence::Cpu(cpu, CpuEvent::Error { error, description }) => {
                 self.run_state.enter(Phase::InternalError);
                 let reason = StopReason::Engine(crate::accelerator::chain(&error));
-                self.end(Outcome::Stopped(Stop { reason, cpu, state: None, description }));
+                self.stop(reason, cpu, None, description);
             }
             // There is no debugger yet to have set a condition.
             Occurrence::Cpu(_, CpuEvent::Debug { pc }) => {
@@ -284,6 +291,16 @@ impl Reactor<'_> {
         }
     }
 
+    fn stop(
+        &mut self,
+        reason: StopReason,
+        cpu: usize,
+        state: Option<Box<CpuArchState>>,
+        description: String,
+    ) {
+        self.end(Outcome::Stopped(Stop { reason, cpu, state, description, others: Vec::new() }));
+    }
+
     fn fail(&mut self, error: MachineError) {
         self.end(Outcome::Failed(Box::new(error.into())));
     }
@@ -293,11 +310,18 @@ impl Reactor<'_> {
         let limit = *limit;
         // One-shot: reading makes it unreadable.
         let _ = timer.wait();
-        let answer = self.machine.lifecycle().cpus().cpu(0).and_then(|cpu| {
-            last_words::ask(&cpu, |backend| (backend.state().ok().map(Box::new), backend.describe()))
-        });
-        let (state, description) = answer.unwrap_or((None, "the CPU does not answer".into()));
-        self.end(Outcome::Stopped(Stop { reason: StopReason::Timeout(limit), cpu: 0, state, description }));
+        let reason = StopReason::Timeout { limit, phase: self.run_state.phase() };
+        let cpus = self.machine.lifecycle().cpus().cpus();
+        let mut answers =
+            last_words::ask_all(&cpus, |backend| (backend.state().ok().map(Box::new), backend.describe()))
+                .into_iter();
+        let (state, description) =
+            answers.next().flatten().unwrap_or((None, "the CPU does not answer".into()));
+        let others = cpus.iter().skip(1).zip(answers);
+        let others =
+            others.map(|(cpu, answer)| crash_report::line(cpu.index(), answer.and_then(|(state, _)| state)));
+        let others = others.collect();
+        self.end(Outcome::Stopped(Stop { reason, cpu: 0, state, description, others }));
     }
 
     /// An input's descriptor is readable.
