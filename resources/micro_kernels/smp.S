@@ -48,7 +48,7 @@ cpu64:
         # One that is started again gets another stack.
         movl $1, %eax
         lock xaddl %eax, started
-        andl $15, %eax
+        andl $127, %eax
         incl %eax
         shll $12, %eax
         leaq more_stacks(%rax), %rsp
@@ -57,5 +57,5 @@ cpu64:
         .bss
         .balign 4096
 more_stacks:
-        .skip 16 * 4096
+        .skip 128 * 4096
         .section .note.GNU-stack, "", @progbits
