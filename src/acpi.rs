@@ -95,4 +95,4 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -7,6 +7,7 @@ pub mod console;
 pub mod exit_code;
 pub mod log;
 pub mod machine;
+pub mod mp_table;
 pub mod options;
 pub mod run;
 pub mod run_state;

@@ -23,11 +23,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use self::cpu_io::MachineIo;
 use self::memory::{Ram, RamError};
-use crate::acpi;
 use crate::boot::error::BootError;
 use crate::boot::{BootSource, Unpacking, layout};
 use crate::options::devices::DeviceChoice;
 use crate::run_state::RunState;
+use crate::{acpi, mp_table};
 
 /// Why a machine could not be built or set going.
 #[derive(Debug, thiserror::Error)]
@@ -178,7 +178,10 @@ impl Board {
             clock: self.clock,
             ram: self.ram,
             boot: self.blueprint.boot,
-            tables: acpi::tables(&platform, layout::ACPI),
+            tables: [
+                (layout::ACPI, acpi::tables(&platform, layout::ACPI)),
+                (layout::MP_TABLE, mp_table::table(&platform, layout::MP_TABLE)),
+            ],
             serial: equipment.serial,
         })
     }
@@ -191,7 +194,8 @@ pub struct Machine {
     clock: Arc<dyn Clock>,
     ram: Ram,
     boot: BootSource,
-    tables: Vec<u8>,
+    /// Tables for the operating system, each with its address.
+    tables: [(u64, Vec<u8>); 2],
     serial: Vec<Option<Arc<Uart16550>>>,
 }
 
@@ -245,7 +249,9 @@ impl Machine {
     /// Fills RAM and sets the bootstrap CPU to the kernel's entry.
     fn load(&self) -> Result<(), MachineError> {
         let memory = self.ram.map();
-        memory.write_slice(&self.tables, GuestAddress(layout::ACPI)).map_err(BootError::Write)?;
+        for (address, table) in &self.tables {
+            memory.write_slice(table, GuestAddress(*address)).map_err(BootError::Write)?;
+        }
         let unpacking = if self.accelerator.translates() { Unpacking::ByHost } else { Unpacking::ByGuest };
         let state = self.boot.load(memory, layout::ACPI, unpacking)?;
         let cpu = self.lifecycle.cpus().cpu(0).ok_or(accel::RunOnError::Gone)?;

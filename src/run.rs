@@ -21,7 +21,7 @@ use crate::log::Log;
 use crate::machine::{Blueprint, Board, MachineError};
 use crate::options::Options;
 use crate::options::log::LogItem;
-use crate::run_state::RunState;
+use crate::run_state::{Phase, RunState};
 use crate::terminal::RawTerminal;
 use crate::{exit_code, signals, tell, writable};
 
@@ -102,6 +102,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     let mut main_loop = MainLoop::new(&machine, &run_state, options, std::mem::take(&mut ends.inputs))
         .map_err(host("event loop"))?;
     machine.start()?;
+    run_state.enter(Phase::Running);
     let outcome = main_loop.run();
     if options.log.contains(&LogItem::Jit) {
         last_words::log_statistics(&machine);

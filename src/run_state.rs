@@ -1,4 +1,6 @@
-//! What has been asked of the machine: by devices, by CPUs, by the user. The main loop acts on it.
+//! What the machine is doing, and what has been asked of it: by devices, by CPUs, by the user. The main loop acts on it.
+
+mod phase;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
@@ -7,6 +9,8 @@ use std::sync::{Arc, Mutex};
 use accel::{CpuEvent, CpuHandle, CpuObserver};
 use devices::system::{SystemControl, SystemRequest};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+pub use phase::Phase;
 
 const LOCK: &str = "nothing panics under the lock of the run state";
 
@@ -21,17 +25,32 @@ pub enum Occurrence {
     Quit,
 }
 
-/// Files requests from any thread and wakes the main loop.
+/// The machine's phase. Files requests from any thread and wakes the main loop.
 pub struct RunState {
+    phase: Mutex<Phase>,
     pending: Mutex<VecDeque<Occurrence>>,
     wakeup: EventFd,
 }
 
 impl RunState {
-    /// Nothing has happened.
+    /// A machine before its start, of which nothing has been asked.
     pub fn new() -> std::io::Result<Arc<Self>> {
         let wakeup = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Arc::new(Self { pending: Mutex::default(), wakeup }))
+        Ok(Arc::new(Self { phase: Mutex::new(Phase::Prelaunch), pending: Mutex::default(), wakeup }))
+    }
+
+    /// What the machine is doing.
+    pub fn phase(&self) -> Phase {
+        *self.phase.lock().expect(LOCK)
+    }
+
+    /// The machine now does this. For the main loop.
+    ///
+    /// Panics if the machine cannot come there from where it is.
+    pub fn enter(&self, next: Phase) {
+        let before = std::mem::replace(&mut *self.phase.lock().expect(LOCK), next);
+        assert!(before.can_become(next), "a machine does not go from {before:?} to {next:?}");
+        tracing::debug!(target: "cpu", from = before.name(), to = next.name(), "run state");
     }
 
     fn file(&self, occurrence: Occurrence) {
@@ -81,6 +100,23 @@ impl CpuObserver for RunState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_starts_runs_and_ends() {
+        let state = RunState::new().unwrap();
+        assert_eq!(state.phase(), Phase::Prelaunch);
+        for next in [Phase::Running, Phase::Paused, Phase::Running, Phase::Shutdown, Phase::Prelaunch] {
+            state.enter(next);
+            assert_eq!(state.phase(), next);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "from Shutdown to Running")]
+    fn a_machine_that_is_off_does_not_go_on() {
+        let state = RunState::new().unwrap();
+        [Phase::Running, Phase::Shutdown, Phase::Running].into_iter().for_each(|next| state.enter(next));
+    }
 
     #[test]
     fn the_first_request_comes_first() {

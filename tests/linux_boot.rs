@@ -4,9 +4,9 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::guests::{fetch, folder, path};
-use harness::log::complaints;
-use harness::session::{Outcome, Session, bivisor};
+use harness::guests::{fetch, folder};
+use harness::linux::{Linux, ended_well};
+use harness::session::Session;
 
 /// A boot takes seconds; a starved host makes it slow, never wrong.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -28,21 +28,7 @@ fn boot_with(
     append: &str,
     limit: Duration,
 ) -> Session {
-    let (kernel, initrd) = (path(kernel), path(initrd));
-    #[rustfmt::skip]
-    let words = [
-        "-accel", accel, "-M", "microvm", "-m", megabytes, "-kernel", &kernel, "-initrd", &initrd,
-        "-append", append, "-nographic", "-no-reboot",
-    ];
-    Session::start(&bivisor(), &words, limit)
-}
-
-#[track_caller]
-fn ended_well(outcome: &Outcome) {
-    outcome.check(outcome.status.code() == Some(0), "the exit code is not 0");
-    outcome.check(outcome.serial.contains("reboot: Power down"), "the guest did not power off");
-    let complaints = complaints(&outcome.serial, &[]);
-    outcome.check(complaints.is_empty(), &format!("the log complains: {complaints:#?}"));
+    Linux { accel, megabytes, kernel, initrd, append, more: &["-no-reboot"] }.boot(limit)
 }
 
 #[track_caller]

@@ -1,92 +1,115 @@
-//! Whole machine, several CPUs: what programs of several threads rely on holds in a guest whose CPUs run at once.
+//! Whole machine: Linux on several CPUs under `-accel tcg`: they start, go off line and come back, and reboot.
 
 mod harness;
 
 use std::time::Duration;
 
-use harness::guests::{fetch, path};
-use harness::log::complaints;
-use harness::session::{Outcome, Session, bivisor};
+use harness::guests::fetch;
+use harness::linux::{Linux, ended_well};
+use harness::session::{Outcome, Session};
 
-/// A starved host makes these slow, never wrong.
-const LIMIT: Duration = Duration::from_secs(600);
+/// A starved host makes a guest slow, never wrong.
+const LIMIT: Duration = Duration::from_secs(300);
 
-/// Runs `jobs` of the image for several CPUs on `cpus` of them; what they print.
-#[track_caller]
-fn run(accel: &str, cpus: usize, jobs: &[&str]) -> Outcome {
-    let (kernel, initrd, cpu_count) = (path("vmlinuz-cloud"), path("smp.cpio"), cpus.to_string());
-    let append = format!("console=ttyS0 reboot=t panic=-1 jobs={}", jobs.join(","));
-    #[rustfmt::skip]
-    let words = [
-        "-accel", accel, "-M", "microvm", "-smp", &cpu_count, "-m", "1024", "-kernel", &kernel, "-initrd", &initrd,
-        "-append", &append, "-nographic", "-no-reboot",
-    ];
-    let outcome = Session::start(&bivisor(), &words, LIMIT).finish();
-    for job in jobs {
-        let end = format!("BIVISOR-SMP-END {job} status=0\n");
-        outcome.check(outcome.serial.contains(&end), &format!("{job} did not end well"));
+const MACHINE: Linux = Linux {
+    accel: "tcg",
+    megabytes: "256",
+    kernel: "vmlinuz-cloud",
+    initrd: "boot-test.gz",
+    append: "console=ttyS0 panic=-1",
+    more: &[],
+};
+
+/// Boots to a power-off with `-smp smp` and more on the kernel's command line. None: the test was skipped.
+fn boots(test: &str, smp: &str, append: &str) -> Option<Outcome> {
+    if !fetch(test, &["cloud", "boot-test"]) {
+        return None;
     }
-    outcome.check(outcome.status.code() == Some(0), "the exit code is not 0");
-    outcome.check(outcome.serial.contains("reboot: Power down"), "the guest did not power off");
-    let complaints = complaints(&outcome.serial, &[]);
-    outcome.check(complaints.is_empty(), &format!("the log complains: {complaints:#?}"));
-    println!("{accel}, {cpus} CPUs, {jobs:?}: {:.2} s", outcome.elapsed.as_secs_f64());
-    outcome
+    let append = format!("{} {append}", MACHINE.append);
+    let outcome =
+        Linux { append: &append, more: &["-no-reboot", "-smp", smp], ..MACHINE }.boot(LIMIT).finish();
+    ended_well(&outcome);
+    println!("-smp {smp}: {:.2} s", outcome.elapsed.as_secs_f64());
+    Some(outcome)
 }
 
 #[track_caller]
 fn says(outcome: &Outcome, line: &str) {
-    outcome.check(outcome.serial.contains(&format!("\n{line}\n")), &format!("it does not say: {line}"));
+    outcome.check(outcome.serial.contains(&format!("\n{line}\n")), &format!("init did not say {line:?}"));
 }
 
-/// x86-TSO: what the model forbids is never seen, and LOCK holds across lines and pages.
 #[test]
-fn memory_is_ordered_as_x86_orders_it() {
-    if fetch("memory_is_ordered_as_x86_orders_it", &["cloud", "smp"]) {
-        let outcome = run("tcg", 4, &["nproc", "litmus:5000"]);
-        says(&outcome, "nproc: 4, online 0-3");
-        says(&outcome, "litmus: message passing: 0 of 5000 forbidden");
-        says(&outcome, "litmus: LOCK ADD across a page: 502 of 502");
+fn two_cpus() {
+    if let Some(outcome) = boots("two_cpus", "2", "") {
+        says(&outcome, "cpus: 2, online 0-1");
+        outcome.check(outcome.serial.contains("smp: Brought up 1 node, 2 CPUs"), "a CPU did not start");
     }
 }
 
 #[test]
-fn threads_keep_their_locks() {
-    if fetch("threads_keep_their_locks", &["cloud", "smp"]) {
-        let outcome = run("tcg", 4, &["torture:3000"]);
-        says(&outcome, "torture: 8 threads, 3000 rounds, 0 failures");
-    }
-}
-
-/// The code of one CPU, rewritten by another.
-#[test]
-fn rewritten_code_is_seen_by_all() {
-    if fetch("rewritten_code_is_seen_by_all", &["cloud", "smp"]) {
-        let outcome = run("tcg", 4, &["modify:500"]);
-        says(&outcome, "modify: one mapping: 500 versions, enough calls, 0 failures");
-        says(&outcome, "modify: two mappings: 500 versions, enough calls, 0 failures");
+fn four_cpus() {
+    if let Some(outcome) = boots("four_cpus", "4", "") {
+        says(&outcome, "cpus: 4, online 0-3");
     }
 }
 
 #[test]
-fn cpus_come_and_go() {
-    if fetch("cpus_come_and_go", &["cloud", "smp"]) {
-        let outcome = run("tcg", 4, &["hotplug:100"]);
-        says(&outcome, "hotplug: 100 times, 4 CPUs");
+fn packages_cores_and_threads() {
+    let Some(outcome) = boots("packages_cores_and_threads", "8,sockets=2,cores=2,threads=2", "") else {
+        return;
+    };
+    says(&outcome, "cpu0: package 0 threads 0-1 cores 0-3");
+    says(&outcome, "cpu5: package 1 threads 4-5 cores 4-7");
+}
+
+/// Three CPUs come and go 34 times each.
+#[test]
+fn cpus_go_and_come_back() {
+    if let Some(outcome) = boots("cpus_go_and_come_back", "4", "cpu_toggles=34") {
+        says(&outcome, "BIVISOR-TOGGLED 34");
     }
 }
 
+/// Without ACPI the kernel finds its CPUs in the MP table. It cannot switch the machine off then.
 #[test]
-fn a_parallel_make_makes_what_works() {
-    if fetch("a_parallel_make_makes_what_works", &["cloud", "smp"]) {
-        let outcome = run("tcg", 4, &["compile:-O0"]);
-        says(&outcome, "lua: 333338333350000");
+fn cpus_of_the_mp_table() {
+    if !fetch("cpus_of_the_mp_table", &["generic", "boot-test"]) {
+        return;
     }
+    let append = format!("{} acpi=off reboot=k end=reboot", MACHINE.append);
+    let more = &["-no-reboot", "-smp", "2"];
+    let machine = Linux { kernel: "vmlinuz-generic", append: &append, more, ..MACHINE };
+    let outcome = machine.boot(LIMIT).finish();
+    says(&outcome, "cpus: 2, online 0-1");
+    outcome.check(outcome.status.code() == Some(0), "the exit code is not 0");
+    outcome.check(outcome.serial.contains("MPTABLE: OEM ID: BIVISOR"), "the MP table was not used");
+}
+
+#[track_caller]
+fn reboots_ten_times(test: &str, cpus: &str, online: &str) {
+    if !fetch(test, &["cloud", "boot-test"]) {
+        return;
+    }
+    let append = format!("{} end=ask", MACHINE.append);
+    let mut machine: Session = Linux { append: &append, more: &["-smp", cpus], ..MACHINE }.boot(LIMIT);
+    for answer in ["reboot\r"; 10].iter().chain(&["poweroff\r"]) {
+        machine.wait_for("Linux version ");
+        machine.wait_for(&format!("cpus: {cpus}, online {online}"));
+        machine.wait_for("BIVISOR-WHAT-NEXT");
+        machine.send(answer);
+    }
+    let outcome = machine.finish();
+    ended_well(&outcome);
+    assert_eq!(outcome.serial.matches("reboot: Restarting system").count(), 10);
+    println!("ten reboots of {cpus} CPUs: {:.2} s", outcome.elapsed.as_secs_f64());
 }
 
 #[test]
-fn stressed_cpus_compute_what_is_right() {
-    if fetch("stressed_cpus_compute_what_is_right", &["cloud", "smp"]) {
-        run("tcg", 4, &["stress:10"]);
-    }
+fn one_cpu_reboots_ten_times() {
+    reboots_ten_times("one_cpu_reboots_ten_times", "1", "0");
+}
+
+#[test]
+fn two_cpus_reboot_ten_times() {
+    reboots_ten_times("two_cpus_reboot_ten_times", "2", "0-1");
 }

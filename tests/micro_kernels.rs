@@ -13,7 +13,7 @@ use harness::guests::root;
 use harness::session::{Outcome, Session, bivisor};
 
 /// A starved host makes a guest slow, never wrong.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(480);
 
 const GOOD: i32 = 0x10 << 1 | 1;
 
@@ -38,11 +38,17 @@ fn kernels() -> &'static PathBuf {
 }
 
 fn run(kernel: &str, accelerator: &str, append: &str) -> Outcome {
+    run_on(if kernel == "smp" { "4" } else { "1" }, kernel, accelerator, append)
+}
+
+/// `smp` is the argument of `-smp`, which begins with the number of CPUs.
+fn run_on(smp: &str, kernel: &str, accelerator: &str, append: &str) -> Outcome {
     let path = kernels().join(kernel);
+    let append = format!("cpus={smp} {append}");
     #[rustfmt::skip]
     let words = [
         "-accel", accelerator, "-M", "microvm", "-m", "128", "-kernel", path.to_str().expect("the path is text"),
-        "-append", append, "-nographic", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+        "-append", &append, "-smp", smp, "-nographic", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
     ];
     Session::start(&bivisor(), &words, LIMIT).finish()
 }
@@ -106,7 +112,28 @@ macro_rules! micro_kernels {
     };
 }
 
-micro_kernels! { debug devices exceptions interrupts memory modes paging transfers }
+micro_kernels! { debug devices exceptions interrupts memory modes paging smp transfers }
+
+/// As many as the translator runs; with two packages, whose APIC IDs have a gap between them.
+#[test]
+fn many_cpus_under_tcg() {
+    for smp in ["16", "6,sockets=2"] {
+        all_claims_hold(&run_on(smp, "smp", "tcg", ""));
+    }
+}
+
+/// As many as there may be; not where each instruction is emulated.
+#[test]
+fn many_cpus_under_kvm() {
+    let Some(emulating) = kvm() else {
+        eprintln!("SKIPPED many_cpus_under_kvm: no usable /dev/kvm");
+        return;
+    };
+    let (smp, append) = if emulating { ("12", "emulated") } else { ("64", "") };
+    for irqchip in ["on", "off"] {
+        all_claims_hold(&run_on(smp, "smp", &format!("kvm,kernel-irqchip={irqchip}"), append));
+    }
+}
 
 #[track_caller]
 fn ends(how: &str, status: i32) {

@@ -13,7 +13,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::arch_state::CpuArchState;
 use crate::cpu_handle::CpuHandle;
-use crate::cpu_model::{CpuModel, CpuTopology};
+use crate::cpu_model::{CpuModel, CpuPlace, CpuTopology};
 
 /// An execution engine.
 pub trait Accelerator: Send + Sync {
@@ -98,10 +98,10 @@ pub struct VcpuConfig {
 }
 
 impl VcpuConfig {
-    /// How the machine's CPUs make up packages and cores.
-    pub fn topology(&self) -> CpuTopology {
+    /// Where the CPU is among the machine's.
+    pub fn place(&self) -> CpuPlace {
         let flat = || CpuTopology::flat(u32::try_from(self.cpu_count).expect("CPUs are counted in dozens"));
-        self.model.topology.unwrap_or_else(flat)
+        CpuPlace { topology: self.model.topology.unwrap_or_else(flat), apic_id: self.apic_id }
     }
 }
 

@@ -2,17 +2,20 @@
 //!
 //! An engine says what it offers, leaf by leaf; the model takes away from that ([`CpuModel::apply`]) and names what it
 //! insists on and does not get ([`CpuModel::check`]). Only feature bits are the model's business: vendor, family,
-//! topology, cache and frequency leaves stay the engine's.
+//! cache and frequency leaves stay the engine's. Where a CPU is among
+//! the others is said in one place, too ([`CpuPlace`]).
 
 use crate::contract::VcpuError;
 
 mod features;
 mod models;
 mod parse;
+mod place;
 mod topology;
 
 pub use features::{all as features, by_name as feature};
 pub use parse::{CpuModelError, help, parse};
+pub use place::{CpuPlace, Vendor};
 pub use topology::CpuTopology;
 
 /// One bit of CPUID.

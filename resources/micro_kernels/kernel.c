@@ -37,7 +37,8 @@ void print_hex(u64 value)
             put("0123456789abcdef"[value >> shift & 15]);
 }
 
-int has_argument(const char *word)
+/* What follows a word of the command line. */
+static const char *argument(const char *word)
 {
     const char *line = (const char *)*(u64 *)((u64)start_info + 24);
     for (; line && *line; line++) {
@@ -45,9 +46,19 @@ int has_argument(const char *word)
         while (word[i] && line[i] == word[i])
             i++;
         if (!word[i])
-            return 1;
+            return line + i;
     }
     return 0;
+}
+
+int has_argument(const char *word) { return !!argument(word); }
+
+u32 number_argument(const char *key)
+{
+    u32 number = 0;
+    for (const char *at = argument(key); at && *at >= '0' && *at <= '9'; at++)
+        number = 10 * number + (*at - '0');
+    return number;
 }
 
 void name(const char *what)

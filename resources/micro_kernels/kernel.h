@@ -47,6 +47,8 @@ void claim(int holds, const char *what, int line, u64 seen, u64 wanted);
 void name(const char *part);
 void skip(const char *part, const char *why);
 int has_argument(const char *word);
+/* 0 where it is not there. */
+u32 number_argument(const char *key);
 
 /* Gates: type and DPL as in the descriptor's access byte. */
 void set_gate(int vector, const void *to, int ist, int access);

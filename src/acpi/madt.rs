@@ -15,6 +15,7 @@ const PCAT_COMPAT: u32 = 1 << 0;
 const SOURCE_OVERRIDE: u8 = 2;
 const LOCAL_APIC_NMI: u8 = 4;
 const LOCAL_X2APIC: u8 = 9;
+const LOCAL_X2APIC_NMI: u8 = 10;
 const ISA_BUS: u8 = 0;
 /// MPS INTI flags.
 const CONFORMS: u16 = 0;
@@ -48,6 +49,11 @@ pub fn table(platform: &Platform) -> Vec<u8> {
     let sci = platform.power.sci;
     structures.extend(source_override(sci, u32::from(sci), ACTIVE_HIGH_LEVEL));
     structures.extend([LOCAL_APIC_NMI, 6, ALL_PROCESSORS, 0, 0, LINT1]);
+    if platform.apic_ids.iter().any(|&id| id >= FIRST_LONG_ID) {
+        structures.extend([LOCAL_X2APIC_NMI, 12, 0, 0]);
+        structures.extend(u32::MAX.to_le_bytes());
+        structures.extend([LINT1, 0, 0, 0]);
+    }
     madt.append_slice(&structures);
     madt.as_slice().to_vec()
 }

@@ -4,7 +4,8 @@ use super::*;
 
 const BASE: u64 = 0xe_0000;
 
-fn platform() -> Platform {
+/// A machine of three CPUs, one with a long APIC ID.
+pub fn platform() -> Platform {
     Platform {
         apic_ids: vec![0, 1, 300],
         ioapic_id: 0,
@@ -88,13 +89,14 @@ fn interrupt_controllers() {
         rest = next;
     }
     let kinds: Vec<u8> = found.iter().map(|structure| structure[0]).collect();
-    assert_eq!(kinds, [0, 0, 9, 1, 2, 2, 4]);
+    assert_eq!(kinds, [0, 0, 9, 1, 2, 2, 4, 10]);
     assert_eq!(found[1][2..4], [1, 1]);
     assert_eq!(found[2][4..8], 300u32.to_le_bytes());
     assert_eq!(found[3][4..8], 0xfec0_0000u32.to_le_bytes());
     assert_eq!(found[4], [2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
     assert_eq!(found[5], [2, 10, 0, 9, 9, 0, 0, 0, 13, 0]);
     assert_eq!(found[6], [4, 6, 0xff, 0, 0, 1]);
+    assert_eq!(found[7], [10, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::main_loop::{Stop, StopReason};
 use super::walk;
+use crate::run_state::Phase;
 
 /// How much of what the guest last said.
 const TAIL_LINES: usize = 20;
@@ -24,16 +25,17 @@ const SEGMENTS: [&str; 6] = ["ES", "CS", "SS", "DS", "FS", "GS"];
 
 /// The report. The first line tells all to those who read no further.
 pub fn text(stop: &Stop, memory: &GuestMemoryMmap, tails: &[(usize, Arc<BufferBackend>)]) -> String {
-    let place = match &stop.state {
-        Some(state) => format!(" at {:04x}:{:016x}", state.segments[seg::CS].selector, state.rip),
-        None => String::new(),
-    };
+    let place = stop.state.as_deref().map_or_else(String::new, place);
     let cpu = stop.cpu;
     let mut text = match &stop.reason {
         StopReason::TripleFault => format!("bivisor: the guest crashed: triple fault on CPU {cpu}{place}\n"),
         StopReason::Engine(what) => format!("bivisor: CPU {cpu} cannot go on{place}: {what}\n"),
-        StopReason::Timeout(limit) => {
+        StopReason::Timeout { limit, phase: Phase::Running } => {
             format!("bivisor: timeout after {} s; CPU {cpu} is{place}\n", limit.as_secs_f64())
+        }
+        StopReason::Timeout { limit, phase } => {
+            let (limit, phase) = (limit.as_secs_f64(), phase.name());
+            format!("bivisor: timeout after {limit} s, run state {phase}; CPU {cpu} is{place}\n")
         }
     };
     // The engine repeats the registers; what else it knows matters where it is the engine that gave up.
@@ -45,10 +47,28 @@ pub fn text(stop: &Stop, memory: &GuestMemoryMmap, tails: &[(usize, Arc<BufferBa
     if let Some(state) = &stop.state {
         write_state(&mut text, state, memory).expect("a string takes everything");
     }
+    for line in &stop.others {
+        text += &format!("{line}\n");
+    }
     for (number, tail) in tails {
         text += &last_lines(*number, &tail.contents());
     }
     text
+}
+
+/// Where a CPU is, that the report is not about.
+pub fn line(cpu: usize, state: Option<Box<CpuArchState>>) -> String {
+    match state {
+        Some(state) => {
+            let (place, flags) = (place(&state), flags(state.rflags));
+            format!("CPU {cpu} is{place} RFL={:08x} [{flags}] {:?}", state.rflags, state.run_mode)
+        }
+        None => format!("CPU {cpu} does not answer"),
+    }
+}
+
+fn place(state: &CpuArchState) -> String {
+    format!(" at {:04x}:{:016x}", state.segments[seg::CS].selector, state.rip)
 }
 
 fn write_state(text: &mut String, state: &CpuArchState, memory: &GuestMemoryMmap) -> std::fmt::Result {
@@ -152,6 +172,7 @@ mod tests {
             cpu: 0,
             state: Some(Box::new(state)),
             description: String::new(),
+            others: vec![line(1, None)],
         };
         let text = text(&stop, &memory, &[(1, tail)]);
         assert!(
@@ -161,6 +182,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("Code at RIP: 0f 0b 00"));
+        assert!(text.contains("\nCPU 1 does not answer\nCOM1 said"), "{text}");
         assert!(text.ends_with("COM1 said last:\n  [1mhello\n  Kernel panic\n"));
         assert_eq!(stop.exit_code(), crate::exit_code::GUEST_CRASH);
     }

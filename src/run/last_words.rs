@@ -1,7 +1,7 @@
 //! What CPUs are asked when a run ends.
 
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use accel::{CpuHandle, VcpuBackend};
 
@@ -16,14 +16,40 @@ pub fn ask<R: Send + 'static>(
     question: impl FnOnce(&mut dyn VcpuBackend) -> R + Send + 'static,
 ) -> Option<R> {
     let (sender, receiver) = mpsc::sync_channel(1);
+    put(cpu, question, sender);
+    receiver.recv_timeout(LAST_WORDS).ok()
+}
+
+/// The same of all `cpus` at once: they share the time to answer.
+pub fn ask_all<R: Send + 'static>(
+    cpus: &[CpuHandle],
+    question: impl FnOnce(&mut dyn VcpuBackend) -> R + Send + Clone + 'static,
+) -> Vec<Option<R>> {
+    let ears: Vec<_> = cpus
+        .iter()
+        .map(|cpu| {
+            let (sender, receiver) = mpsc::sync_channel(1);
+            put(cpu, question.clone(), sender);
+            receiver
+        })
+        .collect();
+    let end = Instant::now() + LAST_WORDS;
+    let left = || end.saturating_duration_since(Instant::now());
+    ears.into_iter().map(|receiver| receiver.recv_timeout(left()).ok()).collect()
+}
+
+fn put<R: Send + 'static>(
+    cpu: &CpuHandle,
+    question: impl FnOnce(&mut dyn VcpuBackend) -> R + Send + 'static,
+    answer: mpsc::SyncSender<R>,
+) {
     let posted = cpu.post(move |cpu| {
         // Nobody may be listening any more.
-        let _ = sender.send(question(cpu.backend));
+        let _ = answer.send(question(cpu.backend));
     });
     if posted.is_err() {
         tracing::debug!(target: "cpu", "the CPU is gone");
     }
-    receiver.recv_timeout(LAST_WORDS).ok()
 }
 
 /// Writes what each CPU's engine has counted to the log.

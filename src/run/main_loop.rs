@@ -12,11 +12,11 @@ use devices::system::SystemRequest;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::{RunError, last_words};
+use super::{RunError, crash_report, last_words};
 use crate::console::{Input, Next};
 use crate::machine::{Machine, MachineError};
 use crate::options::Options;
-use crate::run_state::{Occurrence, RunState};
+use crate::run_state::{Occurrence, Phase, RunState};
 use crate::terminal::escape::{EscapeFilter, Typed};
 use crate::{exit_code, signals, tell};
 
@@ -50,6 +50,8 @@ pub struct Stop {
     pub state: Option<Box<CpuArchState>>,
     /// The engine's diagnosis; may be empty.
     pub description: String,
+    /// Where the machine's other CPUs are, a line each, where that is of interest.
+    pub others: Vec<String>,
 }
 
 /// Why a guest stopped that did not want to.
@@ -59,8 +61,13 @@ pub enum StopReason {
     TripleFault,
     /// The engine could not execute it.
     Engine(String),
-    /// `-timeout`, after so long.
-    Timeout(Duration),
+    /// `-timeout`.
+    Timeout {
+        /// After so long.
+        limit: Duration,
+        /// What the machine was doing.
+        phase: Phase,
+    },
 }
 
 impl Stop {
@@ -69,7 +76,7 @@ impl Stop {
         match self.reason {
             StopReason::TripleFault => exit_code::GUEST_CRASH,
             StopReason::Engine(_) => exit_code::ENGINE_FAILURE,
-            StopReason::Timeout(_) => exit_code::TIMEOUT,
+            StopReason::Timeout { .. } => exit_code::TIMEOUT,
         }
     }
 }
@@ -235,13 +242,19 @@ impl Reactor<'_> {
     }
 
     fn occurred(&mut self, occurrence: Occurrence) {
+        if self.run_state.phase() != Phase::Running && !matches!(occurrence, Occurrence::Quit) {
+            // It was on its way when the machine stopped.
+            tracing::debug!(target: "cpu", ?occurrence, "of a guest that does not run");
+            return;
+        }
         match occurrence {
             Occurrence::Quit => self.end(Outcome::Quit),
             Occurrence::System(SystemRequest::Exit(status)) => self.end(Outcome::GuestStatus(status)),
             Occurrence::System(SystemRequest::PowerOff) if self.no_shutdown => {
                 // The CPUs stay paused until the user ends the program.
-                if let Err(error) = self.machine.lifecycle().pause() {
-                    self.fail(MachineError::Reset(error.into()));
+                match self.machine.lifecycle().pause() {
+                    Ok(()) => self.run_state.enter(Phase::Shutdown),
+                    Err(error) => self.fail(MachineError::Reset(error.into())),
                 }
             }
             Occurrence::System(SystemRequest::PowerOff) => self.end(Outcome::PowerOff),
@@ -253,25 +266,39 @@ impl Reactor<'_> {
                 }
             }
             Occurrence::Cpu(cpu, CpuEvent::Shutdown { reason, state, description }) => {
-                let reason = match reason {
-                    Shutdown::TripleFault => StopReason::TripleFault,
-                    Shutdown::EngineFailure(text) => StopReason::Engine(text),
+                let (phase, reason) = match reason {
+                    Shutdown::TripleFault => (Phase::Crashed, StopReason::TripleFault),
+                    Shutdown::EngineFailure(text) => (Phase::InternalError, StopReason::Engine(text)),
                 };
-                self.end(Outcome::Stopped(Stop { reason, cpu, state, description }));
+                self.run_state.enter(phase);
+                self.stop(reason, cpu, state, description);
             }
             Occurrence::Cpu(cpu, CpuEvent::Error { error, description }) => {
+                self.run_state.enter(Phase::InternalError);
                 let reason = StopReason::Engine(crate::accelerator::chain(&error));
-                self.end(Outcome::Stopped(Stop { reason, cpu, state: None, description }));
+                self.stop(reason, cpu, None, description);
             }
             // There is no debugger yet to have set a condition.
             Occurrence::Cpu(_, CpuEvent::Debug { pc }) => {
                 tracing::warn!(target: "cpu", pc, "a debugger's stop without a debugger");
+                self.run_state.enter(Phase::Debug);
                 let lifecycle = self.machine.lifecycle();
-                if let Err(error) = lifecycle.pause().and_then(|()| lifecycle.resume()) {
-                    self.fail(MachineError::Reset(error.into()));
+                match lifecycle.pause().and_then(|()| lifecycle.resume()) {
+                    Ok(()) => self.run_state.enter(Phase::Running),
+                    Err(error) => self.fail(MachineError::Reset(error.into())),
                 }
             }
         }
+    }
+
+    fn stop(
+        &mut self,
+        reason: StopReason,
+        cpu: usize,
+        state: Option<Box<CpuArchState>>,
+        description: String,
+    ) {
+        self.end(Outcome::Stopped(Stop { reason, cpu, state, description, others: Vec::new() }));
     }
 
     fn fail(&mut self, error: MachineError) {
@@ -283,11 +310,18 @@ impl Reactor<'_> {
         let limit = *limit;
         // One-shot: reading makes it unreadable.
         let _ = timer.wait();
-        let answer = self.machine.lifecycle().cpus().cpu(0).and_then(|cpu| {
-            last_words::ask(&cpu, |backend| (backend.state().ok().map(Box::new), backend.describe()))
-        });
-        let (state, description) = answer.unwrap_or((None, "the CPU does not answer".into()));
-        self.end(Outcome::Stopped(Stop { reason: StopReason::Timeout(limit), cpu: 0, state, description }));
+        let reason = StopReason::Timeout { limit, phase: self.run_state.phase() };
+        let cpus = self.machine.lifecycle().cpus().cpus();
+        let mut answers =
+            last_words::ask_all(&cpus, |backend| (backend.state().ok().map(Box::new), backend.describe()))
+                .into_iter();
+        let (state, description) =
+            answers.next().flatten().unwrap_or((None, "the CPU does not answer".into()));
+        let others = cpus.iter().skip(1).zip(answers);
+        let others =
+            others.map(|(cpu, answer)| crash_report::line(cpu.index(), answer.and_then(|(state, _)| state)));
+        let others = others.collect();
+        self.end(Outcome::Stopped(Stop { reason, cpu: 0, state, description, others }));
     }
 
     /// An input's descriptor is readable.

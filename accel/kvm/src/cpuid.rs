@@ -2,13 +2,11 @@
 //! (SDM vol. 2A, *CPUID*; AMD APM vol. 3, *CPUID Functions*; Linux, Documentation/virt/kvm/x86/cpuid.rst).
 
 use accel::VcpuError;
-use accel::cpu_model::{CpuModel, CpuidRegister};
+use accel::cpu_model::{CpuModel, CpuPlace, CpuidRegister};
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 mod spec;
 mod topology;
-
-pub(crate) use topology::Topology;
 
 /// What of the VM the CPU's CPUID depends on.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +23,7 @@ pub(crate) struct Platform {
 pub(crate) fn entries(
     supported: &[kvm_cpuid_entry2],
     model: &CpuModel,
-    topology: Topology,
+    place: CpuPlace,
     platform: Platform,
 ) -> Result<Vec<kvm_cpuid_entry2>, VcpuError> {
     let mut entries = supported.to_vec();
@@ -49,7 +47,7 @@ pub(crate) fn entries(
     drop_lost_state(&mut entries);
     set(&mut entries, 1, 0, CpuidRegister::Ecx, spec::LEAF_1_ECX_HYPERVISOR, true);
     hypervisor_leaves(&mut entries, platform);
-    topology.apply(&mut entries);
+    topology::apply(place, &mut entries);
     Ok(entries)
 }
 

@@ -12,7 +12,7 @@ use kvm_bindings::{CpuId, kvm_lapic_state};
 use kvm_ioctls::VcpuFd;
 
 use crate::accelerator::Shared;
-use crate::cpuid::{self, Platform, Topology};
+use crate::cpuid::{self, Platform};
 use crate::kick::{self, Kicker};
 
 mod debug;
@@ -91,11 +91,7 @@ impl Vcpu {
             tsc_deadline: shared.features.tsc_deadline,
             tsc_khz: fd.get_tsc_khz().ok().filter(|&khz| khz != 0),
         };
-        let topology = Topology {
-            apic_id: config.apic_id,
-            cpu_count: u32::try_from(config.cpu_count).unwrap_or(u32::MAX),
-        };
-        let entries = cpuid::entries(shared.supported_cpuid()?, &config.model, topology, platform)?;
+        let entries = cpuid::entries(shared.supported_cpuid()?, &config.model, config.place(), platform)?;
         let cpuid =
             CpuId::from_entries(&entries).map_err(|_| VcpuError::Unsupported("a CPUID of so many leaves"))?;
         fd.set_cpuid2(&cpuid).map_err(host("KVM_SET_CPUID2 failed"))?;
@@ -170,6 +166,7 @@ impl VcpuBackend for Vcpu {
             self.fd.set_lapic(lapic).map_err(host("KVM_SET_LAPIC failed"))?;
         }
         self.set_apic_base(interrupts::power_on_apic_base(self.index))?;
+        msr::join_tsc(&self.fd)?;
         self.write_state(&state)
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use accel::cpu_model::CpuModel;
+use accel::cpu_model::{CpuModel, CpuPlace, CpuTopology, Vendor};
 use accel::{VcpuConfig, VcpuError};
 
 use crate::cpu::Cpu;
@@ -17,7 +17,10 @@ pub use offer::{Registers, host_xcr0};
 static OFFER: LazyLock<Offer> = LazyLock::new(Offer::of_host);
 
 /// A lone CPU of the `max` model.
-pub static MAX: LazyLock<Arc<Cpuid>> = LazyLock::new(|| Arc::new(Cpuid::build(&CpuModel::default(), 0, 1)));
+pub static MAX: LazyLock<Arc<Cpuid>> = LazyLock::new(|| {
+    let place = CpuPlace { topology: CpuTopology::default(), apic_id: 0 };
+    Arc::new(Cpuid::build(&CpuModel::default(), place))
+});
 
 /// CR4.OSXSAVE.
 const CR4_OSXSAVE: u64 = 1 << 18;
@@ -30,8 +33,7 @@ const XSAVE_HEADER_END: u32 = 576;
 pub struct Cpuid {
     /// Sorted by leaf and sub-leaf.
     leaves: Vec<(u32, u32, Registers)>,
-    apic_id: u32,
-    cpu_count: u32,
+    place: CpuPlace,
     xcr0: u64,
     components: Vec<Component>,
     cr4_bits: u64,
@@ -42,12 +44,11 @@ impl Cpuid {
     /// What the CPU `config` shows; an error if its model insists on a feature that is not on offer.
     pub fn new(config: &VcpuConfig) -> Result<Self, VcpuError> {
         config.model.check(|leaf, subleaf| OFFER.get(leaf, subleaf))?;
-        Ok(Self::build(&config.model, config.apic_id, config.cpu_count))
+        Ok(Self::build(&config.model, config.place()))
     }
 
-    fn build(model: &CpuModel, apic_id: u32, cpu_count: usize) -> Self {
+    fn build(model: &CpuModel, place: CpuPlace) -> Self {
         let offer = &*OFFER;
-        let cpu_count = cpu_count as u32;
         let xcr0 = model.xcr0(offer.xcr0);
         let mut leaves: Vec<_> = offer
             .leaves()
@@ -57,30 +58,17 @@ impl Cpuid {
         leaves.sort_by_key(|&(leaf, subleaf, _)| (leaf, subleaf));
         let components =
             offer.components.iter().copied().filter(|component| xcr0 >> component.bit & 1 != 0).collect();
-        let mut cpuid = Self { leaves, apic_id, cpu_count, xcr0, components, cr4_bits: 0, efer_bits: 0 };
-        cpuid.topology();
+        let mut cpuid = Self { leaves, place, xcr0, components, cr4_bits: 0, efer_bits: 0 };
+        cpuid.show_place();
         cpuid.cr4_bits = cpuid.allowed_cr4();
         cpuid.efer_bits = cpuid.allowed_efer();
         cpuid
     }
 
-    /// One package of single-threaded cores.
-    fn topology(&mut self) {
-        let (count, apic_id) = (self.cpu_count, self.apic_id);
-        let ids = count.next_power_of_two();
+    fn show_place(&mut self) {
+        let vendor = Vendor::of_leaf_0(self.leaf(0, 0));
         for (leaf, subleaf, registers) in &mut self.leaves {
-            match (*leaf, *subleaf) {
-                (1, _) => {
-                    registers[1] |= ids.min(255) << 16 | apic_id << 24;
-                    // HTT: the count above is valid.
-                    registers[3] |= u32::from(count > 1) << 28;
-                }
-                (4, level) => {
-                    let sharing = if level == 3 { ids } else { 1 };
-                    registers[0] |= (sharing - 1).min(0xfff) << 14 | (ids - 1).min(0x3f) << 26;
-                }
-                _ => {}
-            }
+            *registers = self.place.apply(vendor, *leaf, *subleaf, *registers);
         }
     }
 
@@ -186,17 +174,6 @@ impl Cpuid {
         )
     }
 
-    /// Leaves 0BH and 1FH.
-    fn topology_leaf(&self, subleaf: u32) -> Registers {
-        const THREAD: u32 = 1;
-        const CORE: u32 = 2;
-        match subleaf {
-            0 => [0, 1, THREAD << 8, self.apic_id],
-            1 => [self.cpu_count.next_power_of_two().ilog2(), self.cpu_count, CORE << 8 | 1, self.apic_id],
-            _ => [0, 0, subleaf & 0xff, self.apic_id],
-        }
-    }
-
     /// The answer where CR4 is `cr4` and XCR0 is `xcr0`, with the local APIC enabled.
     pub fn query(&self, leaf: u32, subleaf: u32, cr4: u64, xcr0: u64) -> Registers {
         let max = self.leaf(leaf & 0xc000_0000, 0)[0];
@@ -211,7 +188,7 @@ impl Cpuid {
                 registers
             }
             (4 | 7, _) => self.leaf(leaf, subleaf),
-            (0xb | 0x1f, _) => self.topology_leaf(subleaf),
+            (0xb | 0x1f, _) => self.place.level(subleaf),
             (0xd, _) if !self.has(1, 2, 26) => [0; 4],
             (0xd, 0) => {
                 let [low, _, _, high] = self.leaf(0xd, 0);

@@ -5,9 +5,6 @@ pub(super) const LEAF_1_ECX_X2APIC: u32 = 1 << 21;
 pub(super) const LEAF_1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 pub(super) const LEAF_1_ECX_XSAVE: u32 = 1 << 26;
 pub(super) const LEAF_1_ECX_HYPERVISOR: u32 = 1 << 31;
-pub(super) const LEAF_1_EDX_HTT: u32 = 1 << 28;
-
-pub(super) const LEAF_8000_0001_ECX_CMP_LEGACY: u32 = 1 << 1;
 
 pub(super) const LEAF_8000_0007_EDX_INVARIANT_TSC: u32 = 1 << 8;
 

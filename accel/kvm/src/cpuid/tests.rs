@@ -1,6 +1,6 @@
 //! What a small AMD host's CPUID becomes for the guest.
 
-use accel::cpu_model::ModelBase;
+use accel::cpu_model::{CpuTopology, ModelBase};
 
 use super::*;
 
@@ -35,7 +35,7 @@ fn host() -> Vec<kvm_cpuid_entry2> {
 
 const KERNEL: Platform = Platform { kernel_apic: true, tsc_deadline: true, tsc_khz: Some(2_445_433) };
 const OURS: Platform = Platform { kernel_apic: false, ..KERNEL };
-const FOUR: Topology = Topology { apic_id: 3, cpu_count: 4 };
+const FOUR: CpuPlace = CpuPlace { topology: CpuTopology { sockets: 1, cores: 4, threads: 1 }, apic_id: 3 };
 
 fn shown(model: &CpuModel, platform: Platform) -> Vec<kvm_cpuid_entry2> {
     entries(&host(), model, FOUR, platform).expect("the host has it all")
@@ -69,7 +69,7 @@ fn the_tsc_frequency_is_told_behind_the_signature() {
 fn each_leaf_tells_the_same_place() {
     let mut shown = shown(&CpuModel::default(), KERNEL);
     assert_eq!(word(&mut shown, 1, 0, CpuidRegister::Ebx), 3 << 24 | 4 << 16 | 8 << 8);
-    assert_ne!(word(&mut shown, 1, 0, CpuidRegister::Edx) & spec::LEAF_1_EDX_HTT, 0);
+    assert_ne!(word(&mut shown, 1, 0, CpuidRegister::Edx) & 1 << 28, 0);
     for leaf in [0xb, 0x1f] {
         let core = find(&mut shown, leaf, 1).expect("the core level");
         assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (2, 4, 0x201, 3));

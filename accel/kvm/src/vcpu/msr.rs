@@ -79,6 +79,14 @@ pub(super) fn write(fd: &VcpuFd, wanted: &[(u32, u64)]) -> Result<(), VcpuError>
     Ok(())
 }
 
+/// Brings the CPU's time-stamp counter to the machine's, which the others have: the kernel takes a zero for that, whenever
+/// it is written. A guest may have moved one CPU's.
+pub(super) fn join_tsc(fd: &VcpuFd) -> Result<(), VcpuError> {
+    let zero = kvm_msr_entry { index: IA32_TIME_STAMP_COUNTER, data: 0, ..Default::default() };
+    let msrs = Msrs::from_entries(&[zero]).expect("one fits");
+    fd.set_msrs(&msrs).map_err(host("KVM_SET_MSRS failed")).map(drop)
+}
+
 /// Power-on has fast strings on; where they are off Linux stops using REP MOVS and REP STOS.
 pub(super) fn enable_fast_strings(fd: &VcpuFd) -> Result<(), VcpuError> {
     if let [(index, value)] = read(fd, &[IA32_MISC_ENABLE])?[..] {
