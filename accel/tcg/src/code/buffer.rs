@@ -91,7 +91,11 @@ impl CodeBuffer {
         // SAFETY: a stretch of each of our own mappings, whose contents do not change.
         unsafe {
             libc::madvise(self.writable.add(self.populated).cast(), len, libc::MADV_POPULATE_WRITE);
-            libc::madvise(self.executable.add(self.populated).cast_mut().cast(), len, libc::MADV_POPULATE_READ);
+            libc::madvise(
+                self.executable.add(self.populated).cast_mut().cast(),
+                len,
+                libc::MADV_POPULATE_READ,
+            );
         }
         self.populated += len;
     }

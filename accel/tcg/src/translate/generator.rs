@@ -5,7 +5,7 @@ use std::mem;
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
-use crate::code::emitter::{Emitter, Patch, cc};
+use crate::code::emitter::{Emitter, Patch, ROOM, cc};
 use crate::code::tb::{self, Mark, Site, Slot, Tb, TbId, TbKey, mode};
 use crate::code::thunks::{Thunks, exit, scratch_offset};
 use crate::env::POLL_AGAIN;
@@ -15,6 +15,7 @@ use crate::mmu::soft_tlb::code_page_index;
 use crate::ram::{PAGE, RamPage};
 use crate::stress::Stress;
 use crate::translate::address::MissStub;
+use crate::translate::address::ramps::Ramps;
 use crate::translate::block::{self, Cut, Item, MAX_INSNS, Source};
 use crate::translate::classify::Class;
 use crate::translate::control::ExitStub;
@@ -27,7 +28,7 @@ use crate::translate::place::Place;
 use crate::translate::system::SlowStub;
 
 /// Bytes of code that a block can need at most; the caller makes room for so many.
-pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
+pub const MAX_BLOCK_BYTES: usize = ROOM;
 
 /// Bytes of the poll word's displacement: it is the first word of the environment block.
 const POLL: i32 = 0;
@@ -55,6 +56,8 @@ pub struct Job<'a> {
     pub extended: bool,
     /// Accesses may be checked together.
     pub grouped: bool,
+    /// Times that code memory was emptied.
+    pub emptied: u64,
 }
 
 /// A block's entries.
@@ -112,6 +115,7 @@ pub struct Translator {
     straight: usize,
     /// Instructions whose operands are looked up in the table, a bit each.
     pub(super) hashed: u64,
+    pub(super) ramps: Ramps,
     pub(super) slots: Vec<Option<Slot>>,
     pub(super) popped: u32,
     marks: Vec<Mark>,
@@ -153,6 +157,7 @@ impl Translator {
             counting: false,
             straight: 0,
             hashed: 0,
+            ramps: Ramps::default(),
             slots: Vec::new(),
             popped: 0,
             marks: Vec::new(),
@@ -215,6 +220,7 @@ impl Translator {
         self.live_end = items[items.len() - 1].live_out;
         self.id = id;
         self.e.reset(base);
+        self.ramps.follow(job.emptied);
         self.slots.clear();
         self.marks.clear();
         self.popped = 0;
@@ -521,17 +527,6 @@ impl Translator {
             ; add al, 0x7f
             ; sahf
             ; mov rax, [rsp + scratch_offset(0)]);
-    }
-
-    /// Sets `env.rip` to a constant. Clobbers T1.
-    pub(super) fn store_rip(&mut self, rip: u64) {
-        self.t1 = None;
-        match i32::try_from(rip as i64) {
-            Ok(short) => dynasm!(self.e ; .arch x64 ; mov QWORD [rsp + env_offset!(rip)], short),
-            Err(_) => dynasm!(self.e ; .arch x64
-                ; mov r11, QWORD rip as i64
-                ; mov [rsp + env_offset!(rip)], r11),
-        }
     }
 
     fn emit_stubs(&mut self, items: &[Item]) {
