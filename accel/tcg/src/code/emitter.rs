@@ -20,6 +20,13 @@ pub struct Emitter {
 #[must_use]
 pub struct Patch(usize);
 
+impl Patch {
+    /// Its place, from the start of what is emitted.
+    pub fn offset(self) -> u16 {
+        self.0 as u16
+    }
+}
+
 /// A 1-byte displacement that waits for its target.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
@@ -155,11 +162,6 @@ impl Emitter {
     pub fn bind_short(&mut self, patch: ShortPatch) {
         let displacement = self.len - (patch.0 + 1);
         self.room[patch.0] = i8::try_from(displacement).expect("short jumps span a few instructions") as u8;
-    }
-
-    /// Where `patch`'s displacement will be executed.
-    pub fn address_of(&self, patch: Patch) -> u64 {
-        self.base + patch.0 as u64
     }
 
     /// `call rel32` with a target to come.

@@ -365,24 +365,24 @@ impl Translator {
             return;
         }
         let guard = stub.guard.map(|(number, otherwise)| {
-            let lookup = self.e.here();
+            let lookup = self.e.len() as u16;
             let class = self.class.expect("jumps to other pages are linked for such modes only");
             self.target_to_t0(stub.rip);
             self.e.jmp_to(self.thunks.lookup[class]);
             self.e.bind(otherwise);
-            Guard { number: self.e.address_of(number), otherwise: self.e.address_of(otherwise), lookup }
+            Guard { number: number.offset(), otherwise: otherwise.offset(), lookup }
         });
-        let at = self.e.here();
+        let at = self.e.len() as u16;
         self.e.bind(stub.patch);
         if let Some(slot) = stub.slot {
-            self.slots[slot] = Some(Slot {
-                displacement: self.e.address_of(stub.patch),
+            self.slots[slot] = Slot {
+                displacement: stub.patch.offset(),
                 stub: at,
                 flags_saved: stub.flags == Flags::Saved,
                 forward: stub.forward,
                 guard,
-                linked: None,
-            });
+                ..Slot::UNKNOWN
+            };
         }
         self.leave_for(stub.rip, stub.reason, stub.payload as u32);
     }

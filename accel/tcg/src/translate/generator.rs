@@ -6,7 +6,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use crate::code::emitter::{Emitter, Patch, ROOM, cc};
-use crate::code::tb::{self, Mark, Site, Slot, Tb, TbId, TbKey, mode};
+use crate::code::tb::{self, Mark, NONE, Site, Slot, Tb, TbId, TbKey, mode};
 use crate::code::thunks::{Thunks, exit, scratch_offset};
 use crate::env::POLL_AGAIN;
 use crate::env_offset;
@@ -116,7 +116,7 @@ pub struct Translator {
     /// Instructions whose operands are looked up in the table, a bit each.
     pub(super) hashed: u64,
     pub(super) ramps: Ramps,
-    pub(super) slots: Vec<Option<Slot>>,
+    pub(super) slots: Vec<Slot>,
     pub(super) popped: u32,
     marks: Vec<Mark>,
     #[expect(clippy::vec_box, reason = "generated code has the sites' addresses")]
@@ -256,13 +256,12 @@ impl Translator {
         let first = items.iter().map(|item| item.offset).min().unwrap_or(0);
         let span =
             start.wrapping_add_signed(first.into())..start.wrapping_add_signed(ends.max().unwrap_or(0));
-        let mut insns = Vec::with_capacity(items.len() + 1);
-        insns.extend(items.iter().map(|item| item.offset));
-        insns.push(last.offset + last.insn.len() as i16);
+        let end = last.offset + last.insn.len() as i16;
+        let insns = items.iter().map(|item| item.offset).chain([end]).collect();
         self.items = items;
         Some(Tb {
             key,
-            page,
+            page: page.index,
             span,
             guest_bytes: self.items.iter().map(|item| item.insn.len() as u32).sum(),
             code: base,
@@ -272,9 +271,9 @@ impl Translator {
             entry_forward: entries.forward,
             page_number: mappings.0,
             second_page_number: mappings.1,
-            slots: self.slots.clone(),
-            incoming: Vec::new(),
-            marks: self.marks.clone(),
+            slots: self.slots.as_slice().into(),
+            incoming: NONE,
+            marks: self.marks.as_slice().into(),
             insns,
             sites: mem::take(&mut self.sites),
             popped: self.popped,
@@ -382,14 +381,10 @@ impl Translator {
 
     /// As [`Translator::mark`], with the host registers `parked` standing in for others.
     pub(super) fn mark_parked(&mut self, parked: u8) {
-        let mark = Mark {
-            parked,
-            host: self.e.len() as u32,
-            insn: self.now as u16,
-            flags_in_host: self.flags.in_host(),
-        };
+        let mark = Mark::new(self.e.len(), self.now, self.flags.in_host(), parked);
         match self.marks.last_mut() {
             Some(last) if last.host == mark.host => *last = mark,
+            Some(last) if last.agrees(mark) => {}
             _ => self.marks.push(mark),
         }
     }
@@ -554,7 +549,7 @@ impl Translator {
     /// A jump that was just emitted and its way out while it is not linked.
     pub(super) fn linkable(&mut self, patch: Patch, rip: u64, guard: Option<(Patch, Patch)>) {
         let slot = self.slots.len();
-        self.slots.push(None);
+        self.slots.push(Slot::UNKNOWN);
         let payload = tb::way(self.id, slot);
         self.exit_stubs.push(ExitStub {
             patch,
