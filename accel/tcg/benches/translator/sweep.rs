@@ -102,6 +102,7 @@ fn translate(code: &mut EngineCode, text: &Text, at: usize, mode: Mode) -> Tb {
             hashed: 0,
             extended: true,
             grouped: true,
+            emptied: code.cache.counters.emptied,
         };
         if let Some(block) = code.translator.translate(&job) {
             return block;

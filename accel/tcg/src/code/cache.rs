@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use crate::code::buffer::CodeBuffer;
 use crate::code::key_table::KeyTable;
-use crate::code::tb::{NO_PAGE, Slot, Tb, TbId, TbKey, mode, of_way, way};
+use crate::code::tb::{NO_PAGE, NONE, Slot, Tb, TbId, TbKey, mode, of_way, way};
 use crate::ram::{CodeMark, Ram};
 
 /// A multiply-and-rotate hash: keys are addresses that the guest could choose, but a slow look-up is all it would gain.
@@ -89,6 +89,8 @@ pub struct TbCache {
     blocks: Vec<Tb>,
     by_key: KeyTable<BuildHasherDefault<KeyHasher>>,
     by_page: KeyMap<u32, Vec<TbId>>,
+    /// For each [`STRETCH`] bytes of code memory the first block that begins there or behind.
+    by_code: Vec<TbId>,
     /// Pages that are being made ready to be translated from: their marks stay. One for each CPU that does it.
     pins: Vec<u32>,
     /// Numbers of page mappings: (virtual page, RAM page). Never used twice, so that a stale one matches nothing.
@@ -100,6 +102,8 @@ pub struct TbCache {
     ungrouped: HashSet<TbKey, BuildHasherDefault<KeyHasher>>,
 }
 
+/// Bytes of code memory that hold a few blocks.
+const STRETCH: u64 = 4096;
 /// Times that the checks of a block's groups may fail for good.
 const FAILED_GROUPS: u8 = 32;
 
@@ -112,6 +116,7 @@ impl TbCache {
             blocks: Vec::new(),
             by_key: KeyTable::default(),
             by_page: KeyMap::default(),
+            by_code: Vec::new(),
             pins: Vec::new(),
             mappings: KeyMap::default(),
             next_mapping: 1,
@@ -178,8 +183,12 @@ impl TbCache {
 
     /// The block that executable address `pc` lies in.
     pub fn at(&self, pc: u64) -> Option<TbId> {
-        let after = self.blocks.partition_point(|block| block.code <= pc);
-        let id = after.checked_sub(1)?;
+        let stretch = |pc: u64| (pc.wrapping_sub(self.buffer.range().start) / STRETCH) as usize;
+        let first_behind = |stretch: usize| self.by_code.get(stretch).map_or(self.blocks.len(), |&id| id as usize);
+        // The first of the stretch may have begun before it.
+        let from = first_behind(stretch(pc)).saturating_sub(1);
+        let near = &self.blocks[from..first_behind(stretch(pc).saturating_add(1))];
+        let id = (from + near.partition_point(|block| block.code <= pc)).checked_sub(1)?;
         let block = &self.blocks[id];
         (pc < block.code + u64::from(block.code_len)).then_some(id as TbId)
     }
@@ -197,9 +206,13 @@ impl TbCache {
         self.counters.guest_bytes += u64::from(block.guest_bytes);
         self.counters.host_bytes += u64::from(block.code_len);
         self.by_key.insert(&block.key, id, |id| &self.blocks[id as usize].key);
-        self.by_page.entry(block.page.index).or_default().push(id);
+        self.by_page.entry(block.page).or_default().push(id);
         if let Some(second) = block.key.second_page {
             self.by_page.entry(second).or_default().push(id);
+        }
+        let stretch = (block.code - self.buffer.range().start) / STRETCH;
+        while self.by_code.len() as u64 <= stretch {
+            self.by_code.push(id);
         }
         self.blocks.push(block);
         id
@@ -213,22 +226,26 @@ impl TbCache {
         }
         let (entry, entry_saved, entry_forward) = (target.entry, target.entry_saved, target.entry_forward);
         let page_number = target.page_number;
-        let Some(Some(jump)) = self.blocks[from as usize].slots.get_mut(slot) else { return };
-        if jump.linked.is_some() || jump.guard.is_some() && page_number == NO_PAGE {
+        let incoming = target.incoming;
+        let source = &mut self.blocks[from as usize];
+        let code = source.code;
+        let Some(jump) = source.slots.get_mut(slot) else { return };
+        if jump.linked != NONE || jump.guard.is_some() && page_number == NO_PAGE {
             return;
         }
-        jump.linked = Some(to);
+        (jump.linked, jump.next) = (to, incoming);
         let jump = *jump;
-        self.blocks[to as usize].incoming.push(way(from, slot) as u32);
+        self.blocks[to as usize].incoming = way(from, slot) as u32;
+        let at = |offset: u16| code + u64::from(offset);
         let entry = match (jump.flags_saved, jump.forward) {
             (true, _) => entry_saved,
             (false, true) => entry_forward,
             (false, false) => entry,
         };
-        self.buffer.patch_jump(jump.displacement, entry);
+        self.buffer.patch_jump(at(jump.displacement), entry);
         if let Some(guard) = jump.guard {
-            self.buffer.patch_word(guard.number, page_number);
-            self.buffer.patch_jump(guard.otherwise, guard.lookup);
+            self.buffer.patch_word(at(guard.number), page_number);
+            self.buffer.patch_jump(at(guard.otherwise), at(guard.lookup));
         }
         self.counters.linked += 1;
     }
@@ -269,22 +286,21 @@ impl TbCache {
         self.counters.invalidated += 1;
         let block = &mut self.blocks[id as usize];
         block.valid = false;
-        let (key, page) = (block.key, block.page.index);
-        let incoming = std::mem::take(&mut block.incoming);
-        let slots = std::mem::take(&mut block.slots);
+        let (key, page) = (block.key, block.page);
+        let mut incoming = std::mem::replace(&mut block.incoming, NONE);
         self.by_key.remove(&key, |id| &self.blocks[id as usize].key);
-        for from in incoming {
-            let (from, slot) = of_way(from.into());
-            if let Some(Some(jump)) = self.blocks[from as usize].slots.get_mut(slot)
-                && jump.linked == Some(id)
-            {
-                jump.linked = None;
-                unlink(&mut self.buffer, jump);
-            }
+        while incoming != NONE {
+            let (from, slot) = of_way(incoming.into());
+            let source = &mut self.blocks[from as usize];
+            let jump = &mut source.slots[slot];
+            (jump.linked, incoming) = (NONE, jump.next);
+            unlink(&mut self.buffer, source.code, jump);
         }
-        // Its own jumps go back to their stubs too: a CPU that is still in it must come out and look again.
-        for jump in slots.iter().flatten() {
-            unlink(&mut self.buffer, jump);
+        // Its own jumps go back to their stubs too: a CPU that is still in it must come out and look again. They stay in the
+        // lists of the blocks that they led to.
+        let block = &self.blocks[id as usize];
+        for jump in block.slots.iter().filter(|jump| jump.linked != NONE) {
+            unlink(&mut self.buffer, block.code, jump);
         }
         for page in [Some(page), key.second_page].into_iter().flatten() {
             if let Some(ids) = self.by_page.get_mut(&page) {
@@ -309,6 +325,7 @@ impl TbCache {
         self.blocks.clear();
         self.by_key.clear();
         self.by_page.clear();
+        self.by_code.clear();
         self.mappings.clear();
         self.hashed.clear();
         self.ungrouped.clear();
@@ -316,20 +333,21 @@ impl TbCache {
     }
 }
 
-/// Has `jump` go to its stub.
-fn unlink(buffer: &mut CodeBuffer, jump: &Slot) {
+/// Has `jump` of the block whose code is at `code` go to its stub.
+fn unlink(buffer: &mut CodeBuffer, code: u64, jump: &Slot) {
+    let at = |offset: u16| code + u64::from(offset);
     if let Some(guard) = jump.guard {
-        buffer.patch_word(guard.number, NO_PAGE);
-        buffer.patch_jump(guard.otherwise, jump.stub);
+        buffer.patch_word(at(guard.number), NO_PAGE);
+        buffer.patch_jump(at(guard.otherwise), at(jump.stub));
     }
-    buffer.patch_jump(jump.displacement, jump.stub);
+    buffer.patch_jump(at(jump.displacement), at(jump.stub));
 }
 
 impl Tb {
     /// Whether it was made from any of these bytes of RAM page `page`.
     fn covers(&self, page: u32, offset: u32, len: u32) -> bool {
         let Range { start, end } = self.span;
-        let on_first = page == self.page.index && offset < end && start < offset + len;
+        let on_first = page == self.page && offset < end && start < offset + len;
         let on_second = self.key.second_page == Some(page) && offset < end.saturating_sub(4096);
         on_first || on_second
     }

@@ -5,7 +5,6 @@ use std::ops::Range;
 use iced_x86::Instruction;
 
 use crate::exception::Exception;
-use crate::ram::RamPage;
 
 /// Number of a block, its index in the cache.
 pub type TbId = u32;
@@ -108,18 +107,45 @@ pub struct Site {
     pub rip: u64,
 }
 
-/// From `host` on (offset in the block's code), the code belongs to guest instruction `insn`.
+/// From `host` on (offset in the block's code), the code belongs to guest instruction `insn`. What is kept of each block is
+/// kept small: there are a hundred thousand of them, and most is looked at once or never.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
     /// Offset of the first byte.
-    pub host: u32,
+    pub host: u16,
     /// Index of the instruction.
-    pub insn: u16,
+    pub insn: u8,
+    state: u8,
+}
+
+/// [`Mark`]: a bit for a register that is never parked.
+const FLAGS_IN_HOST: u8 = 1 << 5;
+
+impl Mark {
+    /// From these parts.
+    pub fn new(host: usize, insn: usize, flags_in_host: bool, parked: u8) -> Self {
+        Self {
+            host: host as u16,
+            insn: insn as u8,
+            state: parked | if flags_in_host { FLAGS_IN_HOST } else { 0 },
+        }
+    }
+
+    /// Whether it says the same as `other` of another place.
+    pub fn agrees(self, other: Self) -> bool {
+        (self.insn, self.state) == (other.insn, other.state)
+    }
+
     /// The guest's flags are in EFLAGS here (else in `env.lahf`, or dead).
-    pub flags_in_host: bool,
+    pub fn flags_in_host(self) -> bool {
+        self.state & FLAGS_IN_HOST != 0
+    }
+
     /// Host registers that stand in for others meanwhile, a bit each; their own values are parked from scratch word
     /// [`PARKED`] on, in [`PARKING_ORDER`].
-    pub parked: u8,
+    pub fn parked(self) -> u8 {
+        self.state & !FLAGS_IN_HOST
+    }
 }
 
 /// Host registers that may stand in for others, in the order in which they are taken. They hold the guest registers of the
@@ -142,33 +168,44 @@ pub fn of_way(way: u64) -> (TbId, usize) {
     ((way >> WAY_BITS) as TbId, (way & ((1 << WAY_BITS) - 1)) as usize)
 }
 
-/// A direct way on.
+/// A direct way on. Places are offsets in the block's code.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
-    /// Executable address of the jump's displacement.
-    pub displacement: u64,
+    /// The jump's displacement.
+    pub displacement: u16,
     /// Where the jump goes while unlinked.
-    pub stub: u64,
+    pub stub: u16,
     /// The target block is entered with its flags saved.
     pub flags_saved: bool,
     /// The target is at a higher address: no loop closes here, so the poll is passed over.
     pub forward: bool,
     /// The jump goes to another page: what has to be so for it to be taken.
     pub guard: Option<Guard>,
-    /// The block that it is linked to.
-    pub linked: Option<TbId>,
+    /// The block that it is linked to, or [`NONE`].
+    pub linked: TbId,
+    /// The next of the ways that were linked to the same block ([`Tb::incoming`]).
+    pub next: u32,
+}
+
+/// Number of no block, and of no way.
+pub const NONE: u32 = u32::MAX;
+
+impl Slot {
+    /// Before its stub is emitted.
+    pub const UNKNOWN: Self =
+        Self { displacement: 0, stub: 0, flags_saved: false, forward: false, guard: None, linked: NONE, next: NONE };
 }
 
 /// The guard of a jump to another page: a comparison of the target page's entry in the table of code pages
 /// ([`crate::env::Env::code_pages`]) with the number that stands for the page as it was mapped when the jump was linked.
 #[derive(Clone, Copy, Debug)]
 pub struct Guard {
-    /// Executable address of the number; [`NO_PAGE`] while unlinked.
-    pub number: u64,
-    /// Executable address of the displacement of the jump that is taken if the numbers differ.
-    pub otherwise: u64,
+    /// The number; [`NO_PAGE`] while unlinked.
+    pub number: u16,
+    /// The displacement of the jump that is taken if the numbers differ.
+    pub otherwise: u16,
     /// Where that jump goes while linked: the jump cache is asked.
-    pub lookup: u64,
+    pub lookup: u16,
 }
 
 /// Number of no page mapping: never in a table of code pages.
@@ -178,8 +215,8 @@ pub const NO_PAGE: u32 = u32::MAX;
 pub struct Tb {
     /// What it was translated from.
     pub key: TbKey,
-    /// Its page.
-    pub page: RamPage,
+    /// Number of its page.
+    pub page: u32,
     /// The guest bytes that it is made of, as offsets in its page; those from 4096 on are on the second one.
     pub span: Range<u32>,
     /// Bytes of its instructions.
@@ -199,13 +236,14 @@ pub struct Tb {
     /// Number of the second page's mapping, if there is one.
     pub second_page_number: Option<u32>,
     /// Direct ways on.
-    pub slots: Vec<Option<Slot>>,
-    /// Ways of blocks linked to this one ([`way`]). May name links that are gone.
-    pub incoming: Vec<u32>,
+    pub slots: Box<[Slot]>,
+    /// The first of the ways that were linked to this one ([`way`]), a list by [`Slot::next`]; [`NONE`] ends it. May name links
+    /// that are gone.
+    pub incoming: u32,
     /// Code to guest instruction, ascending.
-    pub marks: Vec<Mark>,
+    pub marks: Box<[Mark]>,
     /// Guest offset of each instruction from `key.rip`, and of the end.
-    pub insns: Vec<i16>,
+    pub insns: Box<[i16]>,
     /// Instructions for helpers.
     // Boxed: generated code has their addresses.
     pub sites: Vec<Box<Site>>,
@@ -223,7 +261,7 @@ impl Tb {
     /// The guest instruction that the code at executable address `pc` belongs to.
     pub fn mark_at(&self, pc: u64) -> Option<Mark> {
         let offset = pc.checked_sub(self.code)? as u32;
-        let after = self.marks.partition_point(|mark| mark.host <= offset);
+        let after = self.marks.partition_point(|mark| u32::from(mark.host) <= offset);
         self.marks.get(after.checked_sub(1)?).copied()
     }
 

@@ -64,6 +64,8 @@ pub mod exit {
     pub const FAULT: u64 = 5;
     /// A block that is not chained ended; `env.rip` is set.
     pub const BLOCK_END: u64 = 6;
+    /// One more than the last.
+    pub const REASONS: usize = 7;
 }
 
 /// How generated code came back.
@@ -102,15 +104,22 @@ pub struct Thunks {
     pub enter: u64,
     /// Jumped to with reason in T1 and payload in T0, flags saved.
     pub exit: u64,
+    /// For each reason that a block has of its own, with the flags saved and with them in EFLAGS: jumped to with the address
+    /// to go on at in T0 and the payload in T1.
+    pub leave: [[u64; 2]; exit::REASONS],
+    /// Jumped to where an indirect branch is not in the jump cache: its target in T0, what [`Env::branch_from`] is to be in T1,
+    /// flags saved.
+    pub branch_miss: u64,
     /// For each class of modes: jumped to with the target in T0, flags saved: continues in the block there, or leaves.
     pub lookup: [u64; mode::CLASSES],
-    /// As `lookup` for the first classes, for returns: leaves the host's return predictor balanced.
+    /// As `lookup` for the first classes, for returns: leaves the host's return predictor balanced. T1 as for `branch_miss`.
     pub return_lookup: [u64; mode::RETURN_CLASSES],
     /// Called; see [`Helpers::complex`].
     pub complex: u64,
     /// Called with the linear address in T0 and the size in T1; leaves in T1 what makes the host address of it.
     pub read_miss: u64,
-    /// As `read_miss`; clobbers flags.
+    /// As `read_miss`; clobbers flags. ZF: the host address is the operand's, not the bounce buffer's. So for all that ends in
+    /// it.
     pub write_miss: u64,
     /// For each soft-TLB mode, reads and writes: as `read_miss` and `write_miss` where a slot did not match; fills it from
     /// the table where that has the page. Clobbers flags.
@@ -130,6 +139,8 @@ pub struct Thunks {
     pub time_stamp: u64,
     /// Called: loads the guest's vector and x87 state. Preserves everything else, flags included.
     pub fp_restore: u64,
+    /// Called after a miss where the guest's vector state was loaded: loads it if it no longer is. ZF as for `write_miss`.
+    pub fp_again: u64,
     /// Where the signal handler sends the CPU after a fault in generated code.
     pub fault: u64,
 }
@@ -221,6 +232,7 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
         ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx
         ; ret);
 
+    leaves(e, &mut thunks);
     for class in 0..mode::CLASSES {
         thunks.lookup[class] = e.here();
         let miss = probe_jump_cache(e, jump_cache_offset(class));
@@ -229,15 +241,24 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     }
     for class in 0..mode::RETURN_CLASSES {
         thunks.return_lookup[class] = e.here();
-        dynasm!(e ; .arch x64 ; inc QWORD [rsp + env_offset!(counted.return_misses)]);
+        dynasm!(e ; .arch x64
+            ; mov [rsp + env_offset!(branch_from)], r11d
+            ; inc QWORD [rsp + env_offset!(counted.return_misses)]);
         let miss = probe_jump_cache(e, jump_cache_offset(class));
-        // The site has noted where it is in case the target is no address: it is one.
+        // Where the site is was noted in case the target is no address: it is one.
         dynasm!(e ; .arch x64
             ; mov DWORD [rsp + env_offset!(branch_from)], 0
             ; push QWORD [r11 + 8]
             ; ret);
         lookup_missed(e, miss, thunks.exit);
     }
+
+    thunks.branch_miss = e.here();
+    dynasm!(e ; .arch x64
+        ; mov [rsp + env_offset!(branch_from)], r11d
+        ; mov [rsp + env_offset!(rip)], r10
+        ; mov r11d, exit::LOOKUP as i32);
+    e.jmp_to(thunks.exit);
 
     let resume = e.here();
     load_guest(e, 0);
@@ -274,6 +295,42 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     thunks.time_stamp = time_stamp(e, helpers.time_stamp, fp);
 
     thunks.fp_restore = e.here();
+    fp_restore(e, fp);
+    dynasm!(e ; .arch x64 ; ret);
+    thunks.fp_again = e.here();
+    dynasm!(e ; .arch x64 ; cmp DWORD [rsp + env_offset!(fp_loaded) + 8], 0);
+    let loaded = e.jcc_short(cc::NE);
+    fp_restore(e, fp);
+    e.bind_short(loaded);
+    dynasm!(e ; .arch x64 ; cmp DWORD [rsp + env_offset!(bounce_len) + 8], 0 ; ret);
+
+    thunks.fault = e.here();
+    dynasm!(e ; .arch x64 ; mov r11d, exit::FAULT as i32);
+    e.jmp_to(thunks.exit);
+    thunks
+}
+
+/// The ways out that blocks have of their own.
+fn leaves(e: &mut Emitter, thunks: &mut Thunks) {
+    for reason in [exit::POLL, exit::LINK, exit::LOOKUP, exit::BLOCK_END] {
+        for in_host in [false, true] {
+            thunks.leave[reason as usize][usize::from(in_host)] = e.here();
+            if in_host {
+                dynasm!(e ; .arch x64 ; mov [rsp + scratch_offset(0)], rax);
+                save_flags(e, 0);
+                dynasm!(e ; .arch x64 ; mov rax, [rsp + scratch_offset(0)]);
+            }
+            dynasm!(e ; .arch x64
+                ; mov [rsp + env_offset!(rip)], r10
+                ; mov r10d, r11d
+                ; mov r11d, reason as i32);
+            e.jmp_to(thunks.exit);
+        }
+    }
+}
+
+/// Loads the guest's vector and x87 state. Called: everything is 8 bytes further up.
+fn fp_restore(e: &mut Emitter, fp: FpSave) {
     dynasm!(e ; .arch x64
         ; mov [rsp + scratch_offset(2) + 8], rax
         ; mov [rsp + scratch_offset(3) + 8], rdx
@@ -282,17 +339,11 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
         ; xrstor64 [rsp + env_offset!(xsave) + 8]
         ; mov rax, [rsp + scratch_offset(2) + 8]
         ; mov rdx, [rsp + scratch_offset(3) + 8]
-        ; mov DWORD [rsp + env_offset!(fp_loaded) + 8], 1
-        ; ret);
-
-    thunks.fault = e.here();
-    dynasm!(e ; .arch x64 ; mov r11d, exit::FAULT as i32);
-    e.jmp_to(thunks.exit);
-    thunks
+        ; mov DWORD [rsp + env_offset!(fp_loaded) + 8], 1);
 }
 
 /// Fills a slot from the table, or goes on behind itself where the table does not have the page, or else to `slow`. T0 =
-/// linear address; T1 packed as for the helpers, see [`crate::exec::helpers`].
+/// linear address; T1 packed as for the helpers, see [`crate::exec::helpers`]. The return address is the site's.
 fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) {
     // Called: everything is 8 bytes further up. Nothing is parked at a check.
     let park = [(0, scratch_offset(4) + 8), (1, scratch_offset(5) + 8), (2, scratch_offset(6) + 8)];
@@ -324,7 +375,7 @@ fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) {
         ; and edx, (SLOTS as i32 - 1) << 4
         ; mov [rsp + rdx + slots], rcx
         ; mov [rsp + rdx + slots + 8], rax
-        ; mov edx, r11d
+        ; mov edx, [rsp]
         ; shr edx, SITE_SHIFT as i8
         ; and edx, SITE_COUNTERS as i32 - 1
         ; add WORD [rsp + rdx * 2 + env_offset!(site_misses) + 8], 1);
@@ -333,7 +384,7 @@ fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) {
     for (register, place) in park {
         dynasm!(e ; .arch x64 ; mov Rq(register), [rsp + place]);
     }
-    dynasm!(e ; .arch x64 ; ret);
+    dynasm!(e ; .arch x64 ; cmp r11, r11 ; ret);
     e.bind_short(judge);
     dynasm!(e ; .arch x64 ; or r11d, JUDGE as i32);
     e.bind(crosses);
@@ -400,7 +451,7 @@ fn lookup_missed(e: &mut Emitter, miss: Patch, exit: u64) {
 /// What a helper thunk hands back to generated code.
 enum After {
     Nothing,
-    /// T0 = the linear address as it was, T1 = the result.
+    /// T0 = the linear address as it was, T1 = the result, ZF as for [`Thunks::write_miss`].
     HostAddress,
     /// T0 = linear address.
     Linear,
@@ -449,7 +500,8 @@ fn helper_thunk(e: &mut Emitter, helper: Helper, ways: &Ways, after: After) -> u
         After::HostAddress => {
             dynasm!(e ; .arch x64
                 ; mov r11, [rsp + scratch_offset(RESULT) + 8]
-                ; mov r10, [rsp + scratch_offset(LINEAR) + 8]);
+                ; mov r10, [rsp + scratch_offset(LINEAR) + 8]
+                ; cmp DWORD [rsp + env_offset!(bounce_len) + 8], 0);
         }
         After::Linear => {
             dynasm!(e ; .arch x64 ; mov r10, [rsp + scratch_offset(RESULT) + 8]);

@@ -8,11 +8,8 @@ use crate::code::thunks::exit;
 use crate::cpu::Cpu;
 use crate::env::CodeCounters;
 
-/// Reasons for which generated code is left ([`exit`]), and 0.
-const REASONS: usize = 7;
-
 /// The reasons in the order of the table.
-const EXITS: [(u64, &str); REASONS - 1] = [
+const EXITS: [(u64, &str); exit::REASONS - 1] = [
     (exit::POLL, "poll"),
     (exit::LINK, "link"),
     (exit::LOOKUP, "lookup"),
@@ -24,7 +21,7 @@ const EXITS: [(u64, &str); REASONS - 1] = [
 /// Counted in Rust.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
-    exits: [u64; REASONS],
+    exits: [u64; exit::REASONS],
     /// Instructions that a helper was called to execute, or to raise the exception of.
     pub executed: u64,
     /// Operands that a helper was called for.
@@ -40,12 +37,12 @@ pub struct Counters {
 impl Counters {
     /// Generated code was left for `reason` ([`exit`]).
     pub fn exited(&mut self, reason: u64) {
-        self.exits[reason as usize % REASONS] += 1;
+        self.exits[reason as usize % exit::REASONS] += 1;
     }
 
     /// How often it was left for `reason`.
     pub fn exits(&self, reason: u64) -> u64 {
-        self.exits[reason as usize % REASONS]
+        self.exits[reason as usize % exit::REASONS]
     }
 }
 

@@ -14,7 +14,7 @@ use crate::code::tb::{Site, mode};
 use crate::code::thunks::{Helpers, LINEAR};
 use crate::complex::{self, Next};
 use crate::cpu::Cpu;
-use crate::env::{EnvBlock, SITE_COUNTERS, SLOTS, TlbSlot, flag};
+use crate::env::{EnvBlock, SLOTS, TlbSlot, flag};
 use crate::exception::{Exception, Exec, vector};
 use crate::exec::blocks::mode_bits;
 use crate::exec::vcpu::{Leave, Vcpu};
@@ -51,8 +51,8 @@ pub const CHECK_ALIGNMENT: u32 = 1 << 28;
 pub const X87: u32 = 1 << 27;
 /// Size argument of the miss helpers: the site has missed its slot often; is it to use one at all?
 pub const JUDGE: u32 = 1 << 26;
-/// Size argument of the miss helpers: place of the number of the site's counter.
-pub const SITE_SHIFT: u32 = 16;
+/// Of the address that a miss returns to, the bits above these are the number of the site's counter.
+pub const SITE_SHIFT: u32 = 3;
 /// Size argument of the miss helpers: a check for several accesses, which raises nothing.
 pub const GROUP: u32 = 1 << 14;
 /// Size argument of the miss helpers: place of the number of the site's slot.
@@ -209,7 +209,7 @@ fn checked(
             vcpu.cpu.env.scratch[7] = result;
             vcpu.cpu.env.scratch[LINEAR] = linear;
             if packed as u32 & JUDGE != 0 {
-                vcpu.judge_site(return_address - 1, (packed as u32 >> SITE_SHIFT) as usize % SITE_COUNTERS);
+                vcpu.judge_site(return_address);
             }
             0
         }
@@ -278,7 +278,7 @@ fn group_miss(block: *mut EnvBlock, (linear, packed): (u64, u32), write: bool, r
         cpu.env.scratch[7] = addend;
         cpu.env.scratch[LINEAR] = linear;
         if packed & JUDGE != 0 {
-            vcpu.judge_site(return_address - 1, (packed >> SITE_SHIFT) as usize % SITE_COUNTERS);
+            vcpu.judge_site(return_address);
         }
         return 0;
     }

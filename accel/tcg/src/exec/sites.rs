@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::env::{SITE_COUNTERS, SITE_MISSES};
+use crate::exec::helpers::SITE_SHIFT;
 use crate::exec::vcpu::Vcpu;
 
 /// Misses that follow each other sooner than this, on the average, are too many.
@@ -32,8 +33,9 @@ impl Default for Sites {
 }
 
 impl Vcpu {
-    /// `counter` of the site whose code is at `pc` is full.
-    pub(super) fn judge_site(&mut self, pc: u64, counter: usize) {
+    /// The counter of the site whose miss returns to `return_address` is full.
+    pub(super) fn judge_site(&mut self, return_address: u64) {
+        let (pc, counter) = (return_address - 1, (return_address >> SITE_SHIFT) as usize % SITE_COUNTERS);
         self.cpu.env.site_misses[counter] = 0u16.wrapping_sub(SITE_MISSES);
         let now = Instant::now();
         let Some(before) = self.sites.full[counter].replace(now) else { return };

@@ -421,12 +421,12 @@ impl Vcpu {
             let mark = block.mark_at(pc).expect("a block's code is marked from its start");
             (block.rip_of(usize::from(mark.insn)), mark)
         };
-        let parked = PARKING_ORDER.into_iter().filter(|host| mark.parked >> host & 1 != 0);
+        let parked = PARKING_ORDER.into_iter().filter(|host| mark.parked() >> host & 1 != 0);
         for (slot, register) in parked.enumerate() {
             self.cpu.env.gpr[register] = self.cpu.env.scratch[PARKED + slot];
         }
         self.cpu.env.flags_from_code();
-        if mark.flags_in_host {
+        if mark.flags_in_host() {
             self.cpu.env.arith = self.cpu.env.fault_eflags & ARITH_FLAGS;
         }
         self.cpu.env.rip = rip;

@@ -11,6 +11,7 @@
 //! of the instruction on it and has it committed.
 
 mod group_check;
+pub mod ramps;
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Register};
@@ -98,7 +99,7 @@ fn kept_offset(number: usize) -> i32 {
 }
 
 /// How T0 becomes the linear address again after a check has failed.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Restore {
     /// It is.
     Nothing,
@@ -339,7 +340,7 @@ impl Translator {
         dynasm!(self.e ; .arch x64 ; mov r11, [rsp + at + 8]);
         self.t1 = Some(at + 8);
         self.place = place;
-        let packed = packed | (slot as u32) << helpers::SLOT_SHIFT | self.site();
+        let packed = packed | (slot as u32) << helpers::SLOT_SHIFT;
         MissStub::new(patch, restore, self.thunks.slot_miss[tlb_mode][usize::from(write)], packed)
     }
 
@@ -432,31 +433,21 @@ impl Translator {
         self.flags = stub.flags;
         self.fp_loaded = stub.fp_loaded;
         self.mark();
+        let ramp = self.ramp(stub.restore, stub.thunk, stub.packed);
         self.e.bind(stub.patch);
         if let Some(patch) = stub.misaligned {
             self.e.bind(patch);
         }
-        // XOR again: T0 is the linear address once more.
-        match stub.restore {
-            Restore::Nothing => {}
-            Restore::Slot(slot) => dynasm!(self.e ; .arch x64 ; xor r10, [rsp + slot]),
-            Restore::Entry => dynasm!(self.e ; .arch x64 ; xor r10, [r11]),
-        }
-        dynasm!(self.e ; .arch x64 ; mov r11d, stub.packed as i32);
-        self.e.call(stub.thunk);
+        self.e.call(ramp);
         self.place = stub.place;
         if stub.fp_loaded {
             // Not every way through the thunk gives them up.
-            dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + env_offset!(fp_loaded)], 0);
-            let loaded = self.e.jcc_short(cc::NE);
-            self.e.call(self.thunks.fp_restore);
-            self.e.bind_short(loaded);
+            self.e.call(self.thunks.fp_again);
         }
         if !stub.write || stub.used_for == Use::Member {
             self.e.jmp_to(stub.back);
             return;
         }
-        dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + env_offset!(bounce_len)], 0);
         self.e.jcc_to(cc::E, stub.back);
         match stub.used_for {
             Use::Native => self.native_on_host(item),

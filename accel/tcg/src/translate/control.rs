@@ -63,7 +63,6 @@ impl Translator {
     /// Goes on at the constant `target`.
     pub(super) fn go_to(&mut self, target: u64) {
         if self.single() {
-            self.flags_saved();
             self.leave_to(target);
         } else if self.same_page(target) {
             self.e.align_displacement(1);
@@ -72,7 +71,6 @@ impl Translator {
         } else if self.class.is_some() {
             self.go_to_page(target);
         } else {
-            self.flags_saved();
             self.leave_to(target);
         }
     }
@@ -111,11 +109,19 @@ impl Translator {
         }
     }
 
-    /// Leaves for the loop, to go on at a constant; flags saved.
-    fn leave_to(&mut self, target: u64) {
-        self.store_rip(target);
-        dynasm!(self.e ; .arch x64 ; mov r11d, exit::BLOCK_END as i32);
-        self.e.jmp_to(self.thunks.exit);
+    /// Leaves for the loop, to go on at a constant.
+    pub(super) fn leave_to(&mut self, target: u64) {
+        self.leave_for(target, exit::BLOCK_END, 0);
+    }
+
+    /// Leaves for the loop, to go on at the constant `rip`, with the flags where they are.
+    fn leave_for(&mut self, rip: u64, reason: u64, payload: u32) {
+        self.target_to_t0(rip);
+        if reason == exit::LINK {
+            dynasm!(self.e ; .arch x64 ; mov r11d, payload as i32);
+        }
+        let in_host = self.flags == Flags::Host;
+        self.e.jmp_to(self.thunks.leave[reason as usize][usize::from(in_host)]);
     }
 
     /// Goes on at the address in T0. Where that is no address, the fault is the branch's own: the loop must know it.
@@ -146,15 +152,14 @@ impl Translator {
     /// Emits the ways of indirect branches that the jump cache did not have.
     pub(super) fn branch_miss(&mut self, patch: Patch) {
         self.e.bind(patch);
-        self.note_branch();
-        dynasm!(self.e ; .arch x64 ; mov [rsp + env_offset!(rip)], r10 ; mov r11d, exit::LOOKUP as i32);
-        self.e.jmp_to(self.thunks.exit);
+        dynasm!(self.e ; .arch x64 ; mov r11d, self.id as i32 + 1);
+        self.e.jmp_to(self.thunks.branch_miss);
     }
 
     /// Emits the ways of returns that the return cache did not have.
     pub(super) fn return_miss(&mut self, patch: Patch, class: usize) {
         self.e.bind(patch);
-        self.note_branch();
+        dynasm!(self.e ; .arch x64 ; mov r11d, self.id as i32 + 1);
         self.e.jmp_to(self.thunks.return_lookup[class]);
     }
 
@@ -352,7 +357,6 @@ impl Translator {
         if stub.reason == 0 {
             self.e.bind(stub.patch);
             if stub.payload == 0 {
-                self.flags_saved();
                 self.leave_to(stub.rip);
             } else {
                 self.live_end = stub.live;
@@ -361,29 +365,26 @@ impl Translator {
             return;
         }
         let guard = stub.guard.map(|(number, otherwise)| {
-            let lookup = self.e.here();
+            let lookup = self.e.len() as u16;
             let class = self.class.expect("jumps to other pages are linked for such modes only");
             self.target_to_t0(stub.rip);
             self.e.jmp_to(self.thunks.lookup[class]);
             self.e.bind(otherwise);
-            Guard { number: self.e.address_of(number), otherwise: self.e.address_of(otherwise), lookup }
+            Guard { number: number.offset(), otherwise: otherwise.offset(), lookup }
         });
-        let at = self.e.here();
+        let at = self.e.len() as u16;
         self.e.bind(stub.patch);
         if let Some(slot) = stub.slot {
-            self.slots[slot] = Some(Slot {
-                displacement: self.e.address_of(stub.patch),
+            self.slots[slot] = Slot {
+                displacement: stub.patch.offset(),
                 stub: at,
                 flags_saved: stub.flags == Flags::Saved,
                 forward: stub.forward,
                 guard,
-                linked: None,
-            });
+                ..Slot::UNKNOWN
+            };
         }
-        self.flags_saved();
-        self.store_rip(stub.rip);
-        dynasm!(self.e ; .arch x64 ; mov r10d, stub.payload as i32 ; mov r11d, stub.reason as i32);
-        self.e.jmp_to(self.thunks.exit);
+        self.leave_for(stub.rip, stub.reason, stub.payload as u32);
     }
 }
 

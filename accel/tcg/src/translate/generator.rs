@@ -5,8 +5,8 @@ use std::mem;
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
-use crate::code::emitter::{Emitter, Patch, cc};
-use crate::code::tb::{self, Mark, Site, Slot, Tb, TbId, TbKey, mode};
+use crate::code::emitter::{Emitter, Patch, ROOM, cc};
+use crate::code::tb::{self, Mark, NONE, Site, Slot, Tb, TbId, TbKey, mode};
 use crate::code::thunks::{Thunks, exit, scratch_offset};
 use crate::env::POLL_AGAIN;
 use crate::env_offset;
@@ -15,6 +15,7 @@ use crate::mmu::soft_tlb::code_page_index;
 use crate::ram::{PAGE, RamPage};
 use crate::stress::Stress;
 use crate::translate::address::MissStub;
+use crate::translate::address::ramps::Ramps;
 use crate::translate::block::{self, Cut, Item, MAX_INSNS, Source};
 use crate::translate::classify::Class;
 use crate::translate::control::ExitStub;
@@ -27,7 +28,7 @@ use crate::translate::place::Place;
 use crate::translate::system::SlowStub;
 
 /// Bytes of code that a block can need at most; the caller makes room for so many.
-pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
+pub const MAX_BLOCK_BYTES: usize = ROOM;
 
 /// Bytes of the poll word's displacement: it is the first word of the environment block.
 const POLL: i32 = 0;
@@ -55,6 +56,8 @@ pub struct Job<'a> {
     pub extended: bool,
     /// Accesses may be checked together.
     pub grouped: bool,
+    /// Times that code memory was emptied.
+    pub emptied: u64,
 }
 
 /// A block's entries.
@@ -112,7 +115,8 @@ pub struct Translator {
     straight: usize,
     /// Instructions whose operands are looked up in the table, a bit each.
     pub(super) hashed: u64,
-    pub(super) slots: Vec<Option<Slot>>,
+    pub(super) ramps: Ramps,
+    pub(super) slots: Vec<Slot>,
     pub(super) popped: u32,
     marks: Vec<Mark>,
     #[expect(clippy::vec_box, reason = "generated code has the sites' addresses")]
@@ -153,6 +157,7 @@ impl Translator {
             counting: false,
             straight: 0,
             hashed: 0,
+            ramps: Ramps::default(),
             slots: Vec::new(),
             popped: 0,
             marks: Vec::new(),
@@ -215,6 +220,7 @@ impl Translator {
         self.live_end = items[items.len() - 1].live_out;
         self.id = id;
         self.e.reset(base);
+        self.ramps.follow(job.emptied);
         self.slots.clear();
         self.marks.clear();
         self.popped = 0;
@@ -250,13 +256,12 @@ impl Translator {
         let first = items.iter().map(|item| item.offset).min().unwrap_or(0);
         let span =
             start.wrapping_add_signed(first.into())..start.wrapping_add_signed(ends.max().unwrap_or(0));
-        let mut insns = Vec::with_capacity(items.len() + 1);
-        insns.extend(items.iter().map(|item| item.offset));
-        insns.push(last.offset + last.insn.len() as i16);
+        let end = last.offset + last.insn.len() as i16;
+        let insns = items.iter().map(|item| item.offset).chain([end]).collect();
         self.items = items;
         Some(Tb {
             key,
-            page,
+            page: page.index,
             span,
             guest_bytes: self.items.iter().map(|item| item.insn.len() as u32).sum(),
             code: base,
@@ -266,9 +271,9 @@ impl Translator {
             entry_forward: entries.forward,
             page_number: mappings.0,
             second_page_number: mappings.1,
-            slots: self.slots.clone(),
-            incoming: Vec::new(),
-            marks: self.marks.clone(),
+            slots: self.slots.as_slice().into(),
+            incoming: NONE,
+            marks: self.marks.as_slice().into(),
             insns,
             sites: mem::take(&mut self.sites),
             popped: self.popped,
@@ -376,14 +381,10 @@ impl Translator {
 
     /// As [`Translator::mark`], with the host registers `parked` standing in for others.
     pub(super) fn mark_parked(&mut self, parked: u8) {
-        let mark = Mark {
-            parked,
-            host: self.e.len() as u32,
-            insn: self.now as u16,
-            flags_in_host: self.flags.in_host(),
-        };
+        let mark = Mark::new(self.e.len(), self.now, self.flags.in_host(), parked);
         match self.marks.last_mut() {
             Some(last) if last.host == mark.host => *last = mark,
+            Some(last) if last.agrees(mark) => {}
             _ => self.marks.push(mark),
         }
     }
@@ -523,17 +524,6 @@ impl Translator {
             ; mov rax, [rsp + scratch_offset(0)]);
     }
 
-    /// Sets `env.rip` to a constant. Clobbers T1.
-    pub(super) fn store_rip(&mut self, rip: u64) {
-        self.t1 = None;
-        match i32::try_from(rip as i64) {
-            Ok(short) => dynasm!(self.e ; .arch x64 ; mov QWORD [rsp + env_offset!(rip)], short),
-            Err(_) => dynasm!(self.e ; .arch x64
-                ; mov r11, QWORD rip as i64
-                ; mov [rsp + env_offset!(rip)], r11),
-        }
-    }
-
     fn emit_stubs(&mut self, items: &[Item]) {
         // Nothing is added to the lists that are gone through; they keep their room for the next block.
         let mut miss_stubs = mem::take(&mut self.miss_stubs);
@@ -559,7 +549,7 @@ impl Translator {
     /// A jump that was just emitted and its way out while it is not linked.
     pub(super) fn linkable(&mut self, patch: Patch, rip: u64, guard: Option<(Patch, Patch)>) {
         let slot = self.slots.len();
-        self.slots.push(None);
+        self.slots.push(Slot::UNKNOWN);
         let payload = tb::way(self.id, slot);
         self.exit_stubs.push(ExitStub {
             patch,

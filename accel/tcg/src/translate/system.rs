@@ -14,7 +14,6 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::code::emitter::{Patch, cc};
 use crate::code::tb::mode;
-use crate::code::thunks::exit;
 use crate::env_offset;
 use crate::mmu::walk::cr;
 use crate::operand::segment_index;
@@ -180,9 +179,7 @@ impl Translator {
         }
         self.complex(&item.insn, None);
         // The helper found nothing to leave for.
-        self.store_rip(item.insn.next_ip());
-        dynasm!(self.e ; .arch x64 ; mov r11d, exit::BLOCK_END as i32);
-        self.e.jmp_to(self.thunks.exit);
+        self.leave_to(item.insn.next_ip());
     }
 
     /// Jumps away if an interrupt may be waiting for IF. Clobbers EFLAGS.

@@ -4,7 +4,6 @@ use dynasmrt::{DynasmApi, dynasm};
 
 use super::{MissStub, NO_SLOT, Path, STACK_SLOT, Use, kept_offset};
 use crate::code::tb::mode;
-use crate::env::SITE_COUNTERS;
 use crate::env_offset;
 use crate::exec::helpers;
 use crate::translate::block::Item;
@@ -36,7 +35,7 @@ impl Translator {
             self.t1 = Some(kept);
         }
         let slot = if let Way::Slot(slot) = head.way { slot } else { NO_SLOT };
-        let packed = head.size | helpers::GROUP | (slot as u32) << helpers::SLOT_SHIFT | self.site();
+        let packed = head.size | helpers::GROUP | (slot as u32) << helpers::SLOT_SHIFT;
         self.miss_stubs.push(MissStub {
             back,
             packed,
@@ -47,12 +46,6 @@ impl Translator {
             used_for: Use::Member,
             ..stub
         });
-    }
-
-    /// The number of the present site's counter, at its place in the size argument.
-    pub(super) fn site(&self) -> u32 {
-        let counter = (self.id as usize).wrapping_mul(7).wrapping_add(self.now) % SITE_COUNTERS;
-        (counter as u32) << helpers::SITE_SHIFT
     }
 
     /// Finds what can be checked together in `items`.
