@@ -23,13 +23,14 @@ step() {
 step "tools" resources/prepare.sh --tests
 step "format" cargo fmt --all --check
 step "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
-step "guests" resources/guests/fetch.sh cloud generic shell boot-test programs
+step "guests" resources/guests/fetch.sh cloud generic shell boot-test programs smp
 # With debug assertions (lock ranks among them), all but the longest.
 step "tests" cargo test --workspace --quiet -- --skip programs_print_the_same --skip linux_boots_under_kvm \
-    --skip under_stress
+    --skip under_stress --skip on_four_cpus
 # A folder of its own: the flag rebuilds everything. The filter keeps to the models.
 step "model checks" env RUSTFLAGS="--cfg loom" cargo test --package accel --package devices --release --lib \
     --target-dir target/loom --quiet loom_
 # Whole machines, in the build that users run.
-step "whole machines" cargo test --release --package bivisor --test linux_boot --test nested_kvm -- --nocapture
+step "whole machines" cargo test --release --package bivisor --test linux_boot --test linux_smp --test linux_threads \
+    --test nested_kvm -- --nocapture
 printf '\nall tests passed, %d s\n' "$((SECONDS - started))"

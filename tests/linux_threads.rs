@@ -40,8 +40,8 @@ fn says(outcome: &Outcome, line: &str) {
 
 /// x86-TSO: what the model forbids is never seen, and LOCK holds across lines and pages.
 #[test]
-fn memory_is_ordered_as_x86_orders_it() {
-    if fetch("memory_is_ordered_as_x86_orders_it", &["cloud", "smp"]) {
+fn memory_is_ordered_on_four_cpus() {
+    if fetch("memory_is_ordered_on_four_cpus", &["cloud", "smp"]) {
         let outcome = run("tcg", &["nproc", "litmus:5000"]);
         says(&outcome, "nproc: 4, online 0-3");
         says(&outcome, "litmus: message passing: 0 of 5000 forbidden");
@@ -50,8 +50,8 @@ fn memory_is_ordered_as_x86_orders_it() {
 }
 
 #[test]
-fn threads_keep_their_locks() {
-    if fetch("threads_keep_their_locks", &["cloud", "smp"]) {
+fn locks_hold_on_four_cpus() {
+    if fetch("locks_hold_on_four_cpus", &["cloud", "smp"]) {
         let outcome = run("tcg", &["torture:3000"]);
         says(&outcome, "torture: 8 threads, 3000 rounds, 0 failures");
     }
@@ -59,8 +59,8 @@ fn threads_keep_their_locks() {
 
 /// The code of one CPU, rewritten by another.
 #[test]
-fn rewritten_code_is_seen_by_all() {
-    if fetch("rewritten_code_is_seen_by_all", &["cloud", "smp"]) {
+fn rewritten_code_is_seen_on_four_cpus() {
+    if fetch("rewritten_code_is_seen_on_four_cpus", &["cloud", "smp"]) {
         let outcome = run("tcg", &["modify:500"]);
         says(&outcome, "modify: one mapping: 500 versions, enough calls, 0 failures");
         says(&outcome, "modify: two mappings: 500 versions, enough calls, 0 failures");
@@ -68,16 +68,16 @@ fn rewritten_code_is_seen_by_all() {
 }
 
 #[test]
-fn a_parallel_make_makes_what_works() {
-    if fetch("a_parallel_make_makes_what_works", &["cloud", "smp"]) {
+fn a_parallel_make_works_on_four_cpus() {
+    if fetch("a_parallel_make_works_on_four_cpus", &["cloud", "smp"]) {
         let outcome = run("tcg", &["compile:-O0"]);
         says(&outcome, "lua: 333338333350000");
     }
 }
 
 #[test]
-fn stressed_cpus_compute_what_is_right() {
-    if fetch("stressed_cpus_compute_what_is_right", &["cloud", "smp"]) {
+fn stress_ng_verifies_on_four_cpus() {
+    if fetch("stress_ng_verifies_on_four_cpus", &["cloud", "smp"]) {
         run("tcg", &["stress:10"]);
     }
 }
