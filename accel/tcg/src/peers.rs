@@ -187,6 +187,13 @@ impl Cpu {
         self.ask(&others, &[Request::RevokeWrite(page)]);
     }
 
+    /// This CPU does not go on to the block any more.
+    pub fn forget_block_here(&mut self, block: &Gone) {
+        if let Some(class) = block.class {
+            self.mmu.forget_jump(block.rip, class);
+        }
+    }
+
     /// No CPU goes on to these blocks, which were invalidated, when this returns. No lock is held.
     pub fn forget_blocks(&mut self, gone: &[Gone]) {
         if gone.is_empty() {
@@ -196,8 +203,8 @@ impl Cpu {
         let mut requests = Vec::new();
         for block in gone {
             cpus |= block.cpus;
+            self.forget_block_here(block);
             if let Some(class) = block.class {
-                self.mmu.forget_jump(block.rip, class);
                 requests.push(Request::ForgetJump { rip: block.rip, class });
             }
         }

@@ -131,15 +131,15 @@ impl TbCache {
     }
 
     /// From now on the operand of instruction `insn` of block `id` is looked up in the table: the block is to be
-    /// translated anew.
-    pub fn use_table(&mut self, ram: &Ram, id: TbId, insn: usize) -> Option<Gone> {
+    /// translated anew, and the old one to be forgotten where it was asked for.
+    pub fn use_table(&mut self, id: TbId, insn: usize) -> Option<Gone> {
         let key = self.blocks[id as usize].key;
         if !self.blocks[id as usize].valid || self.hashed_sites(&key) >> insn & 1 != 0 {
             return None;
         }
         self.counters.moved_sites += 1;
         *self.hashed.entry(key).or_default() |= 1 << insn;
-        Some(self.invalidate(ram, id))
+        Some(self.supersede(id))
     }
 
     /// Whether accesses of a block for `key` are to be checked together.
@@ -148,7 +148,7 @@ impl TbCache {
     }
 
     /// The check of a group in block `id` could not be made good. The block, if it is to be translated anew, without groups.
-    pub fn failed_group(&mut self, ram: &Ram, id: TbId) -> Option<Gone> {
+    pub fn failed_group(&mut self, id: TbId) -> Option<Gone> {
         let block = &mut self.blocks[id as usize];
         block.ungrouped = block.ungrouped.saturating_add(1);
         if !block.valid || block.ungrouped < FAILED_GROUPS {
@@ -157,7 +157,7 @@ impl TbCache {
         let key = block.key;
         self.counters.ungrouped += 1;
         self.ungrouped.insert(key);
-        Some(self.invalidate(ram, id))
+        Some(self.supersede(id))
     }
 
     /// The number that stands for virtual page `page` being mapped to RAM page `ram_page`.
@@ -184,7 +184,8 @@ impl TbCache {
     /// The block that executable address `pc` lies in.
     pub fn at(&self, pc: u64) -> Option<TbId> {
         let stretch = |pc: u64| (pc.wrapping_sub(self.buffer.range().start) / STRETCH) as usize;
-        let first_behind = |stretch: usize| self.by_code.get(stretch).map_or(self.blocks.len(), |&id| id as usize);
+        let first_behind =
+            |stretch: usize| self.by_code.get(stretch).map_or(self.blocks.len(), |&id| id as usize);
         // The first of the stretch may have begun before it.
         let from = first_behind(stretch(pc)).saturating_sub(1);
         let near = &self.blocks[from..first_behind(stretch(pc).saturating_add(1))];
@@ -282,13 +283,15 @@ impl TbCache {
         self.blocks[id as usize].cpus |= 1 << cpu;
     }
 
-    fn invalidate(&mut self, ram: &Ram, id: TbId) -> Gone {
-        self.counters.invalidated += 1;
+    /// Block `id` is not found, nor linked to, any more: there will be a better one. It still does what its bytes say, so other
+    /// CPUs may have it in their jump caches until a store hits it.
+    fn supersede(&mut self, id: TbId) -> Gone {
         let block = &mut self.blocks[id as usize];
-        block.valid = false;
-        let (key, page) = (block.key, block.page);
+        let key = block.key;
         let mut incoming = std::mem::replace(&mut block.incoming, NONE);
-        self.by_key.remove(&key, |id| &self.blocks[id as usize].key);
+        if std::mem::take(&mut block.valid) {
+            self.by_key.remove(&key, |id| &self.blocks[id as usize].key);
+        }
         while incoming != NONE {
             let (from, slot) = of_way(incoming.into());
             let source = &mut self.blocks[from as usize];
@@ -302,6 +305,14 @@ impl TbCache {
         for jump in block.slots.iter().filter(|jump| jump.linked != NONE) {
             unlink(&mut self.buffer, block.code, jump);
         }
+        Gone { rip: key.rip, class: mode::class(key.mode), cpus: self.blocks[id as usize].cpus }
+    }
+
+    fn invalidate(&mut self, ram: &Ram, id: TbId) -> Gone {
+        self.counters.invalidated += 1;
+        let gone = self.supersede(id);
+        let block = &self.blocks[id as usize];
+        let (key, page) = (block.key, block.page);
         for page in [Some(page), key.second_page].into_iter().flatten() {
             if let Some(ids) = self.by_page.get_mut(&page) {
                 ids.retain(|&other| other != id);
@@ -313,7 +324,7 @@ impl TbCache {
                 }
             }
         }
-        Gone { rip: key.rip, class: mode::class(key.mode), cpus: self.blocks[id as usize].cpus }
+        gone
     }
 
     /// Forgets everything. No CPU may be in generated code; jump caches are the caller's to flush.

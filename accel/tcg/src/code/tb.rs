@@ -192,8 +192,15 @@ pub const NONE: u32 = u32::MAX;
 
 impl Slot {
     /// Before its stub is emitted.
-    pub const UNKNOWN: Self =
-        Self { displacement: 0, stub: 0, flags_saved: false, forward: false, guard: None, linked: NONE, next: NONE };
+    pub const UNKNOWN: Self = Self {
+        displacement: 0,
+        stub: 0,
+        flags_saved: false,
+        forward: false,
+        guard: None,
+        linked: NONE,
+        next: NONE,
+    };
 }
 
 /// The guard of a jump to another page: a comparison of the target page's entry in the table of code pages

@@ -383,9 +383,9 @@ impl Vcpu {
         self.leave = Leave::Ungrouped;
         let mut code = self.engine.code();
         let Some(id) = code.cache.at(pc) else { return };
-        if often && let Some(gone) = code.cache.failed_group(&self.cpu.ram, id) {
+        if often && let Some(gone) = code.cache.failed_group(id) {
             drop(code);
-            self.cpu.forget_blocks(&[gone]);
+            self.cpu.forget_block_here(&gone);
         }
     }
 

@@ -194,6 +194,12 @@ impl Cpu {
         let second = self.target(next, mode, true)?;
         self.note_watch(linear, from.len(), true);
         self.store_target(linear, target, &from[..first]);
+        // A store to code waits for other CPUs, one of which may meanwhile translate from the second page.
+        let second = if matches!(target, Target::Code(_)) {
+            self.target(next, mode, true).unwrap_or(second)
+        } else {
+            second
+        };
         self.store_target(next, second, &from[first..]);
         Ok(())
     }

@@ -1,0 +1,150 @@
+//! Two CPUs that run at once over one code cache: it is emptied under them, and one rewrites what the other executes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use accel::arch_state::{RunMode, seg};
+use accel::contract::{Accelerator, NoIo, VcpuConfig};
+use accel::cpu_model::CpuModel;
+use accel::{CpuArchState, CpuEvent, CpuHandle, CpuObserver, CpuSet, CpuState};
+use accel_tcg::engine::MIN_CODE_BYTES;
+use accel_tcg::{Tcg, TcgOptions};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+/// A starved host makes it slow.
+const LIMIT: Duration = Duration::from_secs(120);
+const SI: usize = 6;
+
+/// Nothing that these guests do is an event.
+struct NoEvents;
+
+impl CpuObserver for NoEvents {
+    fn cpu_event(&self, index: usize, event: CpuEvent) {
+        panic!("CPU {index}: {event:?}");
+    }
+}
+
+/// A machine of 16-bit code without devices.
+struct Machine {
+    memory: GuestMemoryMmap,
+    cpus: CpuSet,
+    _tcg: Tcg,
+}
+
+impl Machine {
+    /// As many CPUs as `starts`; CPU n begins at its entry, with `si` in SI.
+    fn new(pieces: &[(u64, &[u8])], starts: &[u64], si: u16) -> Self {
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        for &(at, code) in pieces {
+            memory.write_slice(code, GuestAddress(at)).unwrap();
+        }
+        let tcg = Tcg::new(TcgOptions { code_bytes: MIN_CODE_BYTES, ..TcgOptions::default() }).unwrap();
+        tcg.memory_listener().set_map(&memory).unwrap();
+        let cpus = CpuSet::new(&tcg, Arc::new(NoEvents));
+        for (index, &start) in starts.iter().enumerate() {
+            let config = VcpuConfig {
+                index,
+                apic_id: index as u32,
+                cpu_count: starts.len(),
+                model: CpuModel::default().into(),
+            };
+            let handle = CpuHandle::new(index);
+            cpus.spawn(tcg.new_vcpu(&config).unwrap(), handle.clone(), Arc::new(NoIo)).unwrap();
+            let mut state = CpuArchState::power_on();
+            state.rip = start;
+            state.gpr[SI] = si.into();
+            state.segments[seg::CS].selector = 0;
+            state.segments[seg::CS].base = 0;
+            state.run_mode = RunMode::Running;
+            handle.run_on(move |cpu| cpu.backend.set_state(&state)).unwrap().unwrap();
+        }
+        Self { memory, cpus, _tcg: tcg }
+    }
+
+    /// Runs until all CPUs have halted, and says what the translator says of itself.
+    fn run(&self) -> String {
+        self.cpus.resume_all();
+        let begun = Instant::now();
+        let running = |cpu: &CpuHandle| cpu.state() != CpuState::Halted;
+        while self.cpus.cpus().iter().any(running) {
+            assert!(begun.elapsed() < LIMIT, "a CPU does not come to its end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.cpus.cpu(0).unwrap().run_on(|cpu| cpu.backend.describe()).unwrap()
+    }
+
+    fn word(&self, at: u64) -> u16 {
+        self.memory.read_obj(GuestAddress(at)).unwrap()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.cpus.exit_all();
+    }
+}
+
+#[test]
+fn the_cache_is_emptied_under_both() {
+    const CODE: u64 = 0x1000;
+    const BLOCKS: usize = 4000;
+    const ROUNDS: u16 = 3;
+    // lock inc word [0x500]; jmp to the next: a block each, some of them across two pages.
+    let mut code = [0xf0, 0xff, 0x06, 0x00, 0x05, 0xeb, 0x00].repeat(BLOCKS);
+    // dec si; jz to the hlt; jmp to the start.
+    code.extend([0x4e, 0x74, 0x03, 0xe9]);
+    let back = -(code.len() as i32 + 2) as i16;
+    code.extend(back.to_le_bytes());
+    code.push(0xf4);
+    let machine = Machine::new(&[(CODE, &code)], &[CODE, CODE], ROUNDS);
+    let told = machine.run();
+    assert_eq!(usize::from(machine.word(0x500)), 2 * BLOCKS * usize::from(ROUNDS));
+    let emptied = told.split("cache emptied ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    assert!(emptied.parse::<u32>().unwrap() > 3, "the code memory was large enough: {told}");
+}
+
+/// CPU 0 writes version after version into an instruction of CPU 1's loop and waits each time until that has executed it.
+#[test]
+fn what_one_rewrites_the_other_executes() {
+    const VERSIONS: u16 = 1000;
+    #[rustfmt::skip]
+    let writer: &[u8] = &[
+        0x40,                           // again: inc ax
+        0xa3, 0x01, 0x30,               // mov [0x3001], ax: the constant below
+        0xf3, 0x90,                     // wait: pause
+        0x39, 0x06, 0x00, 0x05,         // cmp [0x500], ax
+        0x75, 0xf8,                     // jne wait
+        0x4e,                           // dec si
+        0x75, 0xf1,                     // jnz again
+        0xc7, 0x06, 0x02, 0x05, 1, 0,   // mov word [0x502], 1: the end
+        0xf4,                           // hlt
+    ];
+    #[rustfmt::skip]
+    let runner: &[u8] = &[
+        0xbb, 0, 0,                     // 0x3000: mov bx, the version
+        0x89, 0x1e, 0x00, 0x05,         // mov [0x500], bx
+        0x83, 0x3e, 0x02, 0x05, 0,      // cmp word [0x502], 0
+        0x74, 0xf2,                     // je 0x3000
+        0xf4,                           // hlt
+    ];
+    let machine = Machine::new(&[(0x1000, writer), (0x3000, runner)], &[0x1000, 0x3000], VERSIONS);
+    machine.run();
+    assert_eq!(machine.word(0x500), VERSIONS);
+    assert_eq!(machine.word(0x3001), VERSIONS);
+}
+
+/// Operands across a page, which no host instruction reaches as one: each ADD is still whole.
+#[test]
+fn lock_holds_across_pages() {
+    const ROUNDS: u16 = 5000;
+    #[rustfmt::skip]
+    let code: &[u8] = &[
+        0xf0, 0x83, 0x06, 0xff, 0x4f, 1, // lock add word [0x4fff], 1
+        0x4e,                            // dec si
+        0x75, 0xf7,                      // jnz to the start
+        0xf4,                            // hlt
+    ];
+    let machine = Machine::new(&[(0x1000, code)], &[0x1000, 0x1000], ROUNDS);
+    machine.run();
+    assert_eq!(machine.word(0x4fff), 2 * ROUNDS);
+}
