@@ -25,8 +25,8 @@ step "format" cargo fmt --all --check
 step "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
 step "guests" resources/guests/fetch.sh cloud generic shell boot-test programs smp
 # With debug assertions (lock ranks among them), all but the longest.
-step "tests" cargo test --workspace --quiet -- --skip programs_print_the_same --skip linux_boots_under_kvm \
-    --skip under_stress --skip on_four_cpus
+step "tests" cargo test --workspace --quiet -- --skip programs_print_the_same --skip linux_boots_ \
+    --skip under_nested_kvm --skip under_stress --skip on_four_cpus
 # A folder of its own: the flag rebuilds everything. The filter keeps to the models.
 step "model checks" env RUSTFLAGS="--cfg loom" cargo test --package accel --package devices --release --lib \
     --target-dir target/loom --quiet loom_

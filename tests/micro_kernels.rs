@@ -4,12 +4,10 @@
 
 mod harness;
 
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use harness::guests::root;
+use harness::guests::{micro_kernels, root};
 use harness::session::{Outcome, Session, bivisor};
 
 /// A starved host makes a guest slow, never wrong.
@@ -25,38 +23,31 @@ const BEYOND_AN_EMULATING_KVM: [(&str, &str); 4] = [
     ("transfers", "its emulator does not enter CPL 0 by SYSCALL"),
 ];
 
-/// The kernels, built once.
-fn kernels() -> &'static PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let folder = root().join("target/micro_kernels");
-        let script = root().join("resources/micro_kernels/build.sh");
-        let output = Command::new(&script).arg(&folder).output().expect("build.sh runs");
-        assert!(output.status.success(), "build.sh: {}", String::from_utf8_lossy(&output.stderr));
-        folder
-    })
-}
-
 fn run(kernel: &str, accelerator: &str, append: &str) -> Outcome {
-    run_on(if kernel == "smp" { "4" } else { "1" }, kernel, accelerator, append)
+    match kernel {
+        // It resets the machine once with all CPUs in use.
+        "smp" => run_on("4", &[], kernel, accelerator, &format!("{append} resets=1")),
+        _ => run_on("1", &["-no-reboot"], kernel, accelerator, append),
+    }
 }
 
 /// `smp` is the argument of `-smp`, which begins with the number of CPUs.
-fn run_on(smp: &str, kernel: &str, accelerator: &str, append: &str) -> Outcome {
-    let path = kernels().join(kernel);
+fn run_on(smp: &str, more: &[&str], kernel: &str, accelerator: &str, append: &str) -> Outcome {
+    let path = micro_kernels().join(kernel);
     let append = format!("cpus={smp} {append}");
     #[rustfmt::skip]
     let words = [
         "-accel", accelerator, "-M", "microvm", "-m", "128", "-kernel", path.to_str().expect("the path is text"),
-        "-append", &append, "-smp", smp, "-nographic", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+        "-append", &append, "-smp", smp, "-nographic", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
     ];
-    Session::start(&bivisor(), &words, LIMIT).finish()
+    Session::start(&bivisor(), &[&words, more].concat(), LIMIT).finish()
 }
 
 #[track_caller]
 fn all_claims_hold(outcome: &Outcome) {
     outcome.check(outcome.status.code() == Some(GOOD), "some claims of the guest do not hold");
     outcome.check(outcome.serial.contains("all claims hold"), "the guest did not say so");
+    outcome.check(!outcome.serial.contains("FAILED"), "a claim did not hold before a reset");
     for line in outcome.serial.lines().filter(|line| line.starts_with("skipped")) {
         eprintln!("{line}");
     }
@@ -118,7 +109,7 @@ micro_kernels! { debug devices exceptions interrupts memory modes paging smp tra
 #[test]
 fn many_cpus_under_tcg() {
     for smp in ["16", "6,sockets=2"] {
-        all_claims_hold(&run_on(smp, "smp", "tcg", ""));
+        all_claims_hold(&run_on(smp, &["-no-reboot"], "smp", "tcg", ""));
     }
 }
 
@@ -131,7 +122,8 @@ fn many_cpus_under_kvm() {
     };
     let (smp, append) = if emulating { ("12", "emulated") } else { ("64", "") };
     for irqchip in ["on", "off"] {
-        all_claims_hold(&run_on(smp, "smp", &format!("kvm,kernel-irqchip={irqchip}"), append));
+        let accelerator = format!("kvm,kernel-irqchip={irqchip}");
+        all_claims_hold(&run_on(smp, &["-no-reboot"], "smp", &accelerator, append));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// The checkout's root folder.
 pub fn root() -> &'static Path {
@@ -53,4 +54,16 @@ pub fn installed(test: &str, program: &str) -> bool {
 /// The path of a guest file as an argument.
 pub fn path(name: &str) -> String {
     folder().join(name).to_str().expect("the cache folder's name is text").to_owned()
+}
+
+/// The folder of the micro-kernels, built once.
+pub fn micro_kernels() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = root().join("target/micro_kernels");
+        let script = root().join("resources/micro_kernels/build.sh");
+        let output = Command::new(&script).arg(&folder).output().expect("build.sh runs");
+        assert!(output.status.success(), "build.sh: {}", String::from_utf8_lossy(&output.stderr));
+        folder
+    })
 }

@@ -162,10 +162,11 @@ impl VcpuBackend for Vcpu {
         self.deferred = None;
         self.at_breakpoint = None;
         self.clear_events()?;
+        // Out of x2APIC mode first: that moves the ID in its register, and not every kernel moves it back.
+        self.set_apic_base(interrupts::power_on_apic_base(self.index))?;
         if let Some(lapic) = &self.power_on.lapic {
             self.fd.set_lapic(lapic).map_err(host("KVM_SET_LAPIC failed"))?;
         }
-        self.set_apic_base(interrupts::power_on_apic_base(self.index))?;
         msr::join_tsc(&self.fd)?;
         self.write_state(&state)
     }
