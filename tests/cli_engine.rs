@@ -64,6 +64,17 @@ fn the_first_of_a_list_is_taken_without_a_look_at_the_others() {
 }
 
 #[test]
+fn an_engine_has_a_limit_of_cpus() {
+    let scratch = Scratch::new("cpus");
+    let guest = tiny_guest::write(&scratch, "guest", &[&out8(EXIT, 4), &halt()]);
+    let outcome = run(&guest, &["-accel", "tcg", "-smp", "16"]);
+    outcome.check(outcome.status.code() == Some(9) && outcome.stderr.is_empty(), "16 CPUs");
+    let outcome = run(&guest, &["-accel", "tcg", "-smp", "17"]);
+    let said = outcome.stderr == "bivisor: -smp 17: -accel tcg runs 16 CPUs at most\n";
+    outcome.check(outcome.status.code() == Some(1) && said, "17 CPUs");
+}
+
+#[test]
 fn a_kvm_that_gives_up_says_what_where_and_what_else() {
     let scratch = Scratch::new("gives-up");
     // `popcnt %eax, %eax`, which Linux's emulator has never had.

@@ -475,7 +475,22 @@ static void enter_x2apic(void) { wrmsr(APIC_BASE, rdmsr(APIC_BASE) | 0xc00); }
 static u8 rtc_read(u8 at) { outb(0x70, at); return inb(0x71); }
 static void rtc_write(u8 at, u8 value) { outb(0x70, at); outb(0x71, value); }
 
-/* Starts over with everything as the tests left it, as often as the command line says. */
+static void spin(void)
+{
+    for (;;)
+        asm volatile("pause");
+}
+
+static void flood(void)
+{
+    for (;;) {
+        ipi(0, TO_OTHERS | ASSERT | FIXED);
+        ipi(0, TO_OTHERS | ASSERT | AS_NMI);
+    }
+}
+
+/* Starts over as often as the command line says, in the middle of all that CPUs may be at: one has interrupts off, one sends
+   as many as it can. */
 static void reset(void)
 {
     u8 runs = rtc_read(RUNS);
@@ -485,6 +500,9 @@ static void reset(void)
     }
     rtc_write(RUNS, runs + 1);
     name("reset");
+    begin_on(ids[0], spin);
+    begin_on(ids[1], flood);
+    idle(10000000);
     outb(0xcf9, 2);
     outb(0xcf9, 6);
     for (;;)

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use accel::{Accelerator, Irqchip, MemoryListener, Threading, VcpuConfig, VcpuError, VcpuSeed};
+use accel::{Accelerator, Irqchip, MAX_CPUS, MemoryListener, Threading, VcpuConfig, VcpuError, VcpuSeed};
 use devices::clock::Clock;
 use devices::device::Device;
 use devices::interrupt::InterruptSink;
@@ -171,6 +171,10 @@ impl Accelerator for Kvm {
 
     fn threading(&self) -> Threading {
         Threading::PerCpu
+    }
+
+    fn max_cpus(&self) -> usize {
+        self.shared.kvm.get_max_vcpus().min(MAX_CPUS)
     }
 
     fn new_vcpu(&self, config: &VcpuConfig) -> Result<Box<dyn VcpuSeed>, VcpuError> {
