@@ -2,7 +2,7 @@
 
 use super::*;
 use accel::CpuIo;
-use accel::arch_state::reg;
+use accel::arch_state::{RunMode, reg};
 use accel::qtest::QtestAccelerator;
 use devices::backend::{BufferBackend, CharBackend};
 use devices::system::{SystemControl, SystemRequest};
@@ -42,15 +42,23 @@ fn kernel() -> vmm_sys_util::tempfile::TempFile {
     file
 }
 
-fn bench() -> Bench {
-    let kernel = kernel();
-    let blueprint = Blueprint {
+fn blueprint(kernel: &vmm_sys_util::tempfile::TempFile, topology: CpuTopology) -> Blueprint {
+    Blueprint {
         memory_bytes: 16 * MIB,
-        topology: CpuTopology::default(),
+        topology,
         cpu: CpuModel::default(),
         boot: BootSource::open(kernel.as_path(), None, "hello", 16 * MIB).unwrap(),
         devices: vec![DeviceChoice::IsaDebugExit { iobase: 0xf4, iosize: 4 }],
-    };
+    }
+}
+
+fn bench() -> Bench {
+    bench_of(CpuTopology::default())
+}
+
+fn bench_of(topology: CpuTopology) -> Bench {
+    let kernel = kernel();
+    let blueprint = blueprint(&kernel, topology);
     let accelerator = Arc::new(QtestAccelerator::new());
     let run_state = RunState::new().unwrap();
     let board = Board::new(blueprint, accelerator.clone(), run_state.clone()).unwrap();
@@ -183,13 +191,33 @@ fn a_reset_is_a_fresh_start() {
 #[test]
 fn two_devices_do_not_share_a_port() {
     let kernel = kernel();
-    let blueprint = Blueprint {
-        memory_bytes: 16 * MIB,
-        topology: CpuTopology::default(),
-        cpu: CpuModel::default(),
-        boot: BootSource::open(kernel.as_path(), None, "", 16 * MIB).unwrap(),
-        devices: vec![DeviceChoice::IsaDebugExit { iobase: 0x60, iosize: 1 }],
-    };
+    let devices = vec![DeviceChoice::IsaDebugExit { iobase: 0x60, iosize: 1 }];
+    let blueprint = Blueprint { devices, ..blueprint(&kernel, CpuTopology::default()) };
     let board = Board::new(blueprint, Arc::new(QtestAccelerator::new()), RunState::new().unwrap()).unwrap();
     assert!(matches!(board.equip(Vec::new()), Err(MachineError::Bus(BusError::Overlap { .. }))));
+}
+
+#[test]
+fn packages_have_bits_of_their_own_in_apic_ids() {
+    let bench = bench_of(CpuTopology { sockets: 2, cores: 3, threads: 1 });
+    let cpus = bench.machine.lifecycle().cpus().cpus();
+    assert_eq!(cpus.len(), 6);
+    for (cpu, mode) in cpus.iter().zip([RunMode::Running].into_iter().chain([RunMode::WaitForSipi; 5])) {
+        let state = cpu.run_on(|cpu| cpu.backend.state()).unwrap().unwrap();
+        assert_eq!(state.run_mode, mode, "CPU {}", cpu.index());
+    }
+    // The MADT: local APICs follow its header of 44 bytes, 8 bytes each.
+    let mut tables = vec![0; 0x1000];
+    bench.machine.memory().read_slice(&mut tables, GuestAddress(layout::ACPI)).unwrap();
+    let at = tables.windows(4).position(|window| window == b"APIC").unwrap();
+    let ids: Vec<u8> = tables[at + 44..][..48].chunks(8).map(|entry| entry[3]).collect();
+    assert_eq!(ids, [0, 1, 2, 4, 5, 6]);
+}
+
+#[test]
+fn the_engine_limits_the_cpus() {
+    let kernel = kernel();
+    let blueprint = blueprint(&kernel, CpuTopology::flat(65));
+    let board = Board::new(blueprint, Arc::new(QtestAccelerator::new()), RunState::new().unwrap());
+    assert!(matches!(board.err(), Some(MachineError::TooManyCpus { cpus: 65, limit: 64, .. })));
 }
