@@ -69,6 +69,7 @@ mod tests {
             "[   25.0] rcu: INFO: rcu_preempt self-detected stall on CPU",
             "[    2.2] tsc: Marking TSC unstable due to clocksource watchdog",
             "[    2.2] clocksource: timekeeping watchdog on CPU0: Marking clocksource 'tsc' as unstable",
+            "[   11.2] smpboot: do_boot_cpu failed(-1) to wakeup CPU#1",
             "[    0.1] tsc: Unable to calibrate against PIT",
             "[    0.1] Kernel panic - not syncing: IO-APIC + timer doesn't work!",
             "[    0.3] ..MP-BIOS bug: 8254 timer not connected to IO-APIC",
