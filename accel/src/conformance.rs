@@ -80,6 +80,8 @@ cases! {
     guest::triple_fault_is_reported(Guest, 1),
     guest::step_is_one_instruction(Guest, 1),
     guest::breakpoint_and_single_step(Guest, 1),
+    guest::nmi_reaches_the_guest(Guest, 1),
+    guest::a_reset_ap_waits(Guest, 2),
     guest::interrupt_wakes_from_hlt(Interrupts, 1),
     guest::start_up_ipi_starts_an_ap(Interrupts, 2),
 }
@@ -171,6 +173,8 @@ macro_rules! conformance_tests {
             triple_fault_is_reported
             step_is_one_instruction
             breakpoint_and_single_step
+            nmi_reaches_the_guest
+            a_reset_ap_waits
             interrupt_wakes_from_hlt
             start_up_ipi_starts_an_ap
         );

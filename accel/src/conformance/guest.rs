@@ -254,6 +254,50 @@ pub(super) fn breakpoint_and_single_step(rig: Rig) {
     rig.wait_outs(0, 3);
 }
 
+/// An NMI from any thread reaches a CPU that halts with interrupts off, and one that runs; each is taken once.
+pub(super) fn nmi_reaches_the_guest(rig: Rig) {
+    const NMIS: u64 = 50;
+    // Vector 2: out OUT_PORT, al; iret.
+    rig.load(0x1100, &[0xe6, OUT_PORT, 0xcf]);
+    rig.load(2 * 4, &[0x00, 0x11, 0x00, 0x00]);
+    // hlt; jmp to the hlt. jmp to itself.
+    for code in [&[0xf4, 0xeb, 0xfd][..], &[0xeb, 0xfe]] {
+        rig.load(CODE, code);
+        rig.start_at(0, CODE, 0);
+        rig.set.resume_all();
+        let before = rig.ports[0].outs();
+        for taken in 1..=NMIS {
+            rig.nmi(0);
+            wait_for("the NMI's handler", || rig.ports[0].outs() >= before + taken);
+        }
+        wait_a_little();
+        rig.pause();
+        assert_eq!(rig.ports[0].outs(), before + NMIS);
+    }
+}
+
+/// After a reset the first CPU runs, and the others wait for their start-up IPI, whatever they were at.
+pub(super) fn a_reset_ap_waits(rig: Rig) {
+    rig.load(CODE, COUNT);
+    for round in 0..20 {
+        rig.start_at(0, CODE, 0);
+        rig.start_at(1, CODE, 0);
+        rig.set.resume_all();
+        rig.wait_outs(0, 3);
+        rig.wait_outs(1, 3);
+        rig.pause();
+        rig.set.reset_all().expect("CPUs are paused");
+        let modes = [0, 1].map(|index| rig.state(index).run_mode);
+        assert_eq!(modes, [RunMode::Running, RunMode::WaitForSipi], "round {round}");
+        let outs = rig.ports[1].outs();
+        rig.start_at(0, CODE, 0);
+        rig.set.resume_all();
+        rig.wait_outs(0, 20);
+        rig.pause();
+        assert_eq!(rig.ports[1].outs(), outs, "round {round}");
+    }
+}
+
 /// An interrupt wakes a halted CPU, but not one that has interrupts off.
 pub(super) fn interrupt_wakes_from_hlt(rig: Rig) {
     // sti; hlt; out OUT_PORT, al; cli; hlt; jmp to the hlt. Vector 0x30: mov al, 0x77; iret.

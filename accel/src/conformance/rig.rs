@@ -263,6 +263,11 @@ impl Rig {
         self.cpus[index].raise(InterruptKind::Init);
     }
 
+    /// NMI.
+    pub(super) fn nmi(&self, index: usize) {
+        self.cpus[index].raise(InterruptKind::Nmi);
+    }
+
     /// Raises a maskable interrupt.
     pub(super) fn interrupt(&self, index: usize, vector: u8) {
         let interrupts = self.ports[index].interrupts.as_ref().expect("our interrupt controller");
