@@ -150,7 +150,7 @@ fn many_cpus_under_nested_kvm() {
     let commands = machines.map(|(cpus, irqchip, resets)| {
         format!(
             "{} -accel kvm,kernel-irqchip={irqchip} -smp {cpus} -M microvm -m 128 -kernel /files/smp -nographic \
-             -device isa-debug-exit,iobase=0xf4,iosize=4 -append 'cpus={cpus} resets={resets}'",
+             -device isa-debug-exit,iobase=0xf4,iosize=4 -timeout 400 -append 'verbose cpus={cpus} resets={resets}'",
             program()
         )
     });
