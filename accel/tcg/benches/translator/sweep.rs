@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use accel_tcg::Stress;
-use accel_tcg::code::tb::{Tb, TbKey, mode};
+use accel_tcg::code::tb::{Tb, TbId, TbKey, mode};
 use accel_tcg::code::thunks::FpSave;
 use accel_tcg::cpuid::{self, MAX};
 use accel_tcg::engine::{CODE_BYTES, Code as EngineCode, Engine};
@@ -112,27 +112,27 @@ fn translate(code: &mut EngineCode, text: &Text, at: usize, mode: Mode) -> Tb {
     unreachable!("no instruction is longer than these bytes")
 }
 
-/// Guest bytes of `block` up to where it has gone on elsewhere.
-fn straight_bytes(block: &Tb, lens: impl Iterator<Item = usize>) -> usize {
+/// Guest bytes of the block translated last up to where it has gone on elsewhere.
+fn straight_bytes(code: &EngineCode) -> usize {
     let mut end = 0;
-    for (&offset, len) in block.insns.iter().zip(lens) {
-        if offset as isize != end as isize {
+    for item in code.translator.items() {
+        if item.offset as isize != end as isize {
             break;
         }
-        end += len;
+        end += item.insn.len();
     }
     end.max(1)
 }
 
-/// Translates all of `text`, calling `each` with every block before it is entered.
-fn sweep(code: &mut EngineCode, text: &Text, mode: Mode, mut each: impl FnMut(&EngineCode, &Tb)) {
+/// Translates all of `text`, calling `each` with every block when it was entered.
+fn sweep(code: &mut EngineCode, text: &Text, mode: Mode, mut each: impl FnMut(&EngineCode, TbId)) {
     let mut at = text.start;
     while at < text.end {
         let block = translate(code, text, at, mode);
-        each(code, &block);
-        at += straight_bytes(&block, code.translator.items().iter().map(|item| item.insn.len()));
         code.cache.buffer.append(code.translator.code());
-        code.cache.insert(block);
+        let id = code.cache.insert(block, code.translator.lists());
+        each(code, id);
+        at += straight_bytes(code);
     }
 }
 
@@ -143,7 +143,8 @@ fn engine() -> Engine {
 }
 
 /// Adds what became of the block translated last to `tally`.
-fn classify(code: &EngineCode, block: &Tb, tally: &mut Tally) {
+fn classify(code: &EngineCode, id: TbId, tally: &mut Tally) {
+    let block = code.cache.block(id);
     let translator = &code.translator;
     let items = translator.items();
     let straight = translator.straight_code();
@@ -159,7 +160,7 @@ fn classify(code: &EngineCode, block: &Tb, tally: &mut Tally) {
         let kind = if insn.ip() < entry {
             Kind::Entry
         } else {
-            match block.mark_at(block.code + insn.ip()).map(|mark| usize::from(mark.insn)) {
+            match code.cache.mark_at(id, block.code + insn.ip()).map(|mark| usize::from(mark.insn)) {
                 Some(index) if counts(index) => kind(&items[index]),
                 _ => continue,
             }
@@ -189,7 +190,7 @@ pub fn run(name: &str, text: &Text, mode: Mode, report: &mut Report) {
     let counters = code.cache.counters;
     let mut tally = Tally::default();
     code.cache.clear(&ram);
-    sweep(&mut code, text, mode, |code, block| classify(code, block, &mut tally));
+    sweep(&mut code, text, mode, |code, id| classify(code, id, &mut tally));
 
     report.heading(&format!("{name}, translated as {mode:?} code"));
     let (instructions, blocks) = (counters.instructions as f64, counters.translated as f64);

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use crate::code::buffer::CodeBuffer;
 use crate::code::key_table::KeyTable;
-use crate::code::tb::{NO_PAGE, NONE, Slot, Tb, TbId, TbKey, mode, of_way, way};
+use crate::code::tb::{Lists, Mark, NO_PAGE, NONE, Slot, Tb, TbId, TbKey, mode, of_way, way};
 use crate::ram::{CodeMark, Ram};
 
 /// A multiply-and-rotate hash: keys are addresses that the guest could choose, but a slow look-up is all it would gain.
@@ -87,6 +87,7 @@ pub struct TbCache {
     /// For the user.
     pub counters: Counters,
     blocks: Vec<Tb>,
+    lists: Lists,
     by_key: KeyTable<BuildHasherDefault<KeyHasher>>,
     by_page: KeyMap<u32, Vec<TbId>>,
     /// For each [`STRETCH`] bytes of code memory the first block that begins there or behind.
@@ -114,6 +115,7 @@ impl TbCache {
             buffer,
             counters: Counters::default(),
             blocks: Vec::new(),
+            lists: Lists::default(),
             by_key: KeyTable::default(),
             by_page: KeyMap::default(),
             by_code: Vec::new(),
@@ -199,11 +201,29 @@ impl TbCache {
         self.blocks.len() as TbId
     }
 
-    /// Enters a block.
-    pub fn insert(&mut self, block: Tb) -> TbId {
+    /// The guest instruction that executable address `pc` in block `id` belongs to.
+    pub fn mark_at(&self, id: TbId, pc: u64) -> Option<Mark> {
+        let block = self.block(id);
+        self.lists.mark_at(block.parts, pc.checked_sub(block.code)?)
+    }
+
+    /// RIP of instruction `insn` of block `id`; of the end for one past the last.
+    pub fn rip_of(&self, id: TbId, insn: usize) -> u64 {
+        let block = self.block(id);
+        block.key.rip.wrapping_add_signed(self.lists.insns(block.parts)[insn].into())
+    }
+
+    /// Offsets of the instructions of block `id` from its RIP, and of the end.
+    pub fn insns(&self, id: TbId) -> &[i16] {
+        self.lists.insns(self.block(id).parts)
+    }
+
+    /// Enters a block with its lists.
+    pub fn insert(&mut self, mut block: Tb, lists: &Lists) -> TbId {
         let id = self.next_id();
+        block.parts = self.lists.add(lists);
         self.counters.translated += 1;
-        self.counters.instructions += block.insns.len() as u64 - 1;
+        self.counters.instructions += lists.insns.len() as u64 - 1;
         self.counters.guest_bytes += u64::from(block.guest_bytes);
         self.counters.host_bytes += u64::from(block.code_len);
         self.by_key.insert(&block.key, id, |id| &self.blocks[id as usize].key);
@@ -228,9 +248,9 @@ impl TbCache {
         let (entry, entry_saved, entry_forward) = (target.entry, target.entry_saved, target.entry_forward);
         let page_number = target.page_number;
         let incoming = target.incoming;
-        let source = &mut self.blocks[from as usize];
+        let source = &self.blocks[from as usize];
         let code = source.code;
-        let Some(jump) = source.slots.get_mut(slot) else { return };
+        let Some(jump) = self.lists.slots(source.parts).get_mut(slot) else { return };
         if jump.linked != NONE || jump.guard.is_some() && page_number == NO_PAGE {
             return;
         }
@@ -294,15 +314,15 @@ impl TbCache {
         }
         while incoming != NONE {
             let (from, slot) = of_way(incoming.into());
-            let source = &mut self.blocks[from as usize];
-            let jump = &mut source.slots[slot];
+            let source = &self.blocks[from as usize];
+            let jump = &mut self.lists.slots(source.parts)[slot];
             (jump.linked, incoming) = (NONE, jump.next);
             unlink(&mut self.buffer, source.code, jump);
         }
         // Its own jumps go back to their stubs too: a CPU that is still in it must come out and look again. They stay in the
         // lists of the blocks that they led to.
         let block = &self.blocks[id as usize];
-        for jump in block.slots.iter().filter(|jump| jump.linked != NONE) {
+        for jump in self.lists.slots(block.parts).iter().filter(|jump| jump.linked != NONE) {
             unlink(&mut self.buffer, block.code, jump);
         }
         Gone { rip: key.rip, class: mode::class(key.mode), cpus: self.blocks[id as usize].cpus }
@@ -334,6 +354,7 @@ impl TbCache {
             ram.set_code(page, CodeMark::None);
         }
         self.blocks.clear();
+        self.lists.clear();
         self.by_key.clear();
         self.by_page.clear();
         self.by_code.clear();

@@ -242,15 +242,11 @@ pub struct Tb {
     pub page_number: u32,
     /// Number of the second page's mapping, if there is one.
     pub second_page_number: Option<u32>,
-    /// Direct ways on.
-    pub slots: Box<[Slot]>,
+    /// Where its part is in the cache's lists ([`Lists`]).
+    pub parts: Parts,
     /// The first of the ways that were linked to this one ([`way`]), a list by [`Slot::next`]; [`NONE`] ends it. May name links
     /// that are gone.
     pub incoming: u32,
-    /// Code to guest instruction, ascending.
-    pub marks: Box<[Mark]>,
-    /// Guest offset of each instruction from `key.rip`, and of the end.
-    pub insns: Box<[i16]>,
     /// Instructions for helpers.
     // Boxed: generated code has their addresses.
     pub sites: Vec<Box<Site>>,
@@ -264,19 +260,71 @@ pub struct Tb {
     pub valid: bool,
 }
 
+/// Lists of which each block has a part.
+#[derive(Default)]
+pub struct Lists {
+    /// Direct ways on.
+    pub slots: Vec<Slot>,
+    /// Code to guest instruction, ascending.
+    pub marks: Vec<Mark>,
+    /// Guest offset of each instruction from the key's RIP, and of the end.
+    pub insns: Vec<i16>,
+}
+
+/// Where a block's parts of [`Lists`] begin, and how many there are of each.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Parts {
+    slots: u32,
+    marks: u32,
+    insns: u32,
+    slots_len: u8,
+    insns_len: u8,
+    marks_len: u16,
+}
+
+impl Lists {
+    /// Empties them.
+    pub fn clear(&mut self) {
+        self.slots.clear();
+        self.marks.clear();
+        self.insns.clear();
+    }
+
+    /// Adds those of one block.
+    pub fn add(&mut self, block: &Self) -> Parts {
+        let parts = Parts {
+            slots: self.slots.len() as u32,
+            marks: self.marks.len() as u32,
+            insns: self.insns.len() as u32,
+            slots_len: block.slots.len() as u8,
+            insns_len: block.insns.len() as u8,
+            marks_len: block.marks.len() as u16,
+        };
+        self.slots.extend_from_slice(&block.slots);
+        self.marks.extend_from_slice(&block.marks);
+        self.insns.extend_from_slice(&block.insns);
+        parts
+    }
+
+    /// The ways on of a block.
+    pub fn slots(&mut self, parts: Parts) -> &mut [Slot] {
+        &mut self.slots[parts.slots as usize..][..parts.slots_len.into()]
+    }
+
+    /// The guest instruction that the code at `offset` in a block's code belongs to.
+    pub fn mark_at(&self, parts: Parts, offset: u64) -> Option<Mark> {
+        let marks = &self.marks[parts.marks as usize..][..parts.marks_len.into()];
+        let after = marks.partition_point(|mark| u64::from(mark.host) <= offset);
+        marks.get(after.checked_sub(1)?).copied()
+    }
+
+    /// Offsets of a block's instructions from the key's RIP, and of the end.
+    pub fn insns(&self, parts: Parts) -> &[i16] {
+        &self.insns[parts.insns as usize..][..parts.insns_len.into()]
+    }
+}
+
 impl Tb {
-    /// The guest instruction that the code at executable address `pc` belongs to.
-    pub fn mark_at(&self, pc: u64) -> Option<Mark> {
-        let offset = pc.checked_sub(self.code)? as u32;
-        let after = self.marks.partition_point(|mark| u32::from(mark.host) <= offset);
-        self.marks.get(after.checked_sub(1)?).copied()
-    }
-
-    /// RIP of instruction `insn`; of the end for one past the last.
-    pub fn rip_of(&self, insn: usize) -> u64 {
-        self.key.rip.wrapping_add_signed(self.insns[insn].into())
-    }
-
     /// Whether the block can be reached by a patched jump. One that runs over into another page looks itself whether
     /// that is still mapped as it was.
     pub fn chainable(&self) -> bool {

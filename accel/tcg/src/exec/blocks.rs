@@ -199,9 +199,9 @@ impl Vcpu {
             return;
         }
         let code = self.engine.code();
-        let block = code.cache.block(site as TbId - 1);
-        self.cpu.env.rip = block.rip_of(block.insns.len() - 2);
-        self.cpu.env.gpr[4] = self.cpu.env.gpr[4].wrapping_sub(u64::from(block.popped));
+        let id = site as TbId - 1;
+        self.cpu.env.rip = code.cache.rip_of(id, code.cache.insns(id).len() - 2);
+        self.cpu.env.gpr[4] = self.cpu.env.gpr[4].wrapping_sub(u64::from(code.cache.block(id).popped));
     }
 
     /// The code, locked, with `pages` ready to be translated from: every store to them invalidates what is made of them, from
@@ -277,6 +277,6 @@ impl Vcpu {
         let Some(block) = code.translator.translate(&job) else { return Ok(None) };
         code.cache.buffer.append(code.translator.code());
         trace::translated(&code.translator, job.base);
-        Ok(Some(code.cache.insert(block)))
+        Ok(Some(code.cache.insert(block, code.translator.lists())))
     }
 }

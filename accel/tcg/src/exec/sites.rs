@@ -44,7 +44,7 @@ impl Vcpu {
         }
         let mut code = self.engine.code();
         let Some(id) = code.cache.at(pc) else { return };
-        let Some(mark) = code.cache.block(id).mark_at(pc) else { return };
+        let Some(mark) = code.cache.mark_at(id, pc) else { return };
         let gone = code.cache.use_table(id, usize::from(mark.insn));
         drop(code);
         if let Some(gone) = gone {

@@ -392,9 +392,10 @@ impl Vcpu {
     /// The guest address of the instruction that the code at executable address `pc` belongs to, and of the next.
     pub fn rip_at(&self, pc: u64) -> (u64, u64) {
         let code = self.engine.code();
-        let block = code.cache.at(pc).map(|id| code.cache.block(id)).expect("helpers are called from blocks");
-        let mark = block.mark_at(pc).expect("a block's code is marked from its start");
-        (block.rip_of(usize::from(mark.insn)), block.rip_of(usize::from(mark.insn) + 1))
+        let id = code.cache.at(pc).expect("helpers are called from blocks");
+        let mark = code.cache.mark_at(id, pc).expect("a block's code is marked from its start");
+        let insn = usize::from(mark.insn);
+        (code.cache.rip_of(id, insn), code.cache.rip_of(id, insn + 1))
     }
 
     /// The exception of the instruction at `env.rip` for its non-canonical operand: #SS(0) if that is on the stack.
@@ -416,10 +417,9 @@ impl Vcpu {
         let (pc, trap) = (self.cpu.env.fault_pc, self.cpu.env.fault_trap);
         let (rip, mark) = {
             let code = self.engine.code();
-            let block =
-                code.cache.at(pc).map(|id| code.cache.block(id)).expect("the handler checked the range");
-            let mark = block.mark_at(pc).expect("a block's code is marked from its start");
-            (block.rip_of(usize::from(mark.insn)), mark)
+            let id = code.cache.at(pc).expect("the handler checked the range");
+            let mark = code.cache.mark_at(id, pc).expect("a block's code is marked from its start");
+            (code.cache.rip_of(id, mark.insn.into()), mark)
         };
         let parked = PARKING_ORDER.into_iter().filter(|host| mark.parked() >> host & 1 != 0);
         for (slot, register) in parked.enumerate() {

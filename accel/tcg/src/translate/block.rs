@@ -10,7 +10,6 @@ use crate::translate::classify::Class;
 use crate::translate::facts::{Facts, MemoryAccess, ModeKinds};
 use crate::translate::flags::{self, Effect};
 use crate::translate::liveness::{self, Peek};
-use crate::translate::native::has_memory;
 use crate::translate::reencode::Bytes;
 
 /// Instructions in a block at most.
@@ -35,6 +34,8 @@ pub struct Item {
     pub class: Class,
     /// How it uses its memory operand, if it is executed natively and has one.
     pub access: MemoryAccess,
+    /// It has an explicit memory operand.
+    pub memory: bool,
     /// Bytes from the block's start. Negative where the block has gone on at a jump's target.
     pub offset: i16,
     /// What it does to the arithmetic flags.
@@ -53,6 +54,7 @@ impl Item {
             bytes: [0; MAX_INSN_BYTES + 1],
             class: Class::Nothing,
             access: MemoryAccess { writes: false, packed: 0 },
+            memory: false,
             offset: 0,
             flags: Effect { read: 0, killed: 0, writes: false },
             live_in: flags::ALL,
@@ -124,23 +126,12 @@ pub fn decode(source: &Source, kinds: &mut ModeKinds, peek: &dyn Peek, items: &m
                 break;
             }
         }
+        // An invalid one reads all flags, whatever it raises.
+        let Facts { class, access, memory, flags } = kinds.of(insn);
+        (item.class, item.access, item.memory, item.flags) = (*class, access, memory, flags);
         if insn.code() == Code::INVALID && is_too_long(&bytes[position..], bits) {
             item.class = Class::Raise(Exception::gp(0));
-        } else {
-            let Facts { class, access } = kinds.of(insn);
-            (item.class, item.access) = (*class, access);
         }
-        let class = &item.class;
-        item.flags = match class {
-            Class::Native | Class::NativeFp | Class::BitTest => flags::effect(insn),
-            Class::JumpIf | Class::JumpCount => {
-                Effect { read: flags::effect(insn).read, ..Effect::default() }
-            }
-            Class::System(system) => system.effect(),
-            // Helpers may show the flags to the guest.
-            Class::Complex(_) | Class::Raise(_) => Effect { read: flags::ALL, ..Effect::default() },
-            _ => Effect::default(),
-        };
         let ends = ends_block(item.class, insn, mode);
         item.bytes = first_bytes(&bytes[position..], insn.len());
         item.offset = offset;
@@ -165,7 +156,11 @@ pub fn decode(source: &Source, kinds: &mut ModeKinds, peek: &dyn Peek, items: &m
     }
     let mut live = match items.last() {
         Some(last) if mode & mode::SINGLE == 0 && end_matters(items) => {
-            liveness::after(&last.insn, bits, peek)
+            let place = |rip: u64| {
+                let place = (start as u64).wrapping_add(rip.wrapping_sub(source.rip));
+                (window(start).start as u64..end as u64).contains(&place).then_some(place as usize)
+            };
+            liveness::after(&last.insn, &mut liveness::Code { near: &mut decoder, place: &place, bits, peek })
         }
         _ => flags::ALL,
     };
@@ -211,7 +206,7 @@ fn end_matters(items: &[Item]) -> bool {
     let mut open = flags::ALL;
     for item in items.iter().rev() {
         let in_the_way = match item.class {
-            Class::Native | Class::NativeFp => has_memory(&item.insn),
+            Class::Native | Class::NativeFp => item.memory,
             Class::Lea | Class::Nothing | Class::Direction(_) | Class::JumpIf | Class::Jump => false,
             // Flags are stored for a helper in any case.
             Class::Complex(_) | Class::Raise(_) => return false,

@@ -375,7 +375,7 @@ impl Translator {
         let at = self.e.len() as u16;
         self.e.bind(stub.patch);
         if let Some(slot) = stub.slot {
-            self.slots[slot] = Slot {
+            self.lists.slots[slot] = Slot {
                 displacement: stub.patch.offset(),
                 stub: at,
                 flags_saved: stub.flags == Flags::Saved,

@@ -6,6 +6,7 @@ use iced_x86::{Code, Instruction, InstructionInfoFactory, OpAccess, OpKind, Regi
 use crate::exec::helpers;
 use crate::translate::classify::{Class, classify};
 use crate::translate::features::Features;
+use crate::translate::flags::{self, Effect};
 use crate::translate::native::{has_memory, is_x87, needs_alignment, waits};
 
 /// Modes that facts are kept for.
@@ -18,6 +19,10 @@ pub struct Facts<'a> {
     pub class: &'a Class,
     /// Its memory operand.
     pub access: MemoryAccess,
+    /// It has an explicit one.
+    pub memory: bool,
+    /// What it does to the arithmetic flags.
+    pub flags: Effect,
 }
 
 /// How a natively executed instruction uses its memory operand.
@@ -55,6 +60,9 @@ static CLASSES: [Class; 16] = [
 struct Entry {
     /// 1 + the number in [`CLASSES`]; 0: not known.
     class: u8,
+    /// The effect on the flags is not the same for all of the kind.
+    flags_vary: bool,
+    flags: Effect,
     access: MemoryAccess,
 }
 
@@ -111,9 +119,10 @@ impl ModeKinds<'_> {
         // One by one, as they were written: [`has_memory`] is faster where that was a while ago.
         let memory = (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory);
         let at = 2 * insn.code() as usize + usize::from(memory);
-        let Entry { class, access } = self.entries[at];
+        let Entry { class, flags_vary, flags, access } = self.entries[at];
         if class != 0 && !masked {
-            return Facts { class: &CLASSES[usize::from(class) - 1], access };
+            let flags = if flags_vary { flags::effect(insn) } else { flags };
+            return Facts { class: &CLASSES[usize::from(class) - 1], access, memory, flags };
         }
         self.find_out(insn, at, masked)
     }
@@ -127,13 +136,28 @@ impl ModeKinds<'_> {
             }
             _ => MemoryAccess::default(),
         };
+        let flags = effect(&class, insn);
         if let Some(number) = CLASSES.iter().position(|&known| known == class)
             && !masked
         {
-            self.entries[at] = Entry { class: number as u8 + 1, access };
+            let flags_vary = matches!(class, Class::Native | Class::NativeFp | Class::BitTest)
+                && flags::varies(insn.code());
+            self.entries[at] = Entry { class: number as u8 + 1, flags_vary, flags, access };
         }
         self.other = class;
-        Facts { class: &self.other, access }
+        Facts { class: &self.other, access, memory: has_memory(insn), flags }
+    }
+}
+
+/// What `insn` of class `class` does to the arithmetic flags.
+fn effect(class: &Class, insn: &Instruction) -> Effect {
+    match class {
+        Class::Native | Class::NativeFp | Class::BitTest => flags::effect(insn),
+        Class::JumpIf | Class::JumpCount => Effect { read: flags::effect(insn).read, ..Effect::default() },
+        Class::System(system) => system.effect(),
+        // Helpers may show the flags to the guest.
+        Class::Complex(_) | Class::Raise(_) => Effect { read: flags::ALL, ..Effect::default() },
+        _ => Effect::default(),
     }
 }
 
@@ -182,6 +206,7 @@ mod tests {
                     let class = classify(&insn, bits, mode, &features);
                     let facts = modes_kinds.of(&insn);
                     assert_eq!(*facts.class, class, "{insn}");
+                    assert_eq!(facts.flags, effect(&class, &insn), "{insn}");
                     if matches!(class, Class::Native | Class::NativeFp) && has_memory(&insn) {
                         let mut info = InstructionInfoFactory::new();
                         let access = memory_access(&insn, &mut info, class == Class::NativeFp);

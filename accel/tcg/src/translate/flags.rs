@@ -90,6 +90,11 @@ pub fn effect(insn: &Instruction) -> Effect {
     }
 }
 
+/// Whether the effects of the instructions with code `code` differ.
+pub fn varies(code: Code) -> bool {
+    EFFECTS[code as usize].is_none()
+}
+
 fn effect_of_operands(insn: &Instruction) -> Effect {
     let mut read = pack(insn.rflags_read());
     let undefined = pack(insn.rflags_undefined());

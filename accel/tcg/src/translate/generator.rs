@@ -6,7 +6,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use crate::code::emitter::{Emitter, Patch, ROOM, cc};
-use crate::code::tb::{self, Mark, NONE, Site, Slot, Tb, TbId, TbKey, mode};
+use crate::code::tb::{self, Lists, Mark, NONE, Parts, Site, Slot, Tb, TbId, TbKey, mode};
 use crate::code::thunks::{Thunks, exit, scratch_offset};
 use crate::env::POLL_AGAIN;
 use crate::env_offset;
@@ -116,9 +116,8 @@ pub struct Translator {
     /// Instructions whose operands are looked up in the table, a bit each.
     pub(super) hashed: u64,
     pub(super) ramps: Ramps,
-    pub(super) slots: Vec<Slot>,
+    pub(super) lists: Lists,
     pub(super) popped: u32,
-    marks: Vec<Mark>,
     #[expect(clippy::vec_box, reason = "generated code has the sites' addresses")]
     sites: Vec<Box<Site>>,
 }
@@ -158,9 +157,8 @@ impl Translator {
             straight: 0,
             hashed: 0,
             ramps: Ramps::default(),
-            slots: Vec::new(),
+            lists: Lists::default(),
             popped: 0,
-            marks: Vec::new(),
             sites: Vec::new(),
         }
     }
@@ -173,6 +171,11 @@ impl Translator {
     /// The code of the block translated last.
     pub fn code(&self) -> &[u8] {
         self.e.bytes()
+    }
+
+    /// The lists of the block translated last.
+    pub fn lists(&self) -> &Lists {
+        &self.lists
     }
 
     /// Of [`Translator::code`] what is executed when nothing is missed and no way out is taken but the last.
@@ -221,8 +224,7 @@ impl Translator {
         self.id = id;
         self.e.reset(base);
         self.ramps.follow(job.emptied);
-        self.slots.clear();
-        self.marks.clear();
+        self.lists.clear();
         self.popped = 0;
         self.last = items.len() - 1;
         self.fp_loaded = false;
@@ -251,19 +253,21 @@ impl Translator {
         }
         self.straight = self.e.len();
         self.emit_stubs(&items);
+        let (mut first, mut end, mut guest_bytes) = (0, 0, 0);
+        for item in &items {
+            let len = item.insn.len() as i16;
+            (first, end) = (first.min(item.offset), end.max(item.offset + len));
+            guest_bytes += len as u32;
+            self.lists.insns.push(item.offset);
+        }
+        self.lists.insns.push(last.offset + last.insn.len() as i16);
         let start = source.start as u32;
-        let ends = items.iter().map(|item| i32::from(item.offset) + item.insn.len() as i32);
-        let first = items.iter().map(|item| item.offset).min().unwrap_or(0);
-        let span =
-            start.wrapping_add_signed(first.into())..start.wrapping_add_signed(ends.max().unwrap_or(0));
-        let end = last.offset + last.insn.len() as i16;
-        let insns = items.iter().map(|item| item.offset).chain([end]).collect();
         self.items = items;
         Some(Tb {
             key,
             page: page.index,
-            span,
-            guest_bytes: self.items.iter().map(|item| item.insn.len() as u32).sum(),
+            span: start.wrapping_add_signed(first.into())..start.wrapping_add_signed(end.into()),
+            guest_bytes,
             code: base,
             code_len: self.e.len() as u32,
             entry: entries.host,
@@ -271,10 +275,8 @@ impl Translator {
             entry_forward: entries.forward,
             page_number: mappings.0,
             second_page_number: mappings.1,
-            slots: self.slots.as_slice().into(),
+            parts: Parts::default(),
             incoming: NONE,
-            marks: self.marks.as_slice().into(),
-            insns,
             sites: mem::take(&mut self.sites),
             popped: self.popped,
             ungrouped: 0,
@@ -382,10 +384,10 @@ impl Translator {
     /// As [`Translator::mark`], with the host registers `parked` standing in for others.
     pub(super) fn mark_parked(&mut self, parked: u8) {
         let mark = Mark::new(self.e.len(), self.now, self.flags.in_host(), parked);
-        match self.marks.last_mut() {
+        match self.lists.marks.last_mut() {
             Some(last) if last.host == mark.host => *last = mark,
             Some(last) if last.agrees(mark) => {}
-            _ => self.marks.push(mark),
+            _ => self.lists.marks.push(mark),
         }
     }
 
@@ -548,8 +550,8 @@ impl Translator {
 
     /// A jump that was just emitted and its way out while it is not linked.
     pub(super) fn linkable(&mut self, patch: Patch, rip: u64, guard: Option<(Patch, Patch)>) {
-        let slot = self.slots.len();
-        self.slots.push(Slot::UNKNOWN);
+        let slot = self.lists.slots.len();
+        self.lists.slots.push(Slot::UNKNOWN);
         let payload = tb::way(self.id, slot);
         self.exit_stubs.push(ExitStub {
             patch,

@@ -90,6 +90,9 @@ pub struct Groups {
     pub members: Vec<Option<Member>>,
     steps: Vec<Step>,
     runs: Vec<Run>,
+    /// Registers and slots that something in runs depends on, a bit each.
+    watched: u16,
+    watched_slots: u64,
     /// Groups that are looked up in the table so far.
     kept: usize,
     /// Where the accesses of the instructions in runs begin.
@@ -189,6 +192,13 @@ impl Groups {
                 self.steps.push(Step { knowledge: Knowledge::Refills, refills, ..Step::default() });
                 continue;
             }
+            if access.is_none()
+                && refills & self.watched_slots == 0
+                && changed(item).is_some_and(|changed| changed & self.watched == 0)
+            {
+                self.steps.push(Step { knowledge: Knowledge::Refills, refills, ..Step::default() });
+                continue;
+            }
             let step = step(item, refills_here);
             self.steps.push(step);
             if step.knowledge == Knowledge::Barrier {
@@ -199,8 +209,11 @@ impl Groups {
                 self.add(items, index, access);
             }
             self.end(items, |run| run.is_refilled(refills) || run.base.registers() & step.written != 0);
+            (self.watched, self.watched_slots) = (0, 0);
             for run in &mut self.runs {
                 run.delta += step.change(run.base);
+                self.watched |= run.base.registers();
+                self.watched_slots |= run.slot.map_or(0, |slot| 1 << slot);
             }
         }
         self.end(items, |_| true);
@@ -237,7 +250,7 @@ impl Groups {
 
     /// Ends the runs that `which` chooses: they become groups if that pays.
     fn end(&mut self, items: &[Item], which: impl Fn(&Run) -> bool) {
-        let Self { heads, members, steps, runs, kept, lows } = self;
+        let Self { heads, members, steps, runs, kept, lows, .. } = self;
         if !runs.iter().any(&which) {
             return;
         }
@@ -299,6 +312,17 @@ fn place(items: &[Item], steps: &[Step], run: &Run) -> (usize, i64) {
         displacement += step.change(run.base);
     }
     if items[at].live_in == 0 { (at, displacement) } else { (run.start, run.low) }
+}
+
+/// General registers that `item` may change, a bit each; `None`: it is a [`Knowledge::Barrier`].
+fn changed(item: &Item) -> Option<u16> {
+    match item.class {
+        Class::Complex(_) | Class::Raise(_) | Class::System(_) => None,
+        Class::Push | Class::PushMemory | Class::Call | Class::CallIndirect | Class::Return => Some(1 << RSP),
+        Class::Pop => Some(1 << RSP | gpr_number(item.insn.op0_register()).map_or(0, |to| 1 << to)),
+        Class::Leave => Some(1 << RSP | 1 << RBP),
+        _ => Some(written(&item.insn)),
+    }
 }
 
 #[inline]

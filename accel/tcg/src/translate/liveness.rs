@@ -20,57 +20,89 @@ pub trait Peek {
     fn peek(&self, rip: u64, into: &mut [u8; WINDOW]) -> usize;
 }
 
+/// Where code is looked at.
+pub struct Code<'a, 'b> {
+    /// A decoder for the bytes around the block.
+    pub near: &'a mut Decoder<'b>,
+    /// Where in them the byte at an offset in CS is, if it is there.
+    pub place: &'a dyn Fn(u64) -> Option<usize>,
+    /// 16, 32 or 64.
+    pub bits: u32,
+    /// All other code.
+    pub peek: &'a dyn Peek,
+}
+
 /// The flags that are read by what follows `last`, the last instruction of a block.
-pub fn after(last: &Instruction, bits: u32, peek: &dyn Peek) -> u8 {
+pub fn after(last: &Instruction, code: &mut Code) -> u8 {
     match last.flow_control() {
-        FlowControl::Next => at(last.next_ip(), bits, peek),
-        FlowControl::ConditionalBranch => {
-            at(last.near_branch_target(), bits, peek) | at(last.next_ip(), bits, peek)
-        }
+        FlowControl::Next => at(last.next_ip(), code),
+        FlowControl::ConditionalBranch => at(last.near_branch_target(), code) | at(last.next_ip(), code),
         FlowControl::UnconditionalBranch if last.is_jmp_short_or_near() => {
-            at(last.near_branch_target(), bits, peek)
+            at(last.near_branch_target(), code)
         }
-        FlowControl::Call if last.is_call_near() => at(last.near_branch_target(), bits, peek),
+        FlowControl::Call if last.is_call_near() => at(last.near_branch_target(), code),
         _ => ALL,
     }
 }
 
+/// The flags that are read from some place on, as far as is known.
+struct Look {
+    live: u8,
+    /// Flags that were neither read nor given new values.
+    open: u8,
+    /// Instructions that may still be looked at.
+    left: usize,
+}
+
 /// The flags that are read from `rip` on before they are given new values.
-fn at(mut rip: u64, bits: u32, peek: &dyn Peek) -> u8 {
-    let (mut open, mut live) = (ALL, 0);
-    let mut left = INSNS;
+fn at(mut rip: u64, code: &mut Code) -> u8 {
+    let mut look = Look { live: 0, open: ALL, left: INSNS };
     let mut bytes = [0; WINDOW];
-    while left > 0 {
-        let len = peek.peek(rip, &mut bytes);
-        let mut decoder = Decoder::with_ip(bits, &bytes[..len], rip, DecoderOptions::FORCE_RESERVED_NOP);
-        loop {
-            if left == 0 || !decoder.can_decode() {
-                return live | open;
+    loop {
+        let next = match (code.place)(rip) {
+            Some(place) => {
+                code.near.set_position(place).expect("it is in the bytes");
+                code.near.set_ip(rip);
+                look.along(code.near)
             }
-            left -= 1;
-            let insn = decoder.decode();
+            None => {
+                let len = code.peek.peek(rip, &mut bytes);
+                let bytes = &bytes[..len];
+                look.along(&mut Decoder::with_ip(code.bits, bytes, rip, DecoderOptions::FORCE_RESERVED_NOP))
+            }
+        };
+        match next {
+            Some(target) => rip = target,
+            None => return look.live | look.open,
+        }
+    }
+}
+
+impl Look {
+    /// Goes on along what `decoder` has. Where it is to be gone on then, if that is another place.
+    fn along(&mut self, decoder: &mut Decoder) -> Option<u64> {
+        let mut insn = Instruction::default();
+        while self.left > 0 && decoder.can_decode() {
+            self.left -= 1;
+            decoder.decode_out(&mut insn);
             if insn.is_invalid() {
-                return live | open;
+                return None;
             }
             let effect = flags::effect(&insn);
-            live |= effect.read & open;
-            open &= !effect.killed;
-            if open == 0 {
-                return live;
+            self.live |= effect.read & self.open;
+            self.open &= !effect.killed;
+            if self.open == 0 {
+                return None;
             }
             match insn.flow_control() {
                 FlowControl::Next => {}
                 FlowControl::UnconditionalBranch if insn.is_jmp_short_or_near() => {
-                    rip = insn.near_branch_target();
-                    break;
+                    return Some(insn.near_branch_target());
                 }
-                FlowControl::Call if insn.is_call_near() => {
-                    rip = insn.near_branch_target();
-                    break;
-                }
-                _ => return live | open,
+                FlowControl::Call if insn.is_call_near() => return Some(insn.near_branch_target()),
+                _ => return None,
             }
         }
+        None
     }
-    live | open
 }

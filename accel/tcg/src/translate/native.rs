@@ -27,7 +27,7 @@ struct StandIn {
 impl Translator {
     /// An instruction on general registers and flags.
     pub(super) fn native(&mut self, item: &Item) {
-        if has_memory(&item.insn) {
+        if item.memory {
             self.native_memory(item, false);
         } else {
             self.flags_for(item);
@@ -39,7 +39,7 @@ impl Translator {
 
     /// An instruction on vector or x87 registers.
     pub(super) fn native_fp(&mut self, item: &Item) {
-        if has_memory(&item.insn) {
+        if item.memory {
             self.native_memory(item, true);
             return;
         }
@@ -100,7 +100,7 @@ impl Translator {
         let insn = &item.insn;
         if self.bits == 64 {
             let len = insn.len();
-            match copying(insn) {
+            match copying(insn, item.memory) {
                 Copying::Verbatim => return self.e.raw_start(&item.bytes, len),
                 Copying::Memory => {
                     if let Some((bytes, len)) = with_memory(&item.bytes, len, self.place) {
@@ -113,7 +113,7 @@ impl Translator {
         let mut new = *insn;
         new.set_segment_prefix(Register::None);
         to_64bit_code(&mut new);
-        let memory = has_memory(insn);
+        let memory = item.memory;
         if memory {
             set_operand(&mut new, self.place);
         }
@@ -184,13 +184,14 @@ impl Translator {
         self.t1 = None;
         // Scratch registers stand in for free where the encoding allows; others are parked for the time.
         let mut parked: Vec<usize> = Vec::new();
-        let mut scratch: Vec<usize> = match (high_byte, memory) {
-            (true, _) => Vec::new(),
-            (false, false) => vec![10, 11],
-            (false, true) => vec![11],
+        let mut scratch: &[usize] = match (high_byte, memory) {
+            (true, _) => &[],
+            (false, false) => &[10, 11],
+            (false, true) => &[11],
         };
         let mut stand_in = |translator: &mut Self, parked: &mut Vec<usize>, busy: &mut [bool; 16]| {
-            if let Some(host) = scratch.pop() {
+            if let Some((&host, rest)) = scratch.split_last() {
+                scratch = rest;
                 return host;
             }
             let host =

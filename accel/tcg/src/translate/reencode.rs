@@ -6,7 +6,6 @@
 use iced_x86::{Instruction, Register};
 
 use crate::translate::block::MAX_INSN_BYTES;
-use crate::translate::native::has_memory;
 use crate::translate::place::Place;
 
 /// An instruction's bytes and what follows it, or nothing.
@@ -62,14 +61,14 @@ pub enum Copying {
     No,
 }
 
-/// What of `insn` can be copied.
-pub fn copying(insn: &Instruction) -> Copying {
+/// What of `insn` can be copied. `memory`: it has an explicit memory operand.
+pub fn copying(insn: &Instruction, memory: bool) -> Copying {
     // The register of an operand that is none is none, too. The fifth can only be an immediate.
     let registers = REGISTERS[insn.op0_register() as usize]
         | REGISTERS[insn.op1_register() as usize]
         | REGISTERS[insn.op2_register() as usize]
         | REGISTERS[insn.op3_register() as usize];
-    match (registers, has_memory(insn)) {
+    match (registers, memory) {
         (0 | HIGH_BYTE, false) => Copying::Verbatim,
         (0, true) => Copying::Memory,
         // A new operand needs a REX prefix, with which there are no high bytes.
@@ -221,7 +220,7 @@ mod tests {
     use crate::code::tb::mode;
     use crate::translate::classify::{Class, classify};
     use crate::translate::features::Features;
-    use crate::translate::native::set_operand;
+    use crate::translate::native::{has_memory, set_operand};
     use crate::translate::registers::host_register;
     use iced_x86::{Code, Decoder, DecoderOptions, Encoder, OpKind};
 
@@ -262,7 +261,7 @@ mod tests {
             }
             let mut bytes = Bytes::default();
             bytes[..insn.len()].copy_from_slice(&text[..insn.len()]);
-            match copying(&insn) {
+            match copying(&insn, has_memory(&insn)) {
                 Copying::No => {}
                 Copying::Verbatim => {
                     assert!(!has_memory(&insn), "{insn}");

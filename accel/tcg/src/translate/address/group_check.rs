@@ -85,7 +85,7 @@ impl Translator {
                 let base = Base { base: RBP, index: None };
                 (Some(Access { base, displacement: 0, size: 8, write: false, slot: None }), 0)
             }
-            Class::Native | Class::NativeFp if has_memory(insn) => {
+            Class::Native | Class::NativeFp if item.memory => {
                 let path = self.path_of(insn);
                 match groups::operand(insn, item.access.writes, path.slot()) {
                     None => (None, slots(path)),
