@@ -24,6 +24,7 @@ use self::memory::{Ram, RamError};
 use crate::boot::error::BootError;
 use crate::boot::{BootSource, Unpacking, layout};
 use crate::options::devices::DeviceChoice;
+use crate::options::icount::RtcBase;
 use crate::run_state::RunState;
 use crate::{acpi, mp_table};
 
@@ -79,6 +80,8 @@ pub struct Blueprint {
     pub cpu: CpuModel,
     /// The kernel.
     pub boot: BootSource,
+    /// What the real-time clock shows at first.
+    pub rtc: RtcBase,
     /// Added devices.
     pub devices: Vec<DeviceChoice>,
 }

@@ -71,6 +71,8 @@ pub trait CpuTime: Send + Sync {
     fn waited(&self);
     /// Before a CPU executes: how long it is to wait because guest time is ahead of the host's.
     fn ahead(&self) -> Option<Duration>;
+    /// What has been executed and how much time has passed, for the user: a line.
+    fn summary(&self) -> String;
 }
 
 /// What a CPU thread does while none of its CPUs can run.

@@ -138,6 +138,12 @@ impl CpuHandle {
         self.request_exit();
     }
 
+    /// As [`Self::hold`], for all CPUs of its thread: none executes until this one would have.
+    pub fn hold_thread(&self) {
+        self.0.mailbox.post_all(|slot| slot.stop = true);
+        self.request_exit();
+    }
+
     /// Runs `work` on the CPU's thread and waits for its result, whatever state the CPU is in. For threads that are
     /// no CPU's; a work item uses [`CpuContext::run_on`].
     pub fn run_on<R: Send + 'static>(

@@ -295,6 +295,8 @@ impl Drop for CpuSet {
 
 fn release(cpu: &CpuHandle) {
     cpu.mailbox().post(cpu.slot(), |slot| slot.stop = slot.unplug);
+    // Time may pass again: a thread whose CPUs are idle moves it.
+    cpu.mailbox().ring();
 }
 
 /// Binds a CPU on the thread that runs this, and tells `created` how that went.

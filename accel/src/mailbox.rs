@@ -206,6 +206,13 @@ impl Mailbox {
         result
     }
 
+    /// As [`Self::post`], for all CPUs of the thread.
+    pub(crate) fn post_all(&self, change: impl FnMut(&mut Slot)) {
+        let mut inner = self.lock();
+        inner.slots.iter_mut().for_each(change);
+        self.halt_cond.notify_all();
+    }
+
     /// Queues `work`; gives it back if the CPU is not there (yet, or any more).
     pub(crate) fn post_work(&self, slot: usize, work: Work) -> Result<(), Work> {
         self.post(slot, |slot| {

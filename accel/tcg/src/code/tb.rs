@@ -105,6 +105,8 @@ pub struct Site {
     pub raise: Option<Exception>,
     /// Its address as offset in CS.
     pub rip: u64,
+    /// Instructions of the block behind it.
+    pub left: u32,
 }
 
 /// From `host` on (offset in the block's code), the code belongs to guest instruction `insn`. What is kept of each block is
@@ -275,6 +277,11 @@ impl Tb {
     /// RIP of instruction `insn`; of the end for one past the last.
     pub fn rip_of(&self, insn: usize) -> u64 {
         self.key.rip.wrapping_add_signed(self.insns[insn].into())
+    }
+
+    /// Instructions in it.
+    pub fn count(&self) -> u32 {
+        self.insns.len() as u32 - 1
     }
 
     /// Whether the block can be reached by a patched jump. One that runs over into another page looks itself whether
