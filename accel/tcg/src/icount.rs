@@ -63,9 +63,11 @@ impl Counting {
 
     /// Ends the present grant, of which `budget` is left.
     fn settle(&mut self, budget: i64) {
+        if !self.active {
+            return;
+        }
         let used = self.granted - u64::try_from(budget).expect("the loop does not overdraw the budget");
-        self.base = self.clock.executed() + used;
-        self.clock.publish(self.base);
+        self.clock.publish(self.base + used);
         if self.whole_turn != u64::MAX {
             self.turn = self.turn.saturating_sub(used);
         }
