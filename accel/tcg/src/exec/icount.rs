@@ -87,3 +87,6 @@ impl Vcpu {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
