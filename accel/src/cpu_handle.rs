@@ -138,7 +138,7 @@ impl CpuHandle {
         self.request_exit();
     }
 
-    /// As [`Self::hold`], for all CPUs of its thread: none executes until this one would have.
+    /// As [`Self::hold`], for all CPUs of its thread at once: none executes further than this one.
     pub fn hold_thread(&self) {
         self.0.mailbox.post_all(|slot| slot.stop = true);
         self.request_exit();

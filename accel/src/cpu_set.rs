@@ -162,7 +162,7 @@ impl CpuSet {
         inner.cpus.push(cpu.clone());
         inner.threads.extend(thread);
         if inner.pauses == 0 {
-            release(&cpu);
+            cpu.mailbox().post(cpu.slot(), |slot| slot.stop = slot.unplug);
         }
         Ok(())
     }
@@ -218,7 +218,7 @@ impl CpuSet {
             let mut inner = self.lock();
             inner.pauses += 1;
             // Under the set's lock, as in `resume_all`: requests reach the CPUs in the order of the count.
-            inner.cpus.iter().for_each(CpuHandle::hold);
+            inner.cpus.iter().for_each(CpuHandle::hold_thread);
             inner.cpus.clone()
         };
         for cpu in cpus {
@@ -293,8 +293,9 @@ impl Drop for CpuSet {
     }
 }
 
+/// Sets the CPU going, and with it the others of its thread.
 fn release(cpu: &CpuHandle) {
-    cpu.mailbox().post(cpu.slot(), |slot| slot.stop = slot.unplug);
+    cpu.mailbox().post_all(|slot| slot.stop = slot.unplug);
     // Time may pass again: a thread whose CPUs are idle moves it.
     cpu.mailbox().ring();
 }

@@ -84,6 +84,10 @@ impl CpuThread {
 
     /// The turn of the next CPU that can run.
     fn turn(&mut self) {
+        if self.time.is_some() && self.mailbox.has_changes() {
+            // All of them stop, or go on, before one executes: whose turn it is does not depend on when that was asked for.
+            return;
+        }
         let count = self.hosted.len();
         let mut order = (self.next..count).chain(0..self.next.min(count));
         let Some(index) = order.find(|&index| self.hosted[index].wake()) else { return };

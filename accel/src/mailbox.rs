@@ -73,8 +73,15 @@ impl Slot {
     }
 
     fn has_mail(&self) -> bool {
-        let is_there = !matches!(self.state, CpuState::Creating | CpuState::Exited);
-        is_there && (!self.work.is_empty() || self.unplug || self.stop != (self.state == CpuState::Stopped))
+        self.is_there() && (!self.work.is_empty() || self.unplug || self.is_to_change())
+    }
+
+    fn is_there(&self) -> bool {
+        !matches!(self.state, CpuState::Creating | CpuState::Exited)
+    }
+
+    fn is_to_change(&self) -> bool {
+        self.stop != (self.state == CpuState::Stopped)
     }
 }
 
@@ -206,10 +213,10 @@ impl Mailbox {
         result
     }
 
-    /// As [`Self::post`], for all CPUs of the thread.
+    /// As [`Self::post`], for all CPUs of the thread that exist, and at once.
     pub(crate) fn post_all(&self, change: impl FnMut(&mut Slot)) {
         let mut inner = self.lock();
-        inner.slots.iter_mut().for_each(change);
+        inner.slots.iter_mut().filter(|slot| slot.state != CpuState::Creating).for_each(change);
         self.halt_cond.notify_all();
     }
 
@@ -287,6 +294,11 @@ impl Mailbox {
         slot.state = next;
         slot.open = next != CpuState::Exited;
         self.ack_cond.notify_all();
+    }
+
+    /// Whether some CPU of the thread is to be stopped or set going.
+    pub(crate) fn has_changes(&self) -> bool {
+        self.lock().slots.iter().any(|slot| slot.is_there() && slot.is_to_change())
     }
 
     /// The oldest work item.

@@ -33,6 +33,8 @@ pub const SELF_KICK: u32 = 1 << 15;
 
 /// How long a turn is where CPUs share the thread, in instructions.
 const TURN: u64 = 20_000;
+/// How long it is for a lone CPU where the clock is to look at the host's time every now and then.
+const LONE_TURN: u64 = 1_000_000;
 
 /// The largest budget: its upper byte tells its sign.
 const MOST: u64 = 1 << 54;
@@ -57,7 +59,11 @@ pub struct Counting {
 impl Counting {
     /// For one of `cpus` CPUs.
     pub fn new(clock: Arc<IcountClock>, cpus: usize) -> Self {
-        let whole_turn = if cpus > 1 { TURN } else { u64::MAX };
+        let whole_turn = match cpus {
+            1 if clock.follows_host() => LONE_TURN,
+            1 => u64::MAX,
+            _ => TURN,
+        };
         Self { clock, base: 0, granted: 0, active: false, turn: whole_turn, whole_turn, pc: 0 }
     }
 
@@ -80,20 +86,6 @@ impl Counting {
         (self.base + self.granted).wrapping_sub(budget as u64)
     }
 
-    /// Whether the CPU has had its turn. The next one begins.
-    fn is_turn_over(&mut self) -> bool {
-        let over = self.turn == 0;
-        if over {
-            self.turn = self.whole_turn;
-        }
-        over
-    }
-
-    /// The next turn is a whole one.
-    pub fn end_turn(&mut self) {
-        self.turn = self.whole_turn;
-    }
-
     /// Runs the timers that are due, and grants what may be executed until the next: 1 at least.
     fn grant(&mut self) -> u64 {
         let mut until = self.clock.until_deadline();
@@ -110,12 +102,14 @@ impl Counting {
 }
 
 impl Cpu {
-    /// Between blocks: brings the count up to date. `None`: the CPU has had its turn. Else how many instructions it may
+    /// Between blocks: brings the count up to date. `None`: the CPU has had its turn, or gives it up. Else how many instructions it may
     /// execute. `whole`: it executes as long as there is no reason to stop, and not just one instruction.
     pub fn renew_budget(&mut self, whole: bool) -> Option<u64> {
         self.return_budget();
-        let Some(counting) = &mut self.icount else { return Some(u64::MAX) };
-        if whole && counting.is_turn_over() {
+        let yields = whole && std::mem::take(&mut self.yields);
+        let Some(counting) = &mut self.icount else { return (!yields).then_some(u64::MAX) };
+        if whole && (yields || counting.turn == 0) {
+            counting.turn = counting.whole_turn;
             return None;
         }
         let granted = counting.grant();

@@ -225,6 +225,11 @@ impl IcountClock {
         self.run_expired();
     }
 
+    /// Whether [`Self::keep_pace`] is to be called every now and then.
+    pub fn follows_host(&self) -> bool {
+        self.pace.sleep == Sleep::On && (self.pace.align || self.pace.shift == Shift::Auto)
+    }
+
     /// Looks at the host's time: judges the shift, and says how long the CPUs are to wait for it to come up.
     pub fn keep_pace(&self) -> Option<Duration> {
         if self.pace.sleep == Sleep::Off {

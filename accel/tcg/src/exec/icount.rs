@@ -22,17 +22,16 @@ impl Vcpu {
     /// Between blocks. Whether another CPU of the thread is to execute. If not, there is budget for one instruction at least.
     /// `whole`: the CPU is to execute as long as there is no reason to stop.
     pub(super) fn turn_is_over(&mut self, whole: bool) -> bool {
-        let yields = std::mem::take(&mut self.cpu.yields) && whole;
-        if yields && let Some(counting) = &mut self.cpu.icount {
-            counting.end_turn();
+        match self.cpu.renew_budget(whole) {
+            Some(budget) => {
+                self.at_the_end &= budget < MAX_INSNS as u64;
+                false
+            }
+            None => {
+                self.forget_place();
+                true
+            }
         }
-        let budget = self.cpu.renew_budget(whole);
-        self.at_the_end &= budget.is_some_and(|budget| budget < MAX_INSNS as u64);
-        let over = yields || budget.is_none();
-        if over {
-            self.kicked_at = None;
-        }
-        over
     }
 
     /// Generated code has left before `block`: there is not enough budget for it, or there was a kick.
