@@ -47,7 +47,9 @@ fn counting_that_cannot_be() {
     refused(&["-icount", "3,sleep=maybe"], "sleep= takes on or off");
     refused(&["-icount", "3,frob=1"], "'frob'");
     let kernel = ["-kernel", "/dev/null"];
-    for (accel, named) in [("kvm", "KVM cannot count"), ("kvm:tcg", "KVM"), ("tcg,thread=multi", "thread=multi")] {
+    for (accel, named) in
+        [("kvm", "KVM cannot count"), ("kvm:tcg", "KVM"), ("tcg,thread=multi", "thread=multi")]
+    {
         refused(&[&["-accel", accel, "-icount", "auto"], &kernel[..]].concat(), named);
     }
     refused(&["-rtc", "base=2023-02-29"], "-rtc base=2023-02-29");
