@@ -6,6 +6,7 @@ use std::sync::Arc;
 use accel::{Accelerator, Threading};
 use accel_kvm::{Kvm, KvmOptions};
 use accel_tcg::{Tcg, TcgOptions};
+use devices::clock::icount::Pace;
 
 use crate::options::accel::{AccelChoice, KernelIrqchip, KvmChoice, TcgChoice, TcgThread};
 
@@ -34,16 +35,17 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// The first of `choices` that works. What is passed over, and what is taken against advice, is told through `tell`,
+/// The first of `choices` that works; under `icount`, choices that can count. What is passed over, and what is taken against advice, is told through `tell`,
 /// one line each.
 pub fn choose(
     choices: &[AccelChoice],
+    icount: Option<Pace>,
     mut tell: impl FnMut(String),
 ) -> Result<Arc<dyn Accelerator>, AccelError> {
     let (last, earlier) = choices.split_last().expect("a preference list is not empty");
     let mut reasons = Vec::new();
     for choice in earlier {
-        match open(choice, Fitness::Required) {
+        match open(choice, icount, Fitness::Required) {
             Ok((accelerator, _)) => {
                 tell_fallback(&reasons, accelerator.name(), &mut tell);
                 return Ok(accelerator);
@@ -51,7 +53,7 @@ pub fn choose(
             Err(error) => reasons.push(error.to_string()),
         }
     }
-    let (accelerator, doubt) = open(last, Fitness::Advised)?;
+    let (accelerator, doubt) = open(last, icount, Fitness::Advised)?;
     tell_fallback(&reasons, accelerator.name(), &mut tell);
     if let Some(doubt) = doubt {
         tell(format!(
@@ -78,10 +80,10 @@ enum Fitness {
 
 type Opened = (Arc<dyn Accelerator>, Option<accel_kvm::ProbeFailure>);
 
-fn open(choice: &AccelChoice, fitness: Fitness) -> Result<Opened, AccelError> {
+fn open(choice: &AccelChoice, icount: Option<Pace>, fitness: Fitness) -> Result<Opened, AccelError> {
     match choice {
         AccelChoice::Kvm(choice) => kvm(choice, fitness),
-        AccelChoice::Tcg(choice) => tcg(choice).map(|accelerator| (accelerator, None)),
+        AccelChoice::Tcg(choice) => tcg(choice, icount).map(|accelerator| (accelerator, None)),
     }
 }
 
@@ -100,13 +102,13 @@ fn kvm(choice: &KvmChoice, fitness: Fitness) -> Result<Opened, AccelError> {
     }
 }
 
-fn tcg(choice: &TcgChoice) -> Result<Arc<dyn Accelerator>, AccelError> {
+fn tcg(choice: &TcgChoice, icount: Option<Pace>) -> Result<Arc<dyn Accelerator>, AccelError> {
     let threading = match choice.thread {
-        TcgThread::Single => Threading::RoundRobin,
-        TcgThread::Multi => Threading::PerCpu,
+        Some(TcgThread::Single) => Threading::RoundRobin,
+        Some(TcgThread::Multi) | None => Threading::PerCpu,
     };
-    let tcg = Tcg::new(TcgOptions { threading, stress: choice.stress, ..TcgOptions::default() })
-        .map_err(AccelError::Tcg)?;
+    let options = TcgOptions { threading, icount, stress: choice.stress, ..TcgOptions::default() };
+    let tcg = Tcg::new(options).map_err(AccelError::Tcg)?;
     Ok(Arc::new(tcg))
 }
 
@@ -120,8 +122,10 @@ mod tests {
 
     #[test]
     fn an_absent_kvm_is_named() {
-        let error =
-            choose(&[absent()], |line| panic!("told {line}")).err().expect("no such device").to_string();
+        let error = choose(&[absent()], None, |line| panic!("told {line}"))
+            .err()
+            .expect("no such device")
+            .to_string();
         assert!(error.starts_with("-accel kvm: /no/such/kvm"), "{error}");
         assert!(!error.contains('\n'));
     }

@@ -67,6 +67,16 @@ pub struct BootSource {
     initrd: Option<Initrd>,
     command_line: Vec<u8>,
     memory_bytes: u64,
+    randomness: Randomness,
+}
+
+/// What random choices are made by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Randomness {
+    /// The host's randomness.
+    OfHost,
+    /// Nothing: they are the same every time.
+    None,
 }
 
 const PAGE: u64 = 4096;
@@ -104,7 +114,20 @@ impl BootSource {
         let initrd = initrd.map(|path| open_initrd(path, needed, top)).transpose()?;
         let mut command_line = append.as_bytes().to_vec();
         command_line.push(0);
-        Ok(Self { kernel: file, path, image, initrd, command_line, memory_bytes })
+        Ok(Self {
+            kernel: file,
+            path,
+            image,
+            initrd,
+            command_line,
+            memory_bytes,
+            randomness: Randomness::OfHost,
+        })
+    }
+
+    /// As it is, but for its random choices, which are made by `randomness`.
+    pub fn with_randomness(self, randomness: Randomness) -> Self {
+        Self { randomness, ..self }
     }
 
     /// Fills guest memory, whose RAM must be zero, and says how the bootstrap CPU starts. `rsdp` is the address of
@@ -171,7 +194,7 @@ impl BootSource {
         let command_line = String::from_utf8_lossy(&self.command_line);
         let wish = kaslr::wish(command_line.trim_end_matches('\0'));
         let top = initrd.map_or(memory_map::low_bytes(self.memory_bytes), |(address, _)| address);
-        match image.unpack(&self.kernel, memory, wish, top) {
+        match image.unpack(&self.kernel, memory, (wish, self.randomness), top) {
             Ok(unpacked) => Some(unpacked),
             Err(error) => {
                 let path = self.path.display();

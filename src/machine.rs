@@ -10,9 +10,7 @@ use std::sync::Arc;
 use accel::cpu_model::CpuTopology;
 use accel::cpu_set::{CpuSet, SpawnError};
 use accel::machine_lifecycle::MachineResetError;
-use accel::{
-    Accelerator, CpuHandle, CpuModel, Irqchip, MachineLifecycle, MemoryError, VcpuConfig, VcpuError,
-};
+use accel::{Accelerator, CpuModel, Irqchip, MachineLifecycle, MemoryError, VcpuConfig, VcpuError};
 use devices::bus::{Bus, BusError};
 use devices::clock::Clock;
 use devices::device::Device;
@@ -26,6 +24,7 @@ use self::memory::{Ram, RamError};
 use crate::boot::error::BootError;
 use crate::boot::{BootSource, Unpacking, layout};
 use crate::options::devices::DeviceChoice;
+use crate::options::icount::RtcBase;
 use crate::run_state::RunState;
 use crate::{acpi, mp_table};
 
@@ -81,6 +80,8 @@ pub struct Blueprint {
     pub cpu: CpuModel,
     /// The kernel.
     pub boot: BootSource,
+    /// What the real-time clock shows at first.
+    pub rtc: RtcBase,
     /// Added devices.
     pub devices: Vec<DeviceChoice>,
 }
@@ -140,7 +141,7 @@ impl Board {
         for (index, apic_id) in topology.apic_ids().enumerate() {
             let config = VcpuConfig { index, apic_id, cpu_count, model: Arc::clone(&model) };
             let seed = accelerator.new_vcpu(&config)?;
-            let cpu = CpuHandle::new(index);
+            let cpu = cpus.new_cpu(index);
             let local_apic = own.as_ref().map(|own| own.add_cpu(apic_id, Arc::new(cpu.clone()), seed.tsc()));
             let io = Arc::new(MachineIo { pio: Arc::clone(&pio), mmio: Arc::clone(&mmio), local_apic });
             cpus.spawn(seed, cpu, io)?;

@@ -4,6 +4,7 @@ pub mod accel;
 pub mod cpu;
 pub mod devices;
 pub mod error;
+pub mod icount;
 pub mod log;
 pub mod machine;
 pub mod memory;
@@ -17,10 +18,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ::accel::cpu_model::{CpuModel, CpuTopology};
+use ::devices::clock::icount::Pace;
 
 use self::accel::{AccelChoice, AccelList, KvmChoice};
 use self::devices::{DeviceChoice, MAX_SERIAL, SerialBackend};
 use self::error::{Context, OptionError};
+use self::icount::RtcBase;
 use self::log::LogItem;
 use self::machine::{MachineArgument, MachineKind};
 use self::smp::SmpArgument;
@@ -42,6 +45,10 @@ pub struct Options {
     pub accel: Vec<AccelChoice>,
     /// The machine.
     pub machine: MachineKind,
+    /// Guest time is what was executed.
+    pub icount: Option<Pace>,
+    /// What the real-time clock shows at first.
+    pub rtc: RtcBase,
     /// What CPUID shows.
     pub cpu: CpuModel,
     /// How many CPUs, in which packages and cores.
@@ -148,6 +155,8 @@ fn help() -> String {
 #[derive(Default)]
 struct Draft {
     accel: AccelList,
+    icount: Option<Pace>,
+    rtc: Option<RtcBase>,
     machine: MachineArgument,
     cpu: CpuModel,
     smp: SmpArgument,
@@ -200,12 +209,14 @@ impl Draft {
                 let code = syntax::integer(context.value).and_then(|n| u8::try_from(n).ok());
                 self.escape = Some(code.ok_or_else(|| context.bad("takes a character's code, 0 to 255"))?);
             }
+            Value::Icount => self.icount = Some(icount::pace(context)?),
             Value::Initrd => self.initrd = Some(path(context)?),
             Value::Kernel => self.kernel = Some(path(context)?),
             Value::Machine => self.machine.add(context)?,
             Value::Memory => self.memory_bytes = Some(memory::bytes(context)?),
             Value::Name => self.name(context)?,
             Value::PidFile => self.pidfile = Some(path(context)?),
+            Value::Rtc => self.rtc = icount::rtc(context)?.or(self.rtc),
             Value::Serial => {
                 let backend = devices::serial(context)?;
                 if backend == SerialBackend::Stdio && self.serial.contains(&backend) {
@@ -244,7 +255,13 @@ impl Draft {
         let kernel = self.kernel.ok_or(OptionError::NoKernel)?;
         let machine = self.machine.kind;
         let smp = self.smp.topology()?;
-        let accel = machine::merge_accel(self.machine, self.accel)?;
+        let asked = !self.accel.is_empty() || !self.machine.accel.is_empty();
+        let mut accel = machine::merge_accel(self.machine, self.accel)?;
+        let mut rtc = RtcBase::Host;
+        if self.icount.is_some() {
+            accel = icount::restrict(accel, asked)?;
+            rtc = icount::ICOUNT_DATE;
+        }
         let mut serial = self.serial;
         if serial.is_empty() && !self.no_defaults || serial.is_empty() && self.no_graphic {
             // There is no display: unless `-display none` says that nobody looks, COM1 is what there is to see.
@@ -254,6 +271,8 @@ impl Draft {
         Ok(Options {
             accel,
             machine,
+            icount: self.icount,
+            rtc: self.rtc.unwrap_or(rtc),
             cpu: self.cpu,
             smp,
             memory_bytes: self.memory_bytes.unwrap_or(memory::DEFAULT_BYTES),

@@ -14,8 +14,8 @@ use devices::backend::{BufferBackend, CharBackend};
 
 use self::main_loop::{MainLoop, Outcome};
 use crate::accelerator::{self, AccelError, chain};
-use crate::boot::BootSource;
 use crate::boot::error::BootError;
+use crate::boot::{BootSource, Randomness};
 use crate::console::{self, ConsoleError, Input, Output};
 use crate::log::Log;
 use crate::machine::{Blueprint, Board, MachineError};
@@ -79,7 +79,9 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     let host = |what| move |source| RunError::Host { what, source };
     let boot =
         BootSource::open(&options.kernel, options.initrd.as_deref(), &options.append, options.memory_bytes)?;
-    let accelerator = accelerator::choose(&options.accel, tell::line)?;
+    let randomness = if options.icount.is_some() { Randomness::None } else { Randomness::OfHost };
+    let boot = boot.with_randomness(randomness);
+    let accelerator = accelerator::choose(&options.accel, options.icount, tell::line)?;
     let run_state = RunState::new().map_err(host("eventfd"))?;
     signals::install().map_err(host("signal handlers"))?;
     let blueprint = Blueprint {
@@ -87,6 +89,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
         topology: options.smp,
         cpu: options.cpu.clone(),
         boot,
+        rtc: options.rtc,
         devices: options.devices.clone(),
     };
     let board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
@@ -106,6 +109,9 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     let outcome = main_loop.run();
     if options.log.contains(&LogItem::Jit) {
         last_words::log_statistics(&machine);
+    }
+    if options.log.contains(&LogItem::Icount) {
+        last_words::log_icount(&machine);
     }
 
     ends.close();

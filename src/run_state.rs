@@ -83,9 +83,10 @@ impl RunState {
 
 impl SystemControl for RunState {
     fn request(&self, request: SystemRequest) {
-        // The CPU that asked must not get far: what follows a power-off in a guest is a loop or worse.
+        // The CPU that asked must not get far: what follows a power-off in a guest is a loop or worse. Nor the others of its
+        // thread, so that what was executed before the end is the same in every run.
         if let Some(cpu) = CpuHandle::current() {
-            cpu.hold();
+            cpu.hold_thread();
         }
         self.file(Occurrence::System(request));
     }

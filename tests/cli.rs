@@ -42,6 +42,20 @@ fn unknown_cpu_feature() {
 }
 
 #[test]
+fn counting_that_cannot_be() {
+    refused(&["-icount", "shift=11"], "-icount shift=11: shift= takes 0 to 10, or auto");
+    refused(&["-icount", "3,sleep=maybe"], "sleep= takes on or off");
+    refused(&["-icount", "3,frob=1"], "'frob'");
+    let kernel = ["-kernel", "/dev/null"];
+    for (accel, named) in
+        [("kvm", "KVM cannot count"), ("kvm:tcg", "KVM"), ("tcg,thread=multi", "thread=multi")]
+    {
+        refused(&[&["-accel", accel, "-icount", "auto"], &kernel[..]].concat(), named);
+    }
+    refused(&["-rtc", "base=2023-02-29"], "-rtc base=2023-02-29");
+}
+
+#[test]
 fn impossible_memory() {
     refused(&["-m", "1k"], "-m 1k");
     refused(&["-m", "99T"], "-m 99T");

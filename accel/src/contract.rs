@@ -4,6 +4,7 @@
 //! a running CPU by callback ([`CpuIo`]); only reasons of the CPU's lifecycle come back as values ([`VcpuExit`]).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use devices::clock::{Clock, GuestTsc};
 use devices::cpu_interrupts::LocalInterrupts;
@@ -41,6 +42,10 @@ pub trait Accelerator: Send + Sync {
     fn max_cpus(&self) -> usize {
         if self.translates() { 16 } else { MAX_CPUS }
     }
+    /// Guest time, where the CPUs' own thread drives it ([`Threading::RoundRobin`] then). `None`: it goes by itself.
+    fn cpu_time(&self) -> Option<Arc<dyn CpuTime>> {
+        None
+    }
     /// Reserves vCPU `config.index`. The rest of its creation happens on its own thread, in [`VcpuSeed::bind`].
     fn new_vcpu(&self, config: &VcpuConfig) -> Result<Box<dyn VcpuSeed>, VcpuError>;
 }
@@ -55,6 +60,30 @@ pub enum Threading {
     PerCpu,
     /// One thread for all CPUs (`-accel tcg,thread=single`).
     RoundRobin,
+}
+
+/// Guest time that is made by the CPUs' thread (icount): by what they execute, and by what happens here while none does.
+pub trait CpuTime: Send + Sync {
+    /// No CPU of the thread can run, and not all of them are stopped: moves time, or says how long to wait. Called on the
+    /// CPUs' thread with no lock held; timers' callbacks are run.
+    fn idle(&self) -> Wait;
+    /// The wait that [`CpuTime::idle`] asked for is over, or was ended by mail or an interrupt.
+    fn waited(&self);
+    /// Before a CPU executes: how long it is to wait because guest time is ahead of the host's.
+    fn ahead(&self) -> Option<Duration>;
+    /// What has been executed and how much time has passed, for the user: a line.
+    fn summary(&self) -> String;
+}
+
+/// What a CPU thread does while none of its CPUs can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Looks again: time has been moved.
+    Not,
+    /// Sleeps so long, unless there is mail or an interrupt.
+    For(Duration),
+    /// Sleeps until there is mail or an interrupt.
+    ForMail,
 }
 
 /// Who models the interrupt controllers.
@@ -205,6 +234,9 @@ impl CpuIo for NoIo {
 pub enum VcpuExit {
     /// An exit was requested ([`CpuHandle::exit_requested`]).
     Kicked,
+    /// The CPU has had its turn, or waits for another one of its thread. Only from engines of
+    /// [`Threading::RoundRobin`].
+    Yielded,
     /// HLT with nothing to do: sleep on `halt_cond` until [`VcpuBackend::has_work`].
     Halted,
     /// An instruction needs all other CPUs stopped: `step` it in an exclusive section.

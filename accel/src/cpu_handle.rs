@@ -67,12 +67,18 @@ impl CpuHandle {
 
     /// Says how to get the CPU out of the guest. Once, before its thread starts.
     pub fn set_kicker(&self, kicker: Arc<dyn Kick>) {
+        self.0.mailbox.add_kicker(Arc::clone(&kicker));
         assert!(self.0.kicker.set(kicker).is_ok(), "a CPU has one kicker");
     }
 
     /// 0 for the bootstrap CPU.
     pub fn index(&self) -> usize {
         self.0.index
+    }
+
+    /// Whether one thread hosts both CPUs.
+    pub(crate) fn same_thread(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0.mailbox, &other.0.mailbox)
     }
 
     /// Whether both are handles to one CPU.
@@ -104,22 +110,24 @@ impl CpuHandle {
         self.0.requests.clear_interrupt(bits);
     }
 
-    /// Whether the CPU is wanted outside the guest: `run` returns `Kicked`. Cleared by the lifecycle only.
+    /// Whether the CPU, or another one of its thread, is wanted outside the guest: `run` returns `Kicked`. Cleared by the
+    /// lifecycle only.
     pub fn exit_requested(&self) -> bool {
-        self.0.requests.exit_requested()
+        self.0.mailbox.exit.is_set()
     }
 
     /// Clears the request of [`Self::exit_requested`] and says whether there was one. For the loop that calls
     /// `run`, before it looks at what it was called out for: the lifecycle's, or a test's that stands in for it.
     pub fn take_exit_request(&self) -> bool {
-        self.0.requests.take_exit()
+        self.0.mailbox.exit.take()
     }
 
     /// Gets the CPU out of the guest to look at its mailbox (QEMU's `cpu_exit`). What it shall find has been stored.
     /// Any thread; sticky.
     pub fn request_exit(&self) {
-        self.0.requests.publish_exit();
-        self.wake_and_kick();
+        self.0.mailbox.exit.publish();
+        self.0.mailbox.ring_if_asleep();
+        self.0.mailbox.kick();
     }
 
     /// Stops the CPU before it executes much further; it stays so until the next
@@ -127,6 +135,12 @@ impl CpuHandle {
     /// the machine off), which cannot.
     pub fn hold(&self) {
         self.0.mailbox.post(self.0.slot, |slot| slot.stop = true);
+        self.request_exit();
+    }
+
+    /// As [`Self::hold`], for all CPUs of its thread at once: none executes further than this one.
+    pub fn hold_thread(&self) {
+        self.0.mailbox.post_all(|slot| slot.stop = true);
         self.request_exit();
     }
 

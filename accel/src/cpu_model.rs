@@ -110,6 +110,11 @@ impl CpuModel {
         Some(Self { base, ..Self::default() })
     }
 
+    /// Rules out the feature of this name, whatever the user asked for.
+    pub fn hide(&mut self, name: &str) {
+        self.removed.extend(feature(name));
+    }
+
     /// What the guest sees of `offered`, the engine's EAX, EBX, ECX and EDX for this leaf and sub-leaf.
     pub fn apply(&self, leaf: u32, subleaf: u32, offered: [u32; 4]) -> [u32; 4] {
         let removed = features::with_dependents(&self.removed);

@@ -9,10 +9,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 
-use crate::contract::{Accelerator, CpuIo, Threading, VcpuError, VcpuSeed};
+use crate::contract::{Accelerator, CpuIo, CpuTime, Threading, VcpuError, VcpuSeed};
 use crate::cpu_handle::CpuHandle;
-use crate::cpu_thread::{CpuThread, Hosted, Shared};
+use crate::cpu_thread::{Arrival, CpuThread, Hosted, Shared};
 use crate::exclusive::{Exclusive, ExclusiveSection};
+use crate::mailbox::Mailbox;
 use crate::observer::CpuObserver;
 use crate::work::RunOnError;
 
@@ -42,9 +43,6 @@ pub enum SpawnError {
     /// Its thread ended before it was created.
     #[error("the thread of CPU {0} died")]
     Died(usize),
-    /// One thread hosts one CPU so far.
-    #[error("thread=single hosts one CPU; several are not supported yet: use thread=multi")]
-    RoundRobin,
 }
 
 /// Why CPUs could not be paused.
@@ -81,6 +79,8 @@ pub enum ResetError {
 struct Inner {
     cpus: Vec<CpuHandle>,
     threads: Vec<JoinHandle<()>>,
+    /// The mailbox of the thread that hosts all CPUs, if one does.
+    round_robin: Option<Arc<Mailbox>>,
     /// How many hold the CPUs paused.
     pauses: usize,
     /// How many times CPUs were set going.
@@ -91,6 +91,7 @@ struct Inner {
 pub struct CpuSet {
     accelerator: &'static str,
     threading: Threading,
+    time: Option<Arc<dyn CpuTime>>,
     shared: Shared,
     inner: Mutex<Inner>,
 }
@@ -102,8 +103,15 @@ impl CpuSet {
         Self {
             accelerator: accelerator.name(),
             threading: accelerator.threading(),
+            time: accelerator.cpu_time(),
             shared: Shared { exclusive: Exclusive::new(), observer },
-            inner: Mutex::new(Inner { cpus: Vec::new(), threads: Vec::new(), pauses: 1, generation: 0 }),
+            inner: Mutex::new(Inner {
+                cpus: Vec::new(),
+                threads: Vec::new(),
+                round_robin: None,
+                pauses: 1,
+                generation: 0,
+            }),
         }
     }
 
@@ -111,7 +119,19 @@ impl CpuSet {
         self.inner.lock().expect(LOCK)
     }
 
-    /// Adds the CPU that `seed` ([`Accelerator::new_vcpu`]) grows into, behind the handle `cpu` ([`CpuHandle::new`]; its
+    /// A handle to the CPU `index`, which is to be added to this set.
+    pub fn new_cpu(&self, index: usize) -> CpuHandle {
+        match self.threading {
+            Threading::PerCpu => CpuHandle::new(index),
+            Threading::RoundRobin => {
+                let mut inner = self.lock();
+                let mailbox = inner.round_robin.get_or_insert_with(|| Arc::new(Mailbox::new(0)));
+                CpuHandle::in_mailbox(index, Arc::clone(mailbox), mailbox.add_slot())
+            }
+        }
+    }
+
+    /// Adds the CPU that `seed` ([`Accelerator::new_vcpu`]) grows into, behind the handle `cpu` ([`CpuSet::new_cpu`]; its
     /// interrupt controller may have it already), and returns once it is bound to its thread. It is in the power-on
     /// state, stopped, or, when the set runs, about to run.
     pub fn spawn(
@@ -121,16 +141,18 @@ impl CpuSet {
         io: Arc<dyn CpuIo>,
     ) -> Result<(), SpawnError> {
         let index = cpu.index();
-        if self.threading == Threading::RoundRobin && !self.lock().cpus.is_empty() {
-            return Err(SpawnError::RoundRobin);
-        }
         cpu.set_kicker(seed.kicker());
         let (created, creation) = mpsc::sync_channel(1);
-        let (shared, handle) = (self.shared.clone(), cpu.clone());
-        let thread = std::thread::Builder::new()
-            .name(format!("CPU {index}/{}", self.accelerator))
-            .spawn(move || cpu_thread(seed, handle, io, shared, &created))
-            .map_err(|source| SpawnError::Thread { index, source })?;
+        let arrival = arrival(seed, cpu.clone(), io, self.shared.clone(), created);
+        let hosted_elsewhere = self.threading == Threading::RoundRobin && !self.lock().threads.is_empty();
+        let thread = if hosted_elsewhere {
+            if !cpu.mailbox().post_arrival(arrival) {
+                return Err(SpawnError::Died(index));
+            }
+            None
+        } else {
+            Some(self.start_thread(&cpu, arrival)?)
+        };
         match creation.recv() {
             Ok(Ok(())) => {}
             Ok(Err(source)) => return Err(SpawnError::Vcpu { index, source }),
@@ -138,11 +160,30 @@ impl CpuSet {
         }
         let mut inner = self.lock();
         inner.cpus.push(cpu.clone());
-        inner.threads.push(thread);
+        inner.threads.extend(thread);
         if inner.pauses == 0 {
-            release(&cpu);
+            cpu.mailbox().post(cpu.slot(), |slot| slot.stop = slot.unplug);
         }
         Ok(())
+    }
+
+    fn start_thread(&self, cpu: &CpuHandle, arrival: Arrival) -> Result<JoinHandle<()>, SpawnError> {
+        let index = cpu.index();
+        let name = match self.threading {
+            Threading::PerCpu => format!("CPU {index}/{}", self.accelerator),
+            Threading::RoundRobin => format!("CPUs/{}", self.accelerator),
+        };
+        let (mailbox, time) = (Arc::clone(cpu.mailbox()), self.time.clone());
+        mailbox.post_arrival(arrival);
+        let run = move || {
+            CpuThread::new(mailbox, time).run();
+            // Handles must not outlive the thread's CPUs in a thread-local.
+            CpuHandle::set_current(None);
+        };
+        std::thread::Builder::new().name(name).spawn(run).map_err(|source| {
+            cpu.mailbox().end();
+            SpawnError::Thread { index, source }
+        })
     }
 
     /// The CPUs that exist, in the order they were added.
@@ -177,7 +218,7 @@ impl CpuSet {
             let mut inner = self.lock();
             inner.pauses += 1;
             // Under the set's lock, as in `resume_all`: requests reach the CPUs in the order of the count.
-            inner.cpus.iter().for_each(CpuHandle::hold);
+            inner.cpus.iter().for_each(CpuHandle::hold_thread);
             inner.cpus.clone()
         };
         for cpu in cpus {
@@ -226,6 +267,7 @@ impl CpuSet {
     pub fn exit_all(&self) {
         let (cpus, threads) = {
             let mut inner = self.lock();
+            inner.round_robin = None;
             (std::mem::take(&mut inner.cpus), std::mem::take(&mut inner.threads))
         };
         for cpu in &cpus {
@@ -251,27 +293,34 @@ impl Drop for CpuSet {
     }
 }
 
+/// Sets the CPU going, and with it the others of its thread.
 fn release(cpu: &CpuHandle) {
-    cpu.mailbox().post(cpu.slot(), |slot| slot.stop = slot.unplug);
+    cpu.mailbox().post_all(|slot| slot.stop = slot.unplug);
+    // Time may pass again: a thread whose CPUs are idle moves it.
+    cpu.mailbox().ring();
 }
 
-fn cpu_thread(
+/// Binds a CPU on the thread that runs this, and tells `created` how that went.
+fn arrival(
     seed: Box<dyn VcpuSeed>,
     cpu: CpuHandle,
     io: Arc<dyn CpuIo>,
     shared: Shared,
-    created: &mpsc::SyncSender<Result<(), VcpuError>>,
-) {
-    CpuHandle::set_current(Some(cpu.clone()));
-    let answer = "spawn waits for the answer";
-    match seed.bind(cpu.clone()) {
-        Ok(backend) => {
-            let hosted = Hosted::new(cpu, io, backend, shared);
-            created.send(Ok(())).expect(answer);
-            CpuThread::new(hosted).run();
+    created: mpsc::SyncSender<Result<(), VcpuError>>,
+) -> Arrival {
+    Box::new(move || {
+        CpuHandle::set_current(Some(cpu.clone()));
+        let answer = "spawn waits for the answer";
+        match seed.bind(cpu.clone()) {
+            Ok(backend) => {
+                let hosted = Hosted::new(cpu, io, backend, shared);
+                created.send(Ok(())).expect(answer);
+                Some(hosted)
+            }
+            Err(error) => {
+                created.send(Err(error)).expect(answer);
+                None
+            }
         }
-        Err(error) => created.send(Err(error)).expect(answer),
-    }
-    // Handles must not outlive the thread's CPUs in a thread-local.
-    CpuHandle::set_current(None);
+    })
 }

@@ -7,7 +7,9 @@
 //! ```
 //!
 //! A thread hosts one CPU, or all of them (round robin); the loop knows only "the CPUs of this thread", sleeps when
-//! none of them can run and goes round those that can. What others want of a CPU is *levels* (shall it be stopped?
+//! none of them can run and goes round those that can. A turn ends when its CPU halts or yields, when the engine says so
+//! (icount), or by the [kick timer](crate::turns); a CPU that was called out for another's sake goes on with its turn.
+//! Between two calls of `run` all of the thread's mail is read, whoever it is for. What others want of a CPU is *levels* (shall it be stopped?
 //! shall it leave?) and a queue, both in its [mailbox](crate::mailbox), read after `exit_request` is cleared.
 //!
 //! A CPU is at an instruction boundary whenever others can get at it: before the first thing done for anybody else
@@ -20,12 +22,13 @@ use std::sync::Arc;
 
 use devices::lock_rank;
 
-use crate::contract::{CpuIo, VcpuBackend, VcpuError, VcpuExit};
+use crate::contract::{CpuIo, CpuTime, VcpuBackend, VcpuError, VcpuExit, Wait};
 use crate::cpu_handle::CpuHandle;
 use crate::cpu_state::CpuState;
 use crate::exclusive::Exclusive;
 use crate::mailbox::Mailbox;
 use crate::observer::{CpuEvent, CpuObserver};
+use crate::turns::KickTimer;
 use crate::work::CpuContext;
 
 /// What all CPUs of a machine share.
@@ -47,16 +50,25 @@ pub(crate) struct Hosted {
     in_flight: bool,
 }
 
+/// Binds a CPU on the thread that is to host it. `None`: that failed, and was told.
+pub(crate) type Arrival = Box<dyn FnOnce() -> Option<Hosted> + Send>;
+
 /// The CPUs of one thread.
 pub(crate) struct CpuThread {
     mailbox: Arc<Mailbox>,
     hosted: Vec<Hosted>,
+    /// Whose turn is next.
+    next: usize,
+    /// Guest time, where this thread drives it. Its engine ends the turns then.
+    time: Option<Arc<dyn CpuTime>>,
+    /// Ends turns; there with the second CPU.
+    kick_timer: Option<KickTimer>,
 }
 
 impl CpuThread {
-    /// The thread that hosts `first`; the CPUs of one thread share its mailbox.
-    pub(crate) fn new(first: Hosted) -> Self {
-        Self { mailbox: Arc::clone(first.cpu.mailbox()), hosted: vec![first] }
+    /// The thread of `mailbox`, which hosts whoever arrives there.
+    pub(crate) fn new(mailbox: Arc<Mailbox>, time: Option<Arc<dyn CpuTime>>) -> Self {
+        Self { mailbox, hosted: Vec::new(), next: 0, time, kick_timer: None }
     }
 
     /// Runs the thread's CPUs until all of them have exited.
@@ -66,10 +78,43 @@ impl CpuThread {
             if self.hosted.is_empty() {
                 return;
             }
-            for cpu in &mut self.hosted {
-                if cpu.wake() {
-                    cpu.exec();
-                }
+            self.turn();
+        }
+    }
+
+    /// The turn of the next CPU that can run.
+    fn turn(&mut self) {
+        if self.time.is_some() && self.mailbox.has_changes() {
+            // All of them stop, or go on, before one executes: whose turn it is does not depend on when that was asked for.
+            return;
+        }
+        let count = self.hosted.len();
+        let mut order = (self.next..count).chain(0..self.next.min(count));
+        let Some(index) = order.find(|&index| self.hosted[index].wake()) else { return };
+        if let Some(most) = self.time.as_ref().and_then(|time| time.ahead()) {
+            self.mailbox.sleep(Some(most));
+            self.next = index;
+            return;
+        }
+        if let Some(timer) = &self.kick_timer {
+            timer.busy();
+        }
+        let done = self.hosted[index].exec();
+        let over = self.mailbox.take_turn_over();
+        // A CPU that was called out for something else has not had its turn.
+        self.next = if done || over { index + 1 } else { index };
+    }
+
+    /// Hosts those who have arrived.
+    fn admit(&mut self) {
+        while let Some(arrival) = self.mailbox.take_arrival() {
+            self.hosted.extend(arrival());
+        }
+        if self.hosted.len() > 1 && self.kick_timer.is_none() && self.time.is_none() {
+            // Without it turns end by themselves only: slow, and worth a word.
+            match KickTimer::start(&self.mailbox) {
+                Ok(timer) => self.kick_timer = Some(timer),
+                Err(error) => tracing::warn!(target: "cpu", %error, "no thread for the CPUs' kick timer"),
             }
         }
     }
@@ -78,21 +123,45 @@ impl CpuThread {
     fn process_events(&mut self) {
         loop {
             // Clear, then look.
-            for cpu in &self.hosted {
-                cpu.cpu.take_exit_request();
-            }
+            self.mailbox.exit.take();
+            self.admit();
             self.hosted.retain_mut(|cpu| cpu.deliver());
             if self.hosted.is_empty() || self.hosted.iter_mut().any(Hosted::wake) {
                 return;
             }
+            let most = match self.idle() {
+                Wait::Not => continue,
+                Wait::For(most) => Some(most),
+                Wait::ForMail => None,
+            };
             self.mailbox.prepare_sleep();
             // Look again, now that an interrupt rings.
             if self.hosted.iter_mut().any(Hosted::wake) {
                 self.mailbox.cancel_sleep();
-                return;
+            } else {
+                self.mailbox.sleep(most);
             }
-            self.mailbox.sleep();
+            if let Some(time) = &self.time {
+                time.waited();
+            }
         }
+    }
+
+    /// No CPU can run.
+    fn idle(&self) -> Wait {
+        if let Some(timer) = &self.kick_timer {
+            timer.idle();
+        }
+        match &self.time {
+            Some(time) if self.hosted.iter().any(|cpu| cpu.cpu.state() == CpuState::Halted) => time.idle(),
+            _ => Wait::ForMail,
+        }
+    }
+}
+
+impl Drop for CpuThread {
+    fn drop(&mut self) {
+        self.mailbox.end();
     }
 }
 
@@ -170,7 +239,8 @@ impl Hosted {
         }
     }
 
-    fn exec(&mut self) {
+    /// Executes. Whether the CPU's turn is over by itself.
+    fn exec(&mut self) -> bool {
         CpuHandle::set_current(Some(self.cpu.clone()));
         let exclusive = Arc::clone(&self.shared.exclusive);
         self.in_flight = true;
@@ -183,8 +253,9 @@ impl Hosted {
             let _section = exclusive.start();
             result = self.backend.step(&*self.io);
         }
+        let over = !matches!(result, Ok(VcpuExit::Kicked));
         match result {
-            Ok(VcpuExit::Kicked) => {}
+            Ok(VcpuExit::Kicked | VcpuExit::Yielded) => {}
             Ok(VcpuExit::Halted) => self.halted = true,
             Ok(VcpuExit::Debug { pc }) => self.report(CpuEvent::Debug { pc }),
             Ok(VcpuExit::Shutdown(reason)) => {
@@ -199,6 +270,7 @@ impl Hosted {
             }
             Err(error) => self.fail(error),
         }
+        over
     }
 
     fn fail(&mut self, error: VcpuError) {

@@ -15,15 +15,18 @@
 
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 
-/// The two words.
+/// The word for interrupts, one for each CPU.
 pub(crate) struct Requests {
     interrupt_request: AtomicU32,
-    exit_request: AtomicBool,
 }
+
+/// The word for all else, one for each thread: whatever is wanted of a CPU, its thread has to come out of the guest,
+/// whichever of its CPUs it executes.
+pub(crate) struct ExitRequest(AtomicBool);
 
 impl Requests {
     pub(crate) fn new() -> Self {
-        Self { interrupt_request: AtomicU32::new(0), exit_request: AtomicBool::new(false) }
+        Self { interrupt_request: AtomicU32::new(0) }
     }
 
     pub(crate) fn interrupts(&self) -> u32 {
@@ -37,17 +40,23 @@ impl Requests {
     pub(crate) fn clear_interrupt(&self, bits: u32) {
         self.interrupt_request.fetch_and(!bits, Ordering::AcqRel);
     }
+}
 
-    pub(crate) fn exit_requested(&self) -> bool {
-        self.exit_request.load(Ordering::Acquire)
+impl ExitRequest {
+    pub(crate) fn new() -> Self {
+        Self(AtomicBool::new(false))
     }
 
-    pub(crate) fn publish_exit(&self) {
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn publish(&self) {
         // An RMW like the clear: whichever comes second has seen the other's past.
-        self.exit_request.swap(true, Ordering::AcqRel);
+        self.0.swap(true, Ordering::AcqRel);
     }
 
-    pub(crate) fn take_exit(&self) -> bool {
-        self.exit_request.swap(false, Ordering::AcqRel)
+    pub(crate) fn take(&self) -> bool {
+        self.0.swap(false, Ordering::AcqRel)
     }
 }

@@ -7,18 +7,19 @@
 //! | a stop or a work item lost: the exit request cleared after the look, or read in the wrong order | `kick`: *clear, then look*; loom model |
 //! | kicked, but without an exit request: the CPU looks, sees nothing, re-enters | whoever leaves mail calls [`CpuHandle::request_exit`]; a bare kick is not public |
 //! | an interrupt just before the CPU sleeps | `mailbox`: announced sleep, two fences; loom model, `interrupt_storm` |
-//! | round robin kicked only the next CPU | a thread has one mailbox; a ring wakes the thread |
+//! | round robin kicked only the next CPU; a hang while timers stood still | a thread has one mailbox and one exit request, and a request kicks all its CPUs; turns end on the host's time |
+//! | all CPUs idle under icount, and nobody arms the timer that wakes them | the CPUs' thread moves time itself, before it sleeps ([`contract::CpuTime`]) |
 //! | two callers of pause and resume: one waits for ever | pauses are counted; `pause_resume_storm` |
 //! | a half-made CPU is resumed, or iterated | only bound CPUs are in the [`CpuSet`]; `created_is_acknowledged` |
 //! | an exclusive section started with a lock that a CPU in the guest waits for | no big lock; `devices::lock_rank` |
-//! | two CPUs wait for each other's work | a waiter does its own; `two_cpus_run_on_each_other` |
+//! | two CPUs wait for each other's work | a waiter does its own; `two_cpus_run_on_each_other`; CPUs of one thread are refused |
 //! | waiting drops a lock and breaks the caller's invariants | no wait here releases anything of the caller's |
 //! | an exclusive section, or a lock, left behind by a long jump | guards; engines return, nobody jumps |
 //! | queued taken for done | [`CpuHandle::post`] says queued, [`CpuHandle::run_on`] waits |
 //! | requests before the first CPU exists | a set without CPUs pauses and resumes; work for a CPU that is not there is refused |
 //! | a spurious wake-up taken for a wake-up | every wait is in a loop that looks |
 //! | a pending access forgotten, because an exit was requested | `complete_exit` before anything else is done on the CPU; `reset_with_pending_access` |
-//! | a CPU of a shared thread is joined | threads are joined, not CPUs |
+//! | a CPU of a shared thread is joined | threads are joined, not CPUs; a shared one ends with its last CPU |
 //! | a kick at a thread not yet there, or gone | a kicker is valid from the seed on and for ever; `exit_from_every_state` |
 
 #![deny(missing_docs)]
@@ -40,6 +41,7 @@ mod mailbox;
 pub mod observer;
 pub mod qtest;
 mod sync;
+mod turns;
 pub mod work;
 
 pub use arch_state::CpuArchState;

@@ -1,6 +1,7 @@
 //! The mailbox of a CPU thread: one mutex, one condvar to sleep on, one work queue per CPU (DESIGN.md, *The lifecycle*).
 //!
-//! A thread that hosts several CPUs (round robin) has one mailbox with a slot for each; otherwise there is one slot.
+//! A thread that hosts several CPUs (round robin) has one mailbox with a slot for each; otherwise there is one slot. What
+//! gets the thread out of the guest is the thread's, too: one exit request, and a kick for whichever CPU it executes.
 //!
 //! Two kinds of things wake a sleeper. **Mail** (stop, exit, work) is stored under the lock and looked for under the
 //! lock before each wait: the textbook condvar. **Interrupts** must be cheap to raise at a running CPU and are looked
@@ -21,10 +22,15 @@
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
 
 use devices::lock_rank::{self, Held, Rank};
 
+use crate::contract::Kick;
 use crate::cpu_state::CpuState;
+use crate::cpu_thread::Arrival;
+use crate::kick::ExitRequest;
 use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering, fence};
 use crate::work::Work;
 
@@ -67,12 +73,24 @@ impl Slot {
     }
 
     fn has_mail(&self) -> bool {
-        !self.work.is_empty() || self.unplug || self.stop != (self.state == CpuState::Stopped)
+        self.is_there() && (!self.work.is_empty() || self.unplug || self.is_to_change())
+    }
+
+    fn is_there(&self) -> bool {
+        !matches!(self.state, CpuState::Creating | CpuState::Exited)
+    }
+
+    fn is_to_change(&self) -> bool {
+        self.stop != (self.state == CpuState::Stopped)
     }
 }
 
 struct Inner {
     slots: Vec<Slot>,
+    /// CPUs that the thread is to host, too.
+    arrivals: VecDeque<Arrival>,
+    /// The thread hosts no more.
+    ended: bool,
     rung: bool,
 }
 
@@ -86,6 +104,11 @@ impl Locked<'_> {
     /// Waits on `cond`. The rank stays with the thread: it takes no other lock meanwhile.
     fn wait(self, cond: &Condvar) -> Self {
         Self { inner: cond.wait(self.inner).expect(LOCK), held: self.held }
+    }
+
+    /// As [`Locked::wait`], `most` at most.
+    fn wait_for(self, cond: &Condvar, most: Duration) -> Self {
+        Self { inner: cond.wait_timeout(self.inner, most).expect(LOCK).0, held: self.held }
     }
 }
 
@@ -109,16 +132,30 @@ pub(crate) struct Mailbox {
     /// For those who wait for an answer: created, stopped, exited.
     ack_cond: Condvar,
     asleep: AtomicBool,
+    /// Something is wanted of a CPU of this thread.
+    pub(crate) exit: ExitRequest,
+    /// The CPU that executes has had its turn.
+    turn_over: AtomicBool,
+    /// Of each CPU. A leaf: nothing else is locked under it.
+    kickers: Mutex<Vec<Arc<dyn Kick>>>,
 }
 
 impl Mailbox {
     /// An empty mailbox for `cpus` CPUs.
     pub(crate) fn new(cpus: usize) -> Self {
         Self {
-            inner: Mutex::new(Inner { slots: (0..cpus).map(|_| Slot::new()).collect(), rung: false }),
+            inner: Mutex::new(Inner {
+                slots: (0..cpus).map(|_| Slot::new()).collect(),
+                arrivals: VecDeque::new(),
+                ended: false,
+                rung: false,
+            }),
             halt_cond: Condvar::new(),
             ack_cond: Condvar::new(),
             asleep: AtomicBool::new(false),
+            exit: ExitRequest::new(),
+            turn_over: AtomicBool::new(false),
+            kickers: Mutex::new(Vec::new()),
         }
     }
 
@@ -129,6 +166,44 @@ impl Mailbox {
 
     // Any thread.
 
+    /// Room for one more CPU; its slot.
+    pub(crate) fn add_slot(&self) -> usize {
+        let mut inner = self.lock();
+        inner.slots.push(Slot::new());
+        inner.slots.len() - 1
+    }
+
+    /// One of the thread's CPUs is kicked so.
+    pub(crate) fn add_kicker(&self, kicker: Arc<dyn Kick>) {
+        self.kickers.lock().expect(LOCK).push(kicker);
+    }
+
+    /// Gets the thread out of the guest, whichever CPU it executes.
+    pub(crate) fn kick(&self) {
+        self.kickers.lock().expect(LOCK).iter().for_each(|kicker| kicker.kick());
+    }
+
+    /// Has the thread host another CPU. False: it has ended.
+    pub(crate) fn post_arrival(&self, arrival: Arrival) -> bool {
+        let mut inner = self.lock();
+        if inner.ended {
+            return false;
+        }
+        inner.arrivals.push_back(arrival);
+        self.halt_cond.notify_all();
+        drop(inner);
+        self.exit.publish();
+        self.kick();
+        true
+    }
+
+    /// The CPU that executes has had its turn.
+    pub(crate) fn end_turn(&self) {
+        self.turn_over.store(true, Ordering::Relaxed);
+        self.exit.publish();
+        self.kick();
+    }
+
     /// Leaves a request. The caller then publishes an exit request and kicks.
     pub(crate) fn post<R>(&self, slot: usize, change: impl FnOnce(&mut Slot) -> R) -> R {
         let mut inner = self.lock();
@@ -136,6 +211,13 @@ impl Mailbox {
         // Under the lock: the model checker, and a reader, need not consider a wake between unlock and notify.
         self.halt_cond.notify_all();
         result
+    }
+
+    /// As [`Self::post`], for all CPUs of the thread that exist, and at once.
+    pub(crate) fn post_all(&self, change: impl FnMut(&mut Slot)) {
+        let mut inner = self.lock();
+        inner.slots.iter_mut().filter(|slot| slot.state != CpuState::Creating).for_each(change);
+        self.halt_cond.notify_all();
     }
 
     /// Queues `work`; gives it back if the CPU is not there (yet, or any more).
@@ -178,6 +260,26 @@ impl Mailbox {
 
     // The owning thread.
 
+    /// Whether the turn of the CPU that executed last was ended.
+    pub(crate) fn take_turn_over(&self) -> bool {
+        self.turn_over.swap(false, Ordering::Relaxed)
+    }
+
+    /// The oldest CPU that is to be hosted.
+    pub(crate) fn take_arrival(&self) -> Option<Arrival> {
+        self.lock().arrivals.pop_front()
+    }
+
+    /// The thread ends, orderly or by a panic: it hosts nobody any more.
+    pub(crate) fn end(&self) {
+        let mut inner = self.lock();
+        inner.ended = true;
+        let arrivals = std::mem::take(&mut inner.arrivals);
+        drop(inner);
+        // Who waits for one of them hears of it.
+        drop(arrivals);
+    }
+
     /// Reads a slot.
     pub(crate) fn peek<R>(&self, slot: usize, look: impl FnOnce(&Slot) -> R) -> R {
         look(&self.lock().slots[slot])
@@ -192,6 +294,11 @@ impl Mailbox {
         slot.state = next;
         slot.open = next != CpuState::Exited;
         self.ack_cond.notify_all();
+    }
+
+    /// Whether some CPU of the thread is to be stopped or set going.
+    pub(crate) fn has_changes(&self) -> bool {
+        self.lock().slots.iter().any(|slot| slot.is_there() && slot.is_to_change())
     }
 
     /// The oldest work item.
@@ -223,19 +330,29 @@ impl Mailbox {
         self.asleep.store(false, Ordering::Relaxed);
     }
 
-    /// Sleeps until there is mail or a ring.
-    pub(crate) fn sleep(&self) {
-        self.sleep_until(|slot| slot.has_mail());
+    /// Sleeps until there is mail or a ring, `most` at most.
+    pub(crate) fn sleep(&self, most: Option<Duration>) {
+        let Some(most) = most else {
+            return self
+                .sleep_until(|inner| !inner.arrivals.is_empty() || inner.slots.iter().any(Slot::has_mail));
+        };
+        let mut inner = self.lock();
+        if !inner.rung && inner.arrivals.is_empty() && !inner.slots.iter().any(Slot::has_mail) {
+            // A wake-up for nothing is no harm: the caller looks again.
+            inner = inner.wait_for(&self.halt_cond, most);
+        }
+        inner.rung = false;
+        self.asleep.store(false, Ordering::Relaxed);
     }
 
     /// Sleeps until there is work in some slot, or a ring. For a CPU thread that waits for another CPU.
     pub(crate) fn sleep_for_work(&self) {
-        self.sleep_until(|slot| !slot.work.is_empty());
+        self.sleep_until(|inner| inner.slots.iter().any(|slot| !slot.work.is_empty()));
     }
 
-    fn sleep_until(&self, mail: impl Fn(&Slot) -> bool) {
+    fn sleep_until(&self, mail: impl Fn(&Inner) -> bool) {
         let mut inner = self.lock();
-        while !inner.rung && !inner.slots.iter().any(&mail) {
+        while !inner.rung && !mail(&inner) {
             inner = inner.wait(&self.halt_cond);
         }
         inner.rung = false;

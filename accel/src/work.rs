@@ -28,6 +28,9 @@ pub enum RunOnError {
     /// that others have for it meanwhile, and inside `run` it is not.
     #[error("a CPU's thread cannot wait for another CPU here")]
     OnCpuThread,
+    /// CPUs of one thread (round robin) take turns: one that waits for another waits for ever. It posts the work.
+    #[error("a CPU cannot wait for another CPU of its own thread")]
+    SameThread,
     /// The target may be waiting for this exclusive section to end.
     #[error("a CPU cannot be waited for in an exclusive section")]
     InExclusive,
@@ -46,7 +49,7 @@ impl CpuContext<'_> {
     }
 
     /// Runs `work` on `target`'s thread and waits for its result. Meanwhile this CPU does the work that others have
-    /// for it, so two CPUs may do this at each other.
+    /// for it, so two CPUs may do this at each other. Not for CPUs of one thread.
     pub fn run_on<R: Send + 'static>(
         &mut self,
         target: &CpuHandle,
@@ -57,6 +60,9 @@ impl CpuContext<'_> {
         }
         if self.exclusive.is_mine() {
             return Err(RunOnError::InExclusive);
+        }
+        if target.same_thread(self.cpu) {
+            return Err(RunOnError::SameThread);
         }
         let mailbox = Arc::clone(self.cpu.mailbox());
         let answer = target.queue_with_answer(work, Some(Arc::clone(&mailbox)))?;

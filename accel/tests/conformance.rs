@@ -4,9 +4,18 @@ use accel::Accelerator;
 
 mod scripted {
     fn make() -> Result<Box<dyn super::Accelerator>, String> {
-        Ok(Box::new(accel::conformance::ScriptedAccelerator::default()))
+        Ok(Box::new(accel::conformance::ScriptedAccelerator::new(accel::Threading::PerCpu)))
     }
     accel::conformance_tests!(make);
+}
+
+mod round_robin {
+    fn make() -> Result<Box<dyn super::Accelerator>, String> {
+        Ok(Box::new(accel::conformance::ScriptedAccelerator::new(accel::Threading::RoundRobin)))
+    }
+    accel::conformance_tests!(make, not_applicable: {
+        "two_cpus_run_on_each_other": "CPUs of one thread are refused: see `run_on_within_a_thread`",
+    });
 }
 
 mod qtest {

@@ -42,7 +42,7 @@ fn machine(cpus: usize) -> CpuSet {
         let model = Arc::new(CpuModel::default());
         let config = VcpuConfig { index, apic_id: index as u32, cpu_count: cpus, model };
         let seed = accelerator.new_vcpu(&config).expect("a CPU is reserved");
-        set.spawn(seed, CpuHandle::new(index), io.clone()).expect("a CPU is created");
+        set.spawn(seed, set.new_cpu(index), io.clone()).expect("a CPU is created");
     }
     set
 }

@@ -7,11 +7,13 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 mod host;
+pub mod icount;
 mod manual;
 mod queue;
 mod tsc;
 
 pub use host::HostClock;
+pub use icount::IcountClock;
 pub use manual::ManualClock;
 pub use tsc::{GuestTsc, ScaledTsc};
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use super::Randomness;
 use super::error::BootError;
 use super::kaslr::{self, Room, Wish};
 use super::layout::HIGH_RAM;
@@ -123,7 +124,7 @@ impl Image {
         &self,
         file: &File,
         memory: &GuestMemoryMmap,
-        wish: Wish,
+        (wish, random): (Wish, Randomness),
         top: u64,
     ) -> Result<(u64, setup_header), UnpackError> {
         let header = &self.header;
@@ -156,7 +157,13 @@ impl Image {
         }
         let place = match wish {
             Wish::Fixed => room.fixed(),
-            _ => room.choose(wish, kaslr::random()?),
+            _ => {
+                let random = match random {
+                    Randomness::OfHost => kaslr::random()?,
+                    Randomness::None => kaslr::FIXED,
+                };
+                room.choose(wish, random)
+            }
         };
         let mut placer = Placer::new(memory, room, place);
         format

@@ -23,6 +23,7 @@ use super::Board;
 use crate::acpi::{Platform, Power};
 use crate::boot::memory_map;
 use crate::options::devices::DeviceChoice;
+use crate::options::icount::RtcBase;
 
 /// The 8259A pair and its edge/level registers.
 const PIC_MASTER: u64 = 0x20;
@@ -49,6 +50,7 @@ struct Wiring<'a> {
     sink: &'a Arc<dyn InterruptSink>,
     pins: BTreeMap<u8, IrqPin>,
     memory: MemorySize,
+    rtc: RtcBase,
 }
 
 impl Wiring<'_> {
@@ -94,8 +96,11 @@ fn pit(wiring: &mut Wiring) -> Placed {
 
 fn rtc(wiring: &mut Wiring) -> Placed {
     use rtc_mc146818::spec;
-    // A host whose clock is before 1970 has other troubles.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = match wiring.rtc {
+        // A host whose clock is before 1970 has other troubles.
+        RtcBase::Host => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        RtcBase::At(date) => date,
+    };
     let line = wiring.line(spec::IRQ, "MC146818");
     let rtc = RtcMc146818::new(line, Arc::clone(wiring.clock), now, wiring.memory);
     Placed { device: rtc.clone(), windows: vec![(spec::PORT, spec::PORTS, rtc)] }
@@ -169,6 +174,7 @@ pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, BusErr
         sink: &board.sink,
         pins: BTreeMap::new(),
         memory: MemorySize { below_4g_bytes, above_4g_bytes: board.ram.bytes() - below_4g_bytes },
+        rtc: board.blueprint.rtc,
     };
     let mut devices = Vec::new();
     let mut place = |placed: Placed| {

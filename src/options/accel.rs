@@ -34,8 +34,8 @@ impl Default for KvmChoice {
 /// Properties of `-accel tcg`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TcgChoice {
-    /// `thread`.
-    pub thread: TcgThread,
+    /// `thread`, if it was given; else [`TcgThread::Multi`], or [`TcgThread::Single`] under `-icount`.
+    pub thread: Option<TcgThread>,
     /// `one-insn-per-tb` and `x-stress`.
     pub stress: Stress,
 }
@@ -52,12 +52,11 @@ pub enum KernelIrqchip {
 }
 
 /// How the translator's CPUs map to host threads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcgThread {
     /// One thread for all CPUs.
     Single,
     /// A thread per CPU.
-    #[default]
     Multi,
 }
 
@@ -160,8 +159,8 @@ impl TcgChoice {
         match key {
             "thread" => {
                 self.thread = match value {
-                    "single" => TcgThread::Single,
-                    "multi" => TcgThread::Multi,
+                    "single" => Some(TcgThread::Single),
+                    "multi" => Some(TcgThread::Multi),
                     _ => return Err(context.bad("thread= takes single or multi")),
                 }
             }
@@ -233,7 +232,7 @@ mod tests {
             choices,
             [
                 AccelChoice::Kvm(KvmChoice { irqchip: KernelIrqchip::Off, device: "/x,y".into() }),
-                AccelChoice::Tcg(TcgChoice { thread: TcgThread::Single, ..TcgChoice::default() })
+                AccelChoice::Tcg(TcgChoice { thread: Some(TcgThread::Single), ..TcgChoice::default() })
             ]
         );
         assert_eq!(

@@ -41,6 +41,12 @@ pub enum OptionError {
     /// No kernel was given.
     #[error("no kernel: give one with -kernel FILE (booting firmware or a disk is not built yet)")]
     NoKernel,
+    /// KVM does not count instructions.
+    #[error("-icount: KVM cannot count instructions (use -accel tcg)")]
+    IcountNeedsTcg,
+    /// CPUs on threads of their own come to a timer in another order each time.
+    #[error("-icount: all CPUs are on one thread then (not thread=multi)")]
+    IcountNeedsOneThread,
     /// An argument that is no text.
     #[error("argument {0} of the command line is not UTF-8")]
     NotUtf8(usize),

@@ -31,6 +31,8 @@ pub enum LogItem {
     GuestErrors,
     /// At the end, what each CPU's engine has counted.
     Jit,
+    /// At the end, how many instructions were executed under `-icount`.
+    Icount,
     /// Blocks are not chained, so that `exec` and `cpu` are complete.
     NoChain,
 }
@@ -53,6 +55,7 @@ pub const ITEMS: &[(LogItem, &str, &str)] = &[
         "jit",
         "at the end, what the translator has counted; its code counts too, so it is slower",
     ),
+    (LogItem::Icount, "icount", "at the end, how many instructions were executed, under -icount"),
     (LogItem::NoChain, "nochain", "do not chain blocks, so that 'exec' and 'cpu' are complete"),
 ];
 

@@ -52,6 +52,20 @@ fn put<R: Send + 'static>(
     }
 }
 
+/// Writes how many instructions were executed to the log, where they are counted.
+pub fn log_icount(machine: &Machine) {
+    // A CPU that asked for the machine's end is on its way out of the guest.
+    for cpu in machine.lifecycle().cpus().cpus() {
+        if ask(&cpu, |_| ()).is_none() {
+            tracing::trace!(target: "icount", "CPU {} does not answer", cpu.index());
+        }
+    }
+    match machine.accelerator().cpu_time() {
+        Some(time) => tracing::trace!(target: "icount", "{}", time.summary()),
+        None => tracing::trace!(target: "icount", "instructions are counted under -icount only"),
+    }
+}
+
 /// Writes what each CPU's engine has counted to the log.
 pub fn log_statistics(machine: &Machine) {
     for cpu in machine.lifecycle().cpus().cpus() {

@@ -189,7 +189,7 @@ impl Rig {
         let set = CpuSet::new(&*accelerator, Arc::clone(&events) as Arc<dyn CpuObserver>);
         let mut ports = Vec::new();
         for index in 0..count {
-            let cpu = CpuHandle::new(index);
+            let cpu = set.new_cpu(index);
             let userspace = matches!(accelerator.irqchip(), Irqchip::Userspace);
             let port = Arc::new(Port {
                 cpu: cpu.clone(),

@@ -20,10 +20,17 @@ use crate::cpu_handle::{CpuHandle, request};
 const RFLAGS_IF: u64 = 1 << 9;
 
 /// The accelerator.
-#[derive(Default)]
 pub struct ScriptedAccelerator {
+    threading: Threading,
     clock: Arc<ManualClock>,
     memory: Arc<MemoryMap>,
+}
+
+impl ScriptedAccelerator {
+    /// One whose CPUs are hosted so.
+    pub fn new(threading: Threading) -> Self {
+        Self { threading, clock: Arc::default(), memory: Arc::default() }
+    }
 }
 
 #[derive(Default)]
@@ -54,7 +61,7 @@ impl Accelerator for ScriptedAccelerator {
     }
 
     fn threading(&self) -> Threading {
-        Threading::PerCpu
+        self.threading
     }
 
     fn new_vcpu(&self, _config: &VcpuConfig) -> Result<Box<dyn VcpuSeed>, VcpuError> {

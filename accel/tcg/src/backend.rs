@@ -1,14 +1,16 @@
 //! The translator as an accelerator.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::ThreadId;
 
 use accel::contract::{
-    Accelerator, CpuIo, DebugControl, Irqchip, Kick, MemoryError, MemoryListener, Threading, VcpuBackend,
-    VcpuConfig, VcpuError, VcpuExit, VcpuSeed,
+    Accelerator, CpuIo, CpuTime, DebugControl, Irqchip, Kick, MemoryError, MemoryListener, Threading,
+    VcpuBackend, VcpuConfig, VcpuError, VcpuExit, VcpuSeed,
 };
 use accel::{CpuArchState, CpuHandle};
-use devices::clock::{Clock, GuestTsc, HostClock, ScaledTsc};
+use devices::clock::icount::Pace;
+use devices::clock::{Clock, GuestTsc, HostClock, IcountClock, ScaledTsc};
 use vm_memory::GuestMemoryMmap;
 
 use crate::code::thunks::FpSave;
@@ -17,6 +19,7 @@ use crate::cpuid::Cpuid;
 use crate::engine::{CODE_BYTES, Engine, MIN_CODE_BYTES};
 use crate::env::{EnvMapping, EnvRef};
 use crate::exec::{Vcpu, counters};
+use crate::icount::{Counting, CountingKicker, IcountTime};
 use crate::peers::KICKED;
 use crate::ram::{MAX_CPUS, Ram};
 use crate::stress::Stress;
@@ -30,13 +33,15 @@ pub struct TcgOptions {
     /// Bytes of code memory, at least [`crate::engine::MIN_CODE_BYTES`], a multiple of the page size. When it is full,
     /// everything is translated anew.
     pub code_bytes: usize,
+    /// Guest time is what was executed; one thread for all CPUs then.
+    pub icount: Option<Pace>,
     /// For tests.
     pub stress: Stress,
 }
 
 impl Default for TcgOptions {
     fn default() -> Self {
-        Self { threading: Threading::PerCpu, code_bytes: CODE_BYTES, stress: Stress::default() }
+        Self { threading: Threading::PerCpu, code_bytes: CODE_BYTES, icount: None, stress: Stress::default() }
     }
 }
 
@@ -61,6 +66,7 @@ pub enum TcgError {
 pub struct Tcg {
     options: TcgOptions,
     clock: Arc<dyn Clock>,
+    icount: Option<Arc<IcountClock>>,
     shared: Arc<Shared>,
 }
 
@@ -77,13 +83,14 @@ impl Shared {
     }
 
     /// The engine, made for the first CPU: all CPUs of a machine are of one model.
-    fn engine(&self, cpuid: &Cpuid) -> std::io::Result<Arc<Engine>> {
+    fn engine(&self, cpuid: &Cpuid, icount: bool) -> std::io::Result<Arc<Engine>> {
         let mut engine = self.engine.lock().expect("no holder of this lock panics");
         if let Some(engine) = &*engine {
             return Ok(Arc::clone(engine));
         }
         let features = Features::new(|leaf, subleaf| cpuid.query(leaf, subleaf, 0, cpuid.xcr0()));
         let made = Arc::new(Engine::new(features, host_fp(), self.code_bytes, self.stress)?);
+        made.code().translator.icount = icount;
         *engine = Some(Arc::clone(&made));
         Ok(made)
     }
@@ -101,12 +108,17 @@ impl Tcg {
         if !std::arch::is_x86_feature_detected!("xsave") {
             return Err(TcgError::MissingHostFeature("XSAVE"));
         }
-        let clock = HostClock::new().map_err(|source| TcgError::Host { what: "no timer", source })?;
+        let icount = options.icount.map(IcountClock::new);
+        let clock: Arc<dyn Clock> = match &icount {
+            Some(icount) => Arc::clone(icount) as Arc<dyn Clock>,
+            None => HostClock::new().map_err(|source| TcgError::Host { what: "no timer", source })?,
+        };
         let stress = options.stress;
         let code_bytes = if stress.flushes { MIN_CODE_BYTES } else { options.code_bytes.max(MIN_CODE_BYTES) };
         Ok(Self {
             options,
             clock,
+            icount,
             shared: Arc::new(Shared { code_bytes, stress, ram: Mutex::new(None), engine: Mutex::new(None) }),
         })
     }
@@ -134,14 +146,25 @@ impl Accelerator for Tcg {
     }
 
     fn threading(&self) -> Threading {
-        self.options.threading
+        if self.icount.is_some() { Threading::RoundRobin } else { self.options.threading }
+    }
+
+    fn cpu_time(&self) -> Option<Arc<dyn CpuTime>> {
+        self.icount.as_ref().map(|clock| Arc::new(IcountTime(Arc::clone(clock))) as Arc<dyn CpuTime>)
     }
 
     fn new_vcpu(&self, config: &VcpuConfig) -> Result<Box<dyn VcpuSeed>, VcpuError> {
         if config.index >= MAX_CPUS {
             return Err(VcpuError::Unsupported("a CPU number above 63"));
         }
-        let cpuid = Arc::new(Cpuid::new(config)?);
+        let mut config = config.clone();
+        if self.icount.is_some() {
+            // What the host's CPU makes of them differs from run to run.
+            let model = Arc::make_mut(&mut config.model);
+            model.hide("rdrand");
+            model.hide("rdseed");
+        }
+        let cpuid = Arc::new(Cpuid::new(&config)?);
         let mapping = EnvMapping::new().map_err(|source| VcpuError::Host { what: "CPU state", source })?;
         let tsc = ScaledTsc::new(Arc::clone(&self.clock), crate::msr::TSC_HZ);
         Ok(Box::new(Seed {
@@ -149,6 +172,10 @@ impl Accelerator for Tcg {
             mapping,
             tsc,
             clock: Arc::clone(&self.clock),
+            icount: self.icount.clone(),
+            cpus: config.cpu_count,
+            sharing: self.threading() == Threading::RoundRobin && config.cpu_count > 1,
+            thread: Arc::default(),
             shared: Arc::clone(&self.shared),
         }))
     }
@@ -173,6 +200,12 @@ struct Seed {
     mapping: Arc<EnvMapping>,
     tsc: Arc<ScaledTsc>,
     clock: Arc<dyn Clock>,
+    icount: Option<Arc<IcountClock>>,
+    cpus: usize,
+    /// Other CPUs share the thread.
+    sharing: bool,
+    /// The CPU's thread, once it is bound.
+    thread: Arc<OnceLock<ThreadId>>,
     shared: Arc<Shared>,
 }
 
@@ -186,9 +219,18 @@ impl Kick for Kicker {
     }
 }
 
+impl Seed {
+    fn counting_kicker(&self) -> CountingKicker {
+        CountingKicker { mapping: Arc::clone(&self.mapping), thread: Arc::clone(&self.thread) }
+    }
+}
+
 impl VcpuSeed for Seed {
     fn kicker(&self) -> Arc<dyn Kick> {
-        Arc::new(Kicker(Arc::clone(&self.mapping)))
+        match &self.icount {
+            None => Arc::new(Kicker(Arc::clone(&self.mapping))),
+            Some(_) => Arc::new(self.counting_kicker()),
+        }
     }
 
     fn tsc(&self) -> Option<Arc<dyn GuestTsc>> {
@@ -198,11 +240,19 @@ impl VcpuSeed for Seed {
     fn bind(self: Box<Self>, handle: CpuHandle) -> Result<Box<dyn VcpuBackend>, VcpuError> {
         let host = |what| move |source| VcpuError::Host { what, source };
         let ram = self.shared.ram().ok_or(VcpuError::Unsupported("a CPU without memory"))?;
-        let engine = self.shared.engine(&self.cpuid).map_err(host("code memory"))?;
+        let icount = self.icount.is_some();
+        let engine = self.shared.engine(&self.cpuid, icount).map_err(host("code memory"))?;
+        self.thread.set(std::thread::current().id()).expect("a CPU is bound once");
+        if let Some(clock) = &self.icount {
+            let kicker = self.counting_kicker();
+            clock.when_earlier(Arc::new(move || kicker.kick()));
+        }
         let mut cpu = Cpu::new(EnvRef::new(self.mapping), ram, handle, self.clock);
         cpu.tsc = self.tsc;
         cpu.cpuid = self.cpuid;
         cpu.engine = Some(Arc::clone(&engine));
+        cpu.icount = self.icount.map(|clock| Box::new(Counting::new(clock, self.cpus)));
+        cpu.sharing = self.sharing;
         let Cpu { mmu, env, .. } = &mut cpu;
         mmu.forgetful = engine.stress.misses;
         mmu.publish(env);
@@ -232,6 +282,7 @@ impl Backend {
 
     /// The state was replaced: what was derived from it is void.
     fn state_replaced(&mut self) {
+        self.vcpu.forget_place();
         let Cpu { mmu, env, .. } = &mut self.vcpu.cpu;
         mmu.reset_contexts(env);
     }

@@ -14,6 +14,7 @@ use crate::engine::Engine;
 use crate::env::EnvRef;
 use crate::exception::{Exception, Exec};
 use crate::exec::counters::Counters;
+use crate::icount::Counting;
 use crate::mmu::Mmu;
 use crate::operand::is_canonical;
 use crate::peers::Peer;
@@ -46,6 +47,12 @@ pub struct Cpu {
     pub code_changed: bool,
     /// What happened since the start, for the user.
     pub counters: Counters,
+    /// Instructions are counted, and guest time is what was executed.
+    pub icount: Option<Box<Counting>>,
+    /// The CPU waits for another one of its thread, which is to have its turn.
+    pub yields: bool,
+    /// Other CPUs share the thread with this one.
+    pub sharing: bool,
     /// Translated code, to be invalidated by stores; `None` where only helpers run.
     pub engine: Option<Arc<Engine>>,
     /// PAUSEs executed.
@@ -78,6 +85,9 @@ impl Cpu {
             pending_debug: 0,
             code_changed: false,
             counters: Counters::default(),
+            icount: None,
+            yields: false,
+            sharing: false,
             engine: None,
             pauses: 0,
             peer,
@@ -107,11 +117,12 @@ impl Cpu {
         self.io = before;
     }
 
-    /// The way out.
+    /// The way out. What is behind it sees the time of the present instruction.
     ///
     /// # Panics
     /// Outside [`Cpu::with_io`]: only code that runs guest instructions does I/O.
     pub fn io(&self) -> &dyn CpuIo {
+        self.publish_count();
         let io = self.io.expect("guest instructions run inside with_io");
         // SAFETY: `with_io` holds the borrow that this pointer was made from.
         unsafe { io.as_ref() }
@@ -122,8 +133,13 @@ impl Cpu {
         self.mmu.settle(&mut self.env, &self.ram);
     }
 
-    /// PAUSE: the CPU waits for another one, which may be waiting for a host CPU.
+    /// PAUSE: the CPU waits for another one, which may be waiting for a host CPU, or for its turn on this thread.
     pub fn pause(&mut self) {
+        if self.sharing {
+            self.yields = true;
+            self.call_out();
+            return;
+        }
         self.pauses = self.pauses.wrapping_add(1);
         if self.pauses.is_multiple_of(PAUSES)
             && self.engine.as_ref().is_some_and(|engine| engine.peers.several())

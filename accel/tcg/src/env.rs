@@ -235,6 +235,11 @@ pub struct Env {
     pub interrupt_shadow: u32,
     /// Not zero: interrupt requests may be waiting for IF. What is requested after this was set kicks.
     pub waiting: u32,
+    /// Under icount: instructions that may be begun before the loop looks ([`crate::icount`]). Below zero only between a
+    /// block's poll and its way out.
+    pub budget: i64,
+    /// Under icount: instructions of the present block from the one that called a helper on; 0 between blocks.
+    pub left: u32,
     /// Jump caches of the present context, one for each class of modes.
     pub jump_caches: [u64; mode::CLASSES],
     /// The one of them in which a helper has generated code look for the next block.
@@ -304,7 +309,7 @@ pub struct Env {
 }
 
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
-const XSAVE_PAD: usize = 64;
+const XSAVE_PAD: usize = 48;
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);
@@ -312,8 +317,7 @@ const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64
 /// What lies at the host's RSP while generated code runs.
 #[repr(C, align(64))]
 pub struct EnvBlock {
-    /// Low half: instruction budget (icount). High half: -1 asks the code to leave. Polled at block entry; written
-    /// by kickers from any thread.
+    /// Not zero asks the code to leave. Polled at block entry; written by kickers from any thread.
     pub icount_decr: AtomicU32,
     _pad: u32,
     /// The state proper.

@@ -3,6 +3,7 @@
 pub mod blocks;
 pub mod counters;
 pub mod helpers;
+mod icount;
 pub mod signals;
 pub mod sites;
 pub mod trace;

@@ -69,6 +69,7 @@ pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Exec<()> {
         IA32_FS_BASE => cpu.env.seg[4].base = canonical(value)?,
         IA32_GS_BASE => cpu.env.seg[5].base = canonical(value)?,
         IA32_TIME_STAMP_COUNTER => {
+            cpu.publish_count();
             let change = cpu.tsc.write(value);
             cpu.env.msr.tsc_adjust = cpu.env.msr.tsc_adjust.wrapping_add(change);
             tsc_moved(cpu);
@@ -219,6 +220,7 @@ pub fn power_on(cpu: &mut Cpu) {
 impl Cpu {
     /// The time-stamp counter.
     pub fn read_tsc(&self) -> u64 {
+        self.publish_count();
         self.clock.now_ns().wrapping_add(self.env.tsc_offset)
     }
 }

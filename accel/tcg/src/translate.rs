@@ -14,6 +14,7 @@ pub mod features;
 pub mod flags;
 pub mod generator;
 pub mod groups;
+pub mod icount;
 pub mod liveness;
 pub mod native;
 pub mod place;

@@ -218,6 +218,11 @@ impl TbCache {
         self.lists.insns(self.block(id).parts)
     }
 
+    /// Instructions in block `id`.
+    pub fn count(&self, id: TbId) -> u32 {
+        self.insns(id).len() as u32 - 1
+    }
+
     /// Enters a block with its lists.
     pub fn insert(&mut self, mut block: Tb, lists: &Lists) -> TbId {
         let id = self.next_id();

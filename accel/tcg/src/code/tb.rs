@@ -105,6 +105,8 @@ pub struct Site {
     pub raise: Option<Exception>,
     /// Its address as offset in CS.
     pub rip: u64,
+    /// Instructions of the block behind it.
+    pub left: u32,
 }
 
 /// From `host` on (offset in the block's code), the code belongs to guest instruction `insn`. What is kept of each block is

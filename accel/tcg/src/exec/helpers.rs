@@ -6,8 +6,6 @@
 
 #![expect(unsafe_code, reason = "door: generated code calls Rust")]
 
-use std::sync::atomic::Ordering;
-
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 
 use crate::code::tb::{Site, mode};
@@ -87,8 +85,7 @@ fn owner<'a>(block: *mut EnvBlock) -> &'a mut Vcpu {
 /// Whether the block may go on after an instruction that a helper took part in. Not when its own code was changed, a trap is
 /// due, or the CPU was kicked: a device that the instruction reached may have switched the machine off.
 fn goes_on(cpu: &Cpu) -> bool {
-    let kicked = cpu.env.mapping().icount_decr().load(Ordering::Relaxed) != 0;
-    !cpu.code_changed && cpu.pending_debug == 0 && !kicked
+    !cpu.code_changed && cpu.pending_debug == 0 && !cpu.is_called_out()
 }
 
 extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) -> u64 {
@@ -102,8 +99,10 @@ extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) ->
     cpu.env.rip = site.rip;
     if !alone && is_atomic(&site.insn) {
         vcpu.leave = Leave::Exclusive;
+        cpu.give_back(site.left + 1);
         return LEAVE;
     }
+    cpu.env.left = site.left + 1;
     let result = match site.raise {
         Some(exception) => Err(exception),
         None => complex::execute(cpu, &site.insn),
@@ -135,6 +134,8 @@ extern "C" fn complex_helper(block: *mut EnvBlock, site: u64, _: u64, _: u64) ->
         Ok(Next::Shutdown) => Leave::Shutdown,
         Err(exception) => Leave::Exception(exception),
     };
+    // What is repeated has not been done.
+    vcpu.cpu.give_back(site.left + u32::from(leave == Leave::Repeat));
     leave_with(vcpu, leave)
 }
 
@@ -159,7 +160,7 @@ fn leave_with(vcpu: &mut Vcpu, leave: Leave) -> u64 {
     }
     vcpu.flush_if_asked();
     let cpu = &mut vcpu.cpu;
-    let quiet = cpu.env.mapping().icount_decr().load(Ordering::Relaxed) == 0
+    let quiet = !cpu.is_called_out()
         && cpu.handle.interrupt_request() == 0
         && cpu.pending_debug == 0
         && !cpu.env.halted;
@@ -204,7 +205,14 @@ fn checked(
 ) -> u64 {
     let vcpu = owner(block);
     vcpu.cpu.counters.operands += 1;
-    match access(vcpu) {
+    if let Some(counting) = &mut vcpu.cpu.icount {
+        counting.pc = return_address - 1;
+    }
+    let result = access(vcpu);
+    if let Some(counting) = &mut vcpu.cpu.icount {
+        counting.pc = 0;
+    }
+    match result {
         Ok(Some(result)) => {
             vcpu.cpu.env.scratch[7] = result;
             vcpu.cpu.env.scratch[LINEAR] = linear;
@@ -217,12 +225,14 @@ fn checked(
             vcpu.cpu.env.rip = vcpu.rip_at(return_address - 1).0;
             vcpu.cpu.env.flags_from_code();
             vcpu.leave = Leave::Exclusive;
+            vcpu.cpu.give_back_from(return_address - 1, true);
             LEAVE
         }
         Err(exception) => {
             let exception = first_of(vcpu, exception, linear, packed as u32);
             vcpu.cpu.env.rip = vcpu.rip_at(return_address - 1).0;
             vcpu.cpu.env.flags_from_code();
+            vcpu.cpu.give_back_from(return_address - 1, false);
             leave_with(vcpu, Leave::Exception(exception))
         }
     }
@@ -296,7 +306,7 @@ fn is_atomic(insn: &Instruction) -> bool {
 impl Vcpu {
     /// Whether no other CPU executes.
     fn is_alone(&self) -> bool {
-        self.alone || !self.engine.peers.several()
+        self.alone || self.cpu.sharing || !self.engine.peers.several()
     }
 
     /// The instruction whose code called from before `return_address`.
@@ -365,12 +375,19 @@ extern "C" fn commit(block: *mut EnvBlock, _: u64, _: u64, return_address: u64) 
     let len = std::mem::take(&mut cpu.env.bounce_len) as usize;
     let bytes = cpu.env.bounce;
     let at = (linear & 63) as usize;
+    if let Some(counting) = &mut cpu.icount {
+        counting.pc = return_address - 1;
+    }
     let result = cpu.write_bytes_mode(linear, &bytes[at..at + len], mode);
+    if let Some(counting) = &mut cpu.icount {
+        counting.pc = 0;
+    }
     // Where the instruction is takes a search: only for those that leave.
     if result.is_ok() && goes_on(cpu) {
         return 0;
     }
     let (rip, next) = vcpu.rip_at(return_address - 1);
+    vcpu.cpu.give_back_from(return_address - 1, false);
     let cpu = &mut vcpu.cpu;
     if let Err(exception) = result {
         // Both pages were translated for this very store; only another CPU's change of the tables can get here.

@@ -37,6 +37,10 @@ impl Vcpu {
     pub(super) fn judge_site(&mut self, return_address: u64) {
         let (pc, counter) = (return_address - 1, (return_address >> SITE_SHIFT) as usize % SITE_COUNTERS);
         self.cpu.env.site_misses[counter] = 0u16.wrapping_sub(SITE_MISSES);
+        if self.cpu.icount.is_some() {
+            // By the host's time, and by where code happens to lie: two runs would differ.
+            return;
+        }
         let now = Instant::now();
         let Some(before) = self.sites.full[counter].replace(now) else { return };
         if now - before > TOO_SOON * u32::from(SITE_MISSES) {

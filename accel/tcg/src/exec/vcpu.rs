@@ -15,9 +15,10 @@ use crate::code::thunks::{Exit, exit};
 use crate::complex::Next;
 use crate::cpu::Cpu;
 use crate::engine::Engine;
-use crate::env::{ARITH_FLAGS, EnvBlock, POLL_AGAIN, SHADOW_SS, SITE_MISSES, flag};
+use crate::env::{ARITH_FLAGS, EnvBlock, SHADOW_SS, SITE_MISSES, flag};
 use crate::exception::{Exception, vector};
 use crate::exec::blocks::{Blocked, PageCopy};
+use crate::exec::icount::KickedAt;
 use crate::exec::sites::Sites;
 use crate::exec::trace;
 use crate::interrupt::{self, Kind};
@@ -85,6 +86,10 @@ pub struct Vcpu {
     pub(super) wants_exclusive: bool,
     /// [`Engine::emptied`] when the jump caches were last good.
     seen_emptied: u64,
+    /// Under icount: the budget ends within the next block.
+    pub(super) at_the_end: bool,
+    /// Under icount: the block that a kick kept from being entered.
+    pub(super) kicked_at: Option<KickedAt>,
 }
 
 impl Vcpu {
@@ -106,6 +111,8 @@ impl Vcpu {
             single: false,
             alone: false,
             wants_exclusive: false,
+            at_the_end: false,
+            kicked_at: None,
         }
     }
 
@@ -140,6 +147,7 @@ impl Vcpu {
         self.cpu.peer.go_inside();
         self.follow_emptied();
         let result = f(self);
+        self.cpu.return_budget();
         self.cpu.peer.go_outside();
         self.cpu.return_io(previous);
         result
@@ -162,6 +170,9 @@ impl Vcpu {
             // Clear, then look: a kick from here on is seen by the code that is entered next.
             self.cpu.env.mapping().icount_decr().store(0, Ordering::SeqCst);
             self.cpu.serve();
+            if self.turn_is_over(quota == Quota::Unlimited) {
+                return VcpuExit::Yielded;
+            }
             if quota == Quota::Unlimited && self.cpu.handle.exit_requested() {
                 return VcpuExit::Kicked;
             }
@@ -180,7 +191,7 @@ impl Vcpu {
                 }
             }
             resumed = false;
-            let one = quota == Quota::One || !self.breakpoints.is_empty();
+            let one = quota == Quota::One || !self.breakpoints.is_empty() || self.at_the_end;
             let done = match self.run_blocks(one) {
                 Ok(done) => done,
                 Err(shutdown) => return VcpuExit::Shutdown(shutdown),
@@ -265,9 +276,19 @@ impl Vcpu {
         let mut link: Option<(TbId, usize, u64)> = None;
         let mut variant = if single { mode::SINGLE } else { 0 };
         loop {
-            let entry = match self.find_block(variant, link.take()) {
+            let found = match self.block_kicked_at(variant) {
+                Some(entry) => Ok(entry),
+                None => self.find_block(variant, link.take()),
+            };
+            let entry = match found {
+                Ok(entry) if variant & mode::UNGROUPED != 0 && !self.fits(entry) => {
+                    variant = mode::SINGLE;
+                    self.single = true;
+                    continue;
+                }
                 Ok(entry) => entry,
                 Err(Blocked::Exception(exception)) => {
+                    self.cpu.count_one();
                     self.raise(exception)?;
                     return Ok(true);
                 }
@@ -286,6 +307,7 @@ impl Vcpu {
             match exit.reason {
                 exit::POLL => {
                     self.cpu.env.flags_from_code();
+                    self.polled(exit.payload as TbId);
                     self.cpu.env.interrupt_shadow = self.still_shadowed(shadow, shadow_at);
                     return Ok(false);
                 }
@@ -297,7 +319,7 @@ impl Vcpu {
                         link = Some((from, slot, emptied));
                     }
                     // A helper may have found something to do without leaving the code.
-                    if self.cpu.env.mapping().icount_decr().load(Ordering::Relaxed) > POLL_AGAIN {
+                    if self.is_to_look() {
                         return Ok(true);
                     }
                 }
@@ -381,6 +403,7 @@ impl Vcpu {
         self.cpu.env.flags_from_code();
         self.cpu.env.rip = self.rip_at(pc).0;
         self.leave = Leave::Ungrouped;
+        self.cpu.give_back_from(pc, true);
         let mut code = self.engine.code();
         let Some(id) = code.cache.at(pc) else { return };
         if often && let Some(gone) = code.cache.failed_group(id) {
@@ -415,6 +438,7 @@ impl Vcpu {
     /// Turns a host fault in generated code into the guest's exception, with `env.rip` at its instruction.
     fn host_fault(&mut self) -> Exception {
         let (pc, trap) = (self.cpu.env.fault_pc, self.cpu.env.fault_trap);
+        self.cpu.give_back_from(pc, false);
         let (rip, mark) = {
             let code = self.engine.code();
             let id = code.cache.at(pc).expect("the handler checked the range");

@@ -44,6 +44,8 @@ pub struct ExitStub {
     pub forward: bool,
     /// Flags that may be read there.
     pub live: u8,
+    /// Instructions of the block that are not executed on this way.
+    pub left: u32,
     /// For a jump to another page that may be linked: its guard's number and the jump to here if that is another one.
     pub guard: Option<(Patch, Patch)>,
 }
@@ -117,7 +119,7 @@ impl Translator {
     /// Leaves for the loop, to go on at the constant `rip`, with the flags where they are.
     fn leave_for(&mut self, rip: u64, reason: u64, payload: u32) {
         self.target_to_t0(rip);
-        if reason == exit::LINK {
+        if reason == exit::LINK || self.icount && reason == exit::POLL {
             dynasm!(self.e ; .arch x64 ; mov r11d, payload as i32);
         }
         let in_host = self.flags == Flags::Host;
@@ -247,7 +249,8 @@ impl Translator {
         self.e.align_displacement(2);
         let patch = self.e.jcc(condition_number(item.insn.condition_code()));
         let live_end = std::mem::replace(&mut self.live_end, flags::ALL);
-        if self.same_page(target) {
+        // Under icount there is something to do on the way.
+        if self.same_page(target) && !self.icount {
             self.linkable(patch, target, None);
         } else {
             self.way_out(patch, self.flags, target, true);
@@ -325,6 +328,7 @@ impl Translator {
             forward: false,
             guard: None,
             live: self.live_end,
+            left: self.left(),
         });
     }
 
@@ -356,6 +360,7 @@ impl Translator {
         self.flags = stub.flags;
         if stub.reason == 0 {
             self.e.bind(stub.patch);
+            self.give_back(stub.left);
             if stub.payload == 0 {
                 self.leave_to(stub.rip);
             } else {
@@ -383,6 +388,9 @@ impl Translator {
                 guard,
                 ..Slot::UNKNOWN
             };
+        }
+        if stub.reason == exit::POLL {
+            self.give_back(self.count_of_block() as u32);
         }
         self.leave_for(stub.rip, stub.reason, stub.payload as u32);
     }

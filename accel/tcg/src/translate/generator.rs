@@ -31,7 +31,7 @@ use crate::translate::system::SlowStub;
 pub const MAX_BLOCK_BYTES: usize = ROOM;
 
 /// Bytes of the poll word's displacement: it is the first word of the environment block.
-const POLL: i32 = 0;
+pub(super) const POLL: i32 = 0;
 
 /// A block that is wanted.
 #[derive(Clone, Copy)]
@@ -109,6 +109,8 @@ pub struct Translator {
     pub(super) groups: Groups,
     /// What T1 is known to hold: the addend of the slot at this offset.
     pub(super) t1: Option<i32>,
+    /// Blocks take their instructions off the budget ([`crate::icount`]).
+    pub icount: bool,
     /// Blocks count their checks and branches ([`crate::env::CodeCounters`]).
     pub counting: bool,
     /// Bytes of the block's code before what is behind it for the rare ways.
@@ -154,6 +156,7 @@ impl Translator {
             groups: Groups::default(),
             t1: None,
             counting: false,
+            icount: false,
             straight: 0,
             hashed: 0,
             ramps: Ramps::default(),
@@ -295,6 +298,11 @@ impl Translator {
         if let (Some(number), Some(_)) = (second_page, self.class) {
             return self.prologue_of_crossing(number, live);
         }
+        if self.icount && self.key.mode & (mode::SINGLE | mode::UNGROUPED) != 0 {
+            // The loop has seen to it that there is enough.
+            let count = self.count_of_block();
+            dynasm!(self.e ; .arch x64 ; sub QWORD [rsp + env_offset!(budget)], count);
+        }
         if live {
             self.load_flags_with_t1();
         }
@@ -304,6 +312,11 @@ impl Translator {
         // A block without groups goes on in the midst of another: what that one had in the shadow of STI, no poll may come
         // before, and a poll that always leaves would have the group fail again. Nothing is linked to it.
         if self.key.mode & (mode::SINGLE | mode::UNGROUPED) != 0 {
+            return Entries { saved, host, forward: host };
+        }
+        if self.icount {
+            // A jump that needs no poll takes off its block, too.
+            self.take_count(live);
             return Entries { saved, host, forward: host };
         }
         if live {
@@ -342,37 +355,42 @@ impl Translator {
             ; cmp DWORD [DWORD r11 + entry], number as i32);
         let other = self.e.jcc(cc::NE);
         self.leave_at_start(other, exit::LOOKUP);
-        self.poll();
-        self.poll_again();
+        if self.icount {
+            self.take_count(false);
+        } else {
+            self.poll();
+            self.poll_again();
+        }
         Entries { saved, host, forward: host }
     }
 
     /// After a poll: the next one is to leave, if that is asked for.
-    fn poll_again(&mut self) {
+    pub(super) fn poll_again(&mut self) {
         if self.stress.kicks {
             dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + POLL], POLL_AGAIN as i32);
         }
     }
 
     /// Looks whether the CPU is to leave; EFLAGS is free.
-    fn poll(&mut self) {
+    pub(super) fn poll(&mut self) {
         dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + POLL], 0);
         let patch = self.e.jcc(cc::NE);
         self.leave_at_start(patch, exit::POLL);
     }
 
     /// `patch` leaves before the block's first instruction.
-    fn leave_at_start(&mut self, patch: Patch, reason: u64) {
+    pub(super) fn leave_at_start(&mut self, patch: Patch, reason: u64) {
         self.exit_stubs.push(ExitStub {
             patch,
             flags: self.flags,
             rip: self.key.rip,
             reason,
-            payload: 0,
+            payload: self.id.into(),
             slot: None,
             forward: false,
             guard: None,
             live: flags::ALL,
+            left: 0,
         });
     }
 
@@ -434,7 +452,7 @@ impl Translator {
     pub(super) fn complex(&mut self, insn: &Instruction, raise: Option<Exception>) {
         self.flags_saved();
         self.t1 = None;
-        let site = Box::new(Site { insn: *insn, raise, rip: insn.ip() });
+        let site = Box::new(Site { insn: *insn, raise, rip: insn.ip(), left: self.left() });
         let address = std::ptr::from_ref::<Site>(&site) as u64;
         self.sites.push(site);
         dynasm!(self.e ; .arch x64 ; mov r10, QWORD address as i64);
@@ -563,6 +581,7 @@ impl Translator {
             forward: rip > self.key.rip,
             guard,
             live: self.live_end,
+            left: 0,
         });
     }
 }

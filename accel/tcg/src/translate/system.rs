@@ -179,6 +179,7 @@ impl Translator {
         }
         self.complex(&item.insn, None);
         // The helper found nothing to leave for.
+        self.give_back(self.left());
         self.leave_to(item.insn.next_ip());
     }
 

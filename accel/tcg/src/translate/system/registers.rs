@@ -29,6 +29,7 @@ impl Translator {
             let slow = self.e.jcc(cc::NE);
             self.slow_from(vec![slow]);
         }
+        self.note_left();
         self.e.call(self.thunks.time_stamp);
         self.fp_loaded = false;
         if and_aux {
