@@ -296,7 +296,7 @@ impl Initrd {
         let bytes = archive.len() as u64;
         let address = (self.between.1 - bytes) & !(PAGE - 1);
         let error = |source| BootError::Load { option: "-initrd", path: self.path.clone(), source };
-        load::write(memory, GuestAddress(address), archive).map_err(error)?;
+        memory.write_slice(archive, GuestAddress(address)).map_err(error)?;
         Ok((address, bytes))
     }
 }

@@ -24,7 +24,7 @@ trap 'rm -rf "$work"' EXIT
 
 # boot LIMIT ACCEL KERNEL: into $work/log
 boot() {
-    "$HERE/peak.sh" -t "$1" "$bivisor" -M microvm -accel "$2" -m 512 -kernel "$GUESTS/vmlinuz-$3" -initrd "$GUESTS/boot-test.gz" \
+    "$HERE/peak.sh" -g 512 -t "$1" "$bivisor" -M microvm -accel "$2" -m 512 -kernel "$GUESTS/vmlinuz-$3" -initrd "$GUESTS/boot-test.gz" \
         -append "console=ttyS0 reboot=t panic=-1" -nographic -no-reboot >"$work/log" 2>&1 ||
         die "-accel $2: exit code $?: $(tail -n 3 "$work/log")"
 }
@@ -43,7 +43,7 @@ nested() {
     need qemu-system-x86_64
     name=$(basename "$bivisor")
     "$REPO/resources/guests/nested.sh" "$work/l1.gz" --program "$bivisor" --file "$HERE/peak.sh" --run \
-        "sh /files/peak.sh $name -M microvm -accel kvm -m 512 -kernel /guests/vmlinuz-cloud -initrd /guests/boot-test.gz -append 'console=ttyS0 reboot=t panic=-1' -nographic -no-reboot"
+        "sh /files/peak.sh -g 512 $name -M microvm -accel kvm -m 512 -kernel /guests/vmlinuz-cloud -initrd /guests/boot-test.gz -append 'console=ttyS0 reboot=t panic=-1' -nographic -no-reboot"
     timeout -k 5 300 qemu-system-x86_64 -M q35 -accel tcg -cpu max,+svm -smp 1 -m 2048 -nic none -nographic -no-reboot \
         -kernel "$GUESTS/vmlinuz-cloud" -initrd "$work/l1.gz" -append "console=ttyS0 reboot=t panic=-1 quiet" \
         </dev/null 2>&1 | tr -d '\r' >"$work/log"
@@ -76,7 +76,7 @@ for what in "$@"; do
     peak=$(grep '^PEAK ' "$work/log") || die "no peak was told"
     beyond=${peak#*beyond_kib=} guest=${peak#*guest_kib=} samples=${peak#*samples=}
     beyond=${beyond%% *} guest=${guest%% *}
-    [ "$guest" -gt 0 ] || die "no mapping called guest-ram was seen: the figure would count guest pages"
+    [ "$guest" -gt 0 ] || die "no mapping of the size of guest RAM was seen: the figure would count guest pages"
     printf '%-12s %12d %12d %8d  %s\n' "$what" "$beyond" "$guest" "$samples" "$note"
     json="$json\"${what}_beyond_kib\": $beyond, \"${what}_guest_kib\": $guest, "
 done

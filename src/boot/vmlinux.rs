@@ -1,11 +1,10 @@
 //! A kernel out of its decompressor's hands: the payload's ELF file goes straight to the addresses that the decompressor
 //! would move it to (Linux, *The Linux/x86 Boot Protocol*, `payload_offset`; arch/x86/boot/compressed/misc.c, `parse_elf`).
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::elf::{self, Fields, PT_LOAD};
 use super::kaslr::{Place, Room};
-use super::load;
 use super::relocations::Relocations;
 use super::unpack::UnpackError;
 
@@ -78,7 +77,7 @@ impl<'a> Placer<'a> {
             if !part.is_empty() {
                 let skipped = start.max(segment.file) - segment.file;
                 let address = GuestAddress(self.place.physical + segment.offset + skipped);
-                load::write(self.memory, address, part)?;
+                self.memory.write_slice(part, address)?;
             }
         }
         self.tail.extend_from_slice(&piece[within(layout.end)..]);

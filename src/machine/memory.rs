@@ -1,13 +1,13 @@
-//! Guest RAM: one shared memfd, with huge pages advised (memfd_create(2), madvise(2)).
+//! Guest RAM: anonymous memory in huge pages (madvise(2)).
+//!
+//! Not a memfd: hosts give huge pages to anonymous memory that asks for them, and none to shared memory, unless told otherwise
+//! (`/sys/kernel/mm/transparent_hugepage`).
 
-#![expect(unsafe_code, reason = "memfd_create and madvise are C")]
+#![expect(unsafe_code, reason = "madvise is C")]
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::sync::Arc;
 
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::boot::memory_map;
 
@@ -25,8 +25,8 @@ pub enum RamError {
 }
 
 /// Guest RAM, zero and untouched: the host gives pages as the guest touches them.
+#[derive(Debug)]
 pub struct Ram {
-    file: File,
     bytes: u64,
     map: GuestMemoryMmap,
 }
@@ -34,22 +34,20 @@ pub struct Ram {
 impl Ram {
     /// `bytes` of RAM, where [`memory_map::ram`] says.
     pub fn new(bytes: u64) -> Result<Self, RamError> {
-        let refused = |source| RamError::NoMemory { bytes, source };
-        let file = memfd().map_err(refused)?;
-        file.set_len(bytes).map_err(refused)?;
-        let (mut ranges, mut offset) = (Vec::new(), 0);
-        for (start, length) in memory_map::ram(bytes) {
-            let part = FileOffset::from_arc(Arc::new(file.try_clone().map_err(refused)?), offset);
-            let size = usize::try_from(length).expect("a 64-bit host");
-            ranges.push((GuestAddress(start), size, Some(part)));
-            offset += length;
-        }
-        let map = GuestMemoryMmap::from_ranges_with_files(ranges)
-            .map_err(|error| refused(io::Error::new(io::ErrorKind::OutOfMemory, error)))?;
+        let ranges: Vec<_> = memory_map::ram(bytes)
+            .into_iter()
+            .map(|(start, length)| (GuestAddress(start), usize::try_from(length).expect("a 64-bit host")))
+            .collect();
+        let map = GuestMemoryMmap::from_ranges(&ranges).map_err(|error| RamError::NoMemory {
+            bytes,
+            source: io::Error::new(io::ErrorKind::OutOfMemory, error),
+        })?;
         for region in map.iter() {
-            advise_huge_pages(region);
+            if let Err(error) = advise(region, libc::MADV_HUGEPAGE) {
+                tracing::debug!(target: "memory", %error, "no huge pages advised");
+            }
         }
-        Ok(Self { file, bytes, map })
+        Ok(Self { bytes, map })
     }
 
     /// The memory, where the guest has it.
@@ -64,35 +62,21 @@ impl Ram {
 
     /// Gives all pages back to the host: RAM is zero again. No CPU runs.
     pub fn clear(&self) -> io::Result<()> {
-        // Shrinking drops the pages of every mapping; a touch in between would be a SIGBUS, and nobody touches.
-        self.file.set_len(0)?;
-        self.file.set_len(self.bytes)
+        self.map.iter().try_for_each(|region| advise(region, libc::MADV_DONTNEED))
     }
 }
 
-fn memfd() -> io::Result<File> {
-    // SAFETY: the name is a terminated string; the call returns a descriptor or -1.
-    let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is open and nobody else's.
-    Ok(unsafe { File::from_raw_fd(fd) })
-}
-
-/// Huge pages make nested paging cheaper. A host that gives none for shared memory is only slower.
-fn advise_huge_pages(region: &vm_memory::GuestRegionMmap) {
-    let Ok(start) = region.get_host_address(vm_memory::MemoryRegionAddress(0)) else { return };
+/// Advises the host on a whole region.
+fn advise(region: &vm_memory::GuestRegionMmap, advice: libc::c_int) -> io::Result<()> {
+    let start =
+        region.get_host_address(vm_memory::MemoryRegionAddress(0)).expect("a region has a first byte");
     let length = usize::try_from(region.len()).expect("mapped, so it fits");
-    // SAFETY: the range is the region's whole mapping, which the caller's borrow keeps; the advice changes no content.
-    if unsafe { libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE) } != 0 {
-        tracing::debug!(target: "memory", error = %io::Error::last_os_error(), "no huge pages advised");
-    }
-}
-
-impl std::fmt::Debug for Ram {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Ram({} bytes, fd {})", self.bytes, self.file.as_raw_fd())
+    // SAFETY: the range is the region's whole mapping, which the caller's borrow keeps. No Rust object is there: guest memory
+    // may change at any time, to zero too.
+    if unsafe { libc::madvise(start.cast(), length, advice) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

@@ -5,6 +5,8 @@
 use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use crate::code::huge_pages::{HUGE_PAGE, HugePages};
+
 /// Two views of the same pages: one to write, one to execute. Pages that were never written take no memory.
 pub struct CodeBuffer {
     writable: *mut u8,
@@ -14,6 +16,9 @@ pub struct CodeBuffer {
     reserved: usize,
     /// Bytes that have been asked of the host.
     populated: usize,
+    /// Bytes that are in huge pages, or on their way.
+    huge: usize,
+    huge_pages: HugePages,
 }
 
 /// Bytes that the host is asked for at a time: one request costs it a third of what a fault for each page of both views does.
@@ -37,16 +42,10 @@ impl CodeBuffer {
         if unsafe { libc::ftruncate(file.as_raw_fd(), len as libc::off_t) } != 0 {
             return Err(Error::last_os_error());
         }
-        let map = |protection| {
-            // SAFETY: fresh mappings of our own file at addresses that the kernel chooses.
-            let at = unsafe {
-                libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
-            };
-            if at == libc::MAP_FAILED { Err(Error::last_os_error()) } else { Ok(at.cast::<u8>()) }
-        };
-        let writable = map(libc::PROT_READ | libc::PROT_WRITE)?;
-        let executable = map(libc::PROT_READ | libc::PROT_EXEC)?;
-        Ok(Self { writable, executable, len, used: 0, reserved: 0, populated: 0 })
+        let writable = map(&file, len, libc::PROT_READ | libc::PROT_WRITE)?;
+        let executable = map(&file, len, libc::PROT_READ | libc::PROT_EXEC)?;
+        let huge_pages = HugePages::new();
+        Ok(Self { writable, executable, len, used: 0, reserved: 0, populated: 0, huge: 0, huge_pages })
     }
 
     /// Address of the next byte to be executed from.
@@ -82,6 +81,10 @@ impl CodeBuffer {
         // SAFETY: the target lies within the writable view, past everything that is in use.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
         self.used = (self.used + code.len()).next_multiple_of(16).min(self.len);
+        while self.used - self.huge >= HUGE_PAGE {
+            self.huge_pages.want(self.executable as usize + self.huge, self.writable as usize + self.huge);
+            self.huge += HUGE_PAGE;
+        }
         address
     }
 
@@ -137,8 +140,29 @@ impl CodeBuffer {
     }
 }
 
+/// A new view of `len` bytes of `file` that begins on the boundary of a huge page.
+fn map(file: &OwnedFd, len: usize, protection: libc::c_int) -> Result<*mut u8> {
+    let map = |at: *mut libc::c_void, len, protection, flags, fd| {
+        // SAFETY: a fresh mapping where the kernel chooses, or one in the stretch that was just reserved.
+        let at = unsafe { libc::mmap(at, len, protection, flags, fd, 0) };
+        if at == libc::MAP_FAILED { Err(Error::last_os_error()) } else { Ok(at) }
+    };
+    let reserve = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let hole = map(std::ptr::null_mut(), len + HUGE_PAGE, libc::PROT_NONE, reserve, -1)?;
+    let before = hole.align_offset(HUGE_PAGE);
+    let at = hole.wrapping_byte_add(before);
+    let view = map(at, len, protection, libc::MAP_SHARED | libc::MAP_FIXED, file.as_raw_fd())?;
+    // SAFETY: what the view did not take of the reserved stretch, which nobody else knows.
+    unsafe {
+        libc::munmap(hole, before);
+        libc::munmap(at.wrapping_byte_add(len), HUGE_PAGE - before);
+    }
+    Ok(view.cast())
+}
+
 impl Drop for CodeBuffer {
     fn drop(&mut self) {
+        self.huge_pages.stop();
         // SAFETY: both were mapped in `new`; generated code that is still entered would be a bug of the caller's, who
         // owns the CPUs' threads.
         unsafe {

@@ -1,0 +1,75 @@
+//! Huge pages for code that has filled them: a guest's programs become many times as large as they were, and a miss of the
+//! host's instruction TLB walks two sets of page tables where the host is a guest itself.
+//!
+//! The memory is shared (it is mapped twice), and hosts give huge pages to shared memory only where it is asked for each time
+//! (madvise(2), `MADV_COLLAPSE`, Linux 6.1). That takes milliseconds, so a thread does it; a CPU that comes along
+//! meanwhile waits for its page.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+/// Bytes of a huge page.
+pub const HUGE_PAGE: usize = 2 << 20;
+
+/// madvise(2), `MADV_COLLAPSE`.
+const MADV_COLLAPSE: libc::c_int = 25;
+
+/// Asks for huge pages in a thread of its own, which starts with the first one.
+#[derive(Default)]
+pub struct HugePages {
+    thread: Option<(Sender<[usize; 2]>, JoinHandle<()>)>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl HugePages {
+    /// No thread so far.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The huge page that is mapped at `executable` and at `writable` is full.
+    pub fn want(&mut self, executable: usize, writable: usize) {
+        if self.thread.is_none() {
+            let (sender, receiver) = channel();
+            let stopped = Arc::clone(&self.stopped);
+            let thread = std::thread::Builder::new()
+                .name("code pages".to_owned())
+                .spawn(move || collapse_all(&receiver, &stopped));
+            self.thread = thread.ok().map(|thread| (sender, thread));
+        }
+        if let Some((sender, _)) = &self.thread {
+            // The thread has ended where the host cannot do it: then nothing is missing but speed.
+            let _ = sender.send([executable, writable]);
+        }
+    }
+
+    /// Returns when nothing is asked of the host any more: the mappings may go.
+    pub fn stop(&mut self) {
+        if let Some((sender, thread)) = self.thread.take() {
+            self.stopped.store(true, Ordering::Relaxed);
+            drop(sender);
+            let _ = thread.join();
+        }
+    }
+}
+
+fn collapse_all(wanted: &Receiver<[usize; 2]>, stopped: &AtomicBool) {
+    while let Ok(views) = wanted.recv()
+        && !stopped.load(Ordering::Relaxed)
+    {
+        // The first call makes the page, the second only maps it.
+        if !views.into_iter().all(collapse) {
+            tracing::debug!(target: "memory", error = %std::io::Error::last_os_error(), "no huge pages for code");
+            return;
+        }
+    }
+}
+
+fn collapse(at: usize) -> bool {
+    #[expect(unsafe_code, reason = "door: advice about the mappings of generated code")]
+    // SAFETY: a stretch of a mapping that is there until `HugePages::stop` has returned; its contents do not change.
+    let result = unsafe { libc::madvise(at as *mut libc::c_void, HUGE_PAGE, MADV_COLLAPSE) };
+    result == 0
+}
