@@ -105,12 +105,13 @@ macro_rules! micro_kernels {
 
 micro_kernels! { debug devices exceptions interrupts memory modes paging smp transfers }
 
-/// As many as the translator runs; with two packages, whose APIC IDs have a gap between them.
+/// As many as the translator runs; two packages, whose APIC IDs have a gap between them; one thread for all, and resets.
 #[test]
 fn many_cpus_under_tcg() {
     for smp in ["16", "6,sockets=2"] {
         all_claims_hold(&run_on(smp, &["-no-reboot"], "smp", "tcg", ""));
     }
+    all_claims_hold(&run_on("4", &[], "smp", "tcg,thread=single", "resets=3"));
 }
 
 /// As many as there may be; not where each instruction is emulated.

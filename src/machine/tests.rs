@@ -49,6 +49,7 @@ fn blueprint(kernel: &vmm_sys_util::tempfile::TempFile, topology: CpuTopology) -
         cpu: CpuModel::default(),
         boot: BootSource::open(kernel.as_path(), None, "hello", 16 * MIB).unwrap(),
         devices: vec![DeviceChoice::IsaDebugExit { iobase: 0xf4, iosize: 4 }],
+        rtc: RtcBase::Host,
     }
 }
 
