@@ -51,7 +51,7 @@ fn a_usual_command_line() {
         "--timeout",
         "1.5",
     ]);
-    assert!(matches!(&options.accel[..], [AccelChoice::Tcg(tcg)] if tcg.thread == TcgThread::Single));
+    assert!(matches!(&options.accel[..], [AccelChoice::Tcg(tcg)] if tcg.thread == Some(TcgThread::Single)));
     assert_eq!(options.memory_bytes, 512 << 20);
     assert_eq!(options.append, "console=ttyS0 a=b,c");
     assert_eq!(options.serial, [SerialBackend::Stdio]);
