@@ -279,8 +279,9 @@ impl Hosted {
     }
 
     fn report(&self, event: CpuEvent) {
-        // Held before it is told, so that a resume in answer to the event lets the CPU go.
-        self.cpu.hold();
+        // Held before it is told, so that a resume in answer to the event lets the CPU go. The others of its thread, too: how far
+        // they get must not depend on when the event is acted on.
+        self.cpu.hold_thread();
         self.shared.observer.cpu_event(self.cpu.index(), event);
     }
 }

@@ -53,7 +53,7 @@ fn sleep_until_interrupt(cpu: &CpuHandle) {
             mailbox.cancel_sleep();
             return;
         }
-        mailbox.sleep();
+        mailbox.sleep(None);
     }
 }
 
@@ -154,7 +154,7 @@ fn follow_stops(cpu: &CpuHandle, stops: usize) {
             // Halted: nothing but mail wakes it.
             _ => {
                 mailbox.prepare_sleep();
-                mailbox.sleep();
+                mailbox.sleep(None);
             }
         }
     }

@@ -218,18 +218,19 @@ fn nobody_waits_for_a_thread_that_died() {
 /// A machine of two CPUs on one thread, which the scripted engine interprets; both are at `code` and paused.
 fn round_robin(code: &[u8]) -> (CpuSet, Events, [CpuHandle; 2]) {
     let engine = ScriptedAccelerator::new(Threading::RoundRobin);
-    let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
-    memory.write_slice(code, GuestAddress(0x1000)).unwrap();
-    engine.memory_listener().set_map(&memory).unwrap();
+    let memory: GuestMemoryMmap =
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).expect("memory");
+    memory.write_slice(code, GuestAddress(0x1000)).expect("within memory");
+    engine.memory_listener().set_map(&memory).expect("the engine takes the map");
     let (set, events) = set(&engine);
     let cpus = [0, 1].map(|index| {
-        let cpu = spawn(&set, &engine, index).unwrap();
+        let cpu = spawn(&set, &engine, index).expect("a CPU");
         let start = |cpu: &mut accel::CpuContext<'_>| {
-            let mut state = cpu.backend.state().unwrap();
+            let mut state = cpu.backend.state().expect("the CPU tells its state");
             (state.segments[seg::CS].base, state.rip, state.run_mode) = (0, 0x1000, RunMode::Running);
-            cpu.backend.set_state(&state).unwrap();
+            cpu.backend.set_state(&state).expect("the CPU takes its state");
         };
-        cpu.run_on(start).unwrap();
+        cpu.run_on(start).expect("the CPU is there");
         cpu
     });
     (set, events, cpus)

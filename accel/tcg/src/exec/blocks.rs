@@ -209,7 +209,10 @@ impl Vcpu {
     fn protect<'a>(&mut self, engine: &'a Engine, pages: &[RamPage]) -> MutexGuard<'a, Code> {
         let mut code = engine.code();
         // All of them: an invalidation unmarks pages that are neither pinned nor have a block.
-        let ready = pages.iter().fold(true, |ready, page| code.cache.pin(&self.cpu.ram, page.index) && ready);
+        let mut ready = true;
+        for page in pages {
+            ready &= code.cache.pin(&self.cpu.ram, page.index);
+        }
         if !ready {
             drop(code);
             for &page in pages {

@@ -298,11 +298,7 @@ impl Translator {
         if let (Some(number), Some(_)) = (second_page, self.class) {
             return self.prologue_of_crossing(number, live);
         }
-        if self.icount && self.key.mode & (mode::SINGLE | mode::UNGROUPED) != 0 {
-            // The loop has seen to it that there is enough.
-            let count = self.count_of_block();
-            dynasm!(self.e ; .arch x64 ; sub QWORD [rsp + env_offset!(budget)], count);
-        }
+        self.take_count_without_poll();
         if live {
             self.load_flags_with_t1();
         }
@@ -315,7 +311,6 @@ impl Translator {
             return Entries { saved, host, forward: host };
         }
         if self.icount {
-            // A jump that needs no poll takes off its block, too.
             self.take_count(live);
             return Entries { saved, host, forward: host };
         }

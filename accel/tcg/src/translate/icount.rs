@@ -3,6 +3,7 @@
 use dynasmrt::{DynasmApi, dynasm};
 
 use crate::code::emitter::cc;
+use crate::code::tb::mode;
 use crate::code::thunks::exit;
 use crate::env_offset;
 use crate::translate::generator::{POLL, Translator};
@@ -18,8 +19,17 @@ impl Translator {
         (self.last - self.now) as u32
     }
 
+    /// Takes a block that does not poll off the budget: the loop, which alone enters it, has seen to it that there is
+    /// enough. EFLAGS is free.
+    pub(super) fn take_count_without_poll(&mut self) {
+        if self.icount && self.key.mode & (mode::SINGLE | mode::UNGROUPED) != 0 {
+            let count = self.count_of_block();
+            dynasm!(self.e ; .arch x64 ; sub QWORD [rsp + env_offset!(budget)], count);
+        }
+    }
+
     /// Takes the block off the budget, and leaves before its first instruction if there is not enough or the poll word
-    /// says so. `live`: EFLAGS must come through.
+    /// says so. Jumps that need no poll come here, too. `live`: EFLAGS must come through.
     pub(super) fn take_count(&mut self, live: bool) {
         let count = self.count_of_block();
         self.t1 = None;
