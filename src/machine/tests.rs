@@ -47,7 +47,6 @@ fn blueprint(kernel: &vmm_sys_util::tempfile::TempFile, topology: CpuTopology) -
         memory_bytes: 16 * MIB,
         topology,
         cpu: CpuModel::default(),
-        rtc: crate::options::icount::RtcBase::Host,
         boot: BootSource::open(kernel.as_path(), None, "hello", 16 * MIB).unwrap(),
         devices: vec![DeviceChoice::IsaDebugExit { iobase: 0xf4, iosize: 4 }],
         rtc: RtcBase::Host,

@@ -34,12 +34,13 @@ struct Machine {
 impl Machine {
     /// As many CPUs as `starts`; CPU n begins at its entry, with `si` in SI.
     fn new(pieces: &[(u64, &[u8])], starts: &[u64], si: u16) -> Self {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
         for &(at, code) in pieces {
-            memory.write_slice(code, GuestAddress(at)).unwrap();
+            memory.write_slice(code, GuestAddress(at)).expect("in memory");
         }
-        let tcg = Tcg::new(TcgOptions { code_bytes: MIN_CODE_BYTES, ..TcgOptions::default() }).unwrap();
-        tcg.memory_listener().set_map(&memory).unwrap();
+        let tcg = Tcg::new(TcgOptions { code_bytes: MIN_CODE_BYTES, ..TcgOptions::default() })
+            .expect("a translator");
+        tcg.memory_listener().set_map(&memory).expect("a map");
         let cpus = CpuSet::new(&tcg, Arc::new(NoEvents));
         for (index, &start) in starts.iter().enumerate() {
             let config = VcpuConfig {
@@ -49,14 +50,18 @@ impl Machine {
                 model: CpuModel::default().into(),
             };
             let handle = CpuHandle::new(index);
-            cpus.spawn(tcg.new_vcpu(&config).unwrap(), handle.clone(), Arc::new(NoIo)).unwrap();
+            let seed = tcg.new_vcpu(&config).expect("a CPU");
+            cpus.spawn(seed, handle.clone(), Arc::new(NoIo)).expect("it starts");
             let mut state = CpuArchState::power_on();
             state.rip = start;
             state.gpr[SI] = si.into();
             state.segments[seg::CS].selector = 0;
             state.segments[seg::CS].base = 0;
             state.run_mode = RunMode::Running;
-            handle.run_on(move |cpu| cpu.backend.set_state(&state)).unwrap().unwrap();
+            handle
+                .run_on(move |cpu| cpu.backend.set_state(&state))
+                .expect("it is there")
+                .expect("the state is good");
         }
         Self { memory, cpus, _tcg: tcg }
     }
@@ -70,11 +75,11 @@ impl Machine {
             assert!(begun.elapsed() < LIMIT, "a CPU does not come to its end");
             std::thread::sleep(Duration::from_millis(1));
         }
-        self.cpus.cpu(0).unwrap().run_on(|cpu| cpu.backend.describe()).unwrap()
+        self.cpus.cpu(0).expect("CPU 0").run_on(|cpu| cpu.backend.describe()).expect("it is there")
     }
 
     fn word(&self, at: u64) -> u16 {
-        self.memory.read_obj(GuestAddress(at)).unwrap()
+        self.memory.read_obj(GuestAddress(at)).expect("in memory")
     }
 }
 
