@@ -97,6 +97,8 @@ pub struct TbCache {
     /// Numbers of page mappings: (virtual page, RAM page). Never used twice, so that a stale one matches nothing.
     mappings: KeyMap<(u64, u32), u32>,
     next_mapping: u32,
+    /// The one that was asked for last. Numbers are never used twice, and nothing has number 0.
+    last_mapping: ((u64, u32), u32),
     /// Sites that miss their slots often: a bit for each instruction of a block.
     hashed: KeyMap<TbKey, u64>,
     /// Blocks whose groups do not pay.
@@ -122,6 +124,7 @@ impl TbCache {
             pins: Vec::new(),
             mappings: KeyMap::default(),
             next_mapping: 1,
+            last_mapping: ((u64::MAX, u32::MAX), 0),
             hashed: KeyMap::default(),
             ungrouped: HashSet::default(),
         }
@@ -164,13 +167,19 @@ impl TbCache {
 
     /// The number that stands for virtual page `page` being mapped to RAM page `ram_page`.
     pub fn mapping_number(&mut self, page: u64, ram_page: u32) -> u32 {
+        // One block of a page follows another.
+        if self.last_mapping.0 == (page, ram_page) {
+            return self.last_mapping.1;
+        }
         let next = &mut self.next_mapping;
-        *self.mappings.entry((page, ram_page)).or_insert_with(|| {
+        let number = *self.mappings.entry((page, ram_page)).or_insert_with(|| {
             let number = *next;
             // After four billion the last one would stand for several: then it stands for none.
             *next = next.saturating_add(1);
             number
-        })
+        });
+        self.last_mapping = ((page, ram_page), number);
+        number
     }
 
     /// The block for `key`.
@@ -364,6 +373,7 @@ impl TbCache {
         self.by_page.clear();
         self.by_code.clear();
         self.mappings.clear();
+        self.last_mapping = ((u64::MAX, u32::MAX), 0);
         self.hashed.clear();
         self.ungrouped.clear();
         self.buffer.clear();

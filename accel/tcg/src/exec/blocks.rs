@@ -235,10 +235,14 @@ impl Vcpu {
         second: Option<RamPage>,
     ) -> Result<Option<TbId>, Blocked> {
         let engine = Arc::clone(&self.engine);
-        let pages = [Some(page), second].into_iter().flatten();
-        let mut guard = self.protect(&engine, &pages.clone().collect::<Vec<_>>());
+        let pages = [page, second.unwrap_or(page)];
+        let pages = &pages[..1 + usize::from(second.is_some())];
+        let mut guard = self.protect(&engine, pages);
         let code = &mut *guard;
-        if let Some(id) = code.cache.find(&key) {
+        // It was looked for by its first page alone, and before the lock was given back.
+        if (second.is_some() || engine.peers.several())
+            && let Some(id) = code.cache.find(&key)
+        {
             return Ok(Some(id));
         }
         if code.cache.buffer.free() < MAX_BLOCK_BYTES {

@@ -14,6 +14,8 @@ use crate::translate::reencode::Bytes;
 
 /// Instructions in a block at most.
 pub const MAX_INSNS: usize = 48;
+/// Bytes from a block's start on at most.
+const AHEAD: usize = 384;
 /// Bytes that a block goes back at most to go on at a jump's target.
 const BACK: usize = 512;
 /// Bytes that must be there at such a target.
@@ -74,7 +76,7 @@ pub enum Cut {
 
 /// Where the bytes of a block that starts at `start` can lie in its page.
 pub fn window(start: usize) -> Range<usize> {
-    start.saturating_sub(BACK)..(start + MAX_INSNS * MAX_INSN_BYTES).min(4096)
+    start.saturating_sub(BACK)..(start + AHEAD).min(4096)
 }
 
 /// Guest code to make a block of.
