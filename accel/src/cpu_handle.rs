@@ -111,6 +111,14 @@ impl CpuHandle {
     }
 
     /// Whether the CPU, or another one of its thread, is wanted outside the guest: `run` returns `Kicked`. Cleared by the
+    /// Where the CPU is and what is wanted of it, on a line: for whoever finds that it hangs. Asks nothing of the CPU.
+    pub fn diagnosis(&self) -> String {
+        let mailbox = self.0.mailbox.diagnosis(self.0.slot);
+        let exit = if self.exit_requested() { ", exit requested" } else { "" };
+        let (exec, requests) = (self.0.exec.diagnosis(), self.interrupt_request());
+        format!("CPU {}: {mailbox}, {exec}{exit}, interrupt requests {requests:#x}", self.0.index)
+    }
+
     /// lifecycle only.
     pub fn exit_requested(&self) -> bool {
         self.0.mailbox.exit.is_set()

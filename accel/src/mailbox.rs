@@ -75,6 +75,24 @@ impl Slot {
     fn has_mail(&self) -> bool {
         self.is_there() && (!self.work.is_empty() || self.unplug || self.is_to_change())
     }
+    /// Whether nothing of this CPU is left on its thread.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// For whoever finds that the CPU hangs.
+    fn diagnosis(&self) -> String {
+        let mut text = format!("{:?}", self.state);
+        for (holds, what) in
+            [(self.stop, "to stop"), (self.unplug, "to leave"), (self.gone, "its thread is gone")]
+        {
+            if holds {
+                text += &format!(", {what}");
+            }
+        }
+        format!("{text}, {} work items", self.work.len())
+    }
+
 
     fn is_there(&self) -> bool {
         !matches!(self.state, CpuState::Creating | CpuState::Exited)
@@ -286,6 +304,14 @@ impl Mailbox {
     }
 
     /// The CPU goes to `next`; those who wait for it hear of it.
+    /// What there is to say of the CPU and its thread when it hangs.
+    pub(crate) fn diagnosis(&self, slot: usize) -> String {
+        let asleep = if self.asleep.load(Ordering::Relaxed) { ", thread asleep" } else { "" };
+        let inner = self.lock();
+        let rung = if inner.rung { ", rung" } else { "" };
+        format!("{}{asleep}{rung}", inner.slots[slot].diagnosis())
+    }
+
     pub(crate) fn become_state(&self, slot: usize, next: CpuState) {
         let mut inner = self.lock();
         let slot = &mut inner.slots[slot];
