@@ -15,6 +15,7 @@ use crate::cpu_thread::{Arrival, CpuThread, Hosted, Shared};
 use crate::exclusive::{Exclusive, ExclusiveSection};
 use crate::mailbox::Mailbox;
 use crate::observer::CpuObserver;
+use crate::throttle::{Throttle, ThrottleError};
 use crate::work::RunOnError;
 
 const LOCK: &str = "no foreign code runs under the lock of the CPU set";
@@ -93,7 +94,10 @@ pub struct CpuSet {
     threading: Threading,
     time: Option<Arc<dyn CpuTime>>,
     shared: Shared,
-    inner: Mutex<Inner>,
+    inner: Arc<Mutex<Inner>>,
+    /// Held while a CPU comes or goes: one at a time.
+    turn: Mutex<()>,
+    throttle: Throttle,
 }
 
 impl CpuSet {
@@ -105,13 +109,15 @@ impl CpuSet {
             threading: accelerator.threading(),
             time: accelerator.cpu_time(),
             shared: Shared { exclusive: Exclusive::new(), observer },
-            inner: Mutex::new(Inner {
+            inner: Arc::new(Mutex::new(Inner {
                 cpus: Vec::new(),
                 threads: Vec::new(),
                 round_robin: None,
                 pauses: 1,
                 generation: 0,
-            }),
+            })),
+            turn: Mutex::new(()),
+            throttle: Throttle::default(),
         }
     }
 
@@ -315,6 +321,22 @@ fn arrival(
             Ok(backend) => {
                 let hosted = Hosted::new(cpu, io, backend, shared);
                 created.send(Ok(())).expect(answer);
+    /// Has CPUs execute `100 - percent` percent of the host's time at most (QEMU's `cpu_throttle`); 0 lets them run. At any
+    /// time, from any thread.
+    pub fn set_throttle(&self, percent: u8) -> Result<(), ThrottleError> {
+        let inner = Arc::clone(&self.inner);
+        let cpus = move || {
+            let inner = inner.lock().expect(LOCK);
+            (inner.cpus.clone(), inner.pauses == 0)
+        };
+        self.throttle.set(percent, Box::new(cpus))
+    }
+
+    /// Percent of the host's time that CPUs do not execute.
+    pub fn throttle(&self) -> u8 {
+        self.throttle.percent()
+    }
+
                 Some(hosted)
             }
             Err(error) => {
@@ -322,5 +344,6 @@ fn arrival(
                 None
             }
         }
+        self.throttle.end();
     })
 }

@@ -47,6 +47,7 @@ pub mod work;
 pub use arch_state::CpuArchState;
 pub use contract::*;
 pub use cpu_handle::CpuHandle;
+pub mod throttle;
 pub use cpu_model::CpuModel;
 pub use cpu_set::CpuSet;
 pub use cpu_state::CpuState;

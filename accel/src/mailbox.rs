@@ -23,7 +23,7 @@
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::lock_rank::{self, Held, Rank};
 
@@ -72,9 +72,6 @@ impl Slot {
         self.gone || matches!(self.state, CpuState::Stopped | CpuState::Exited)
     }
 
-    fn has_mail(&self) -> bool {
-        self.is_there() && (!self.work.is_empty() || self.unplug || self.is_to_change())
-    }
     /// Whether nothing of this CPU is left on its thread.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone
@@ -96,6 +93,9 @@ impl Slot {
 
     fn is_there(&self) -> bool {
         !matches!(self.state, CpuState::Creating | CpuState::Exited)
+    fn has_mail(&self) -> bool {
+        self.is_there() && (!self.work.is_empty() || self.unplug || self.is_to_change())
+    }
     }
 
     fn is_to_change(&self) -> bool {
@@ -113,6 +113,26 @@ struct Inner {
 }
 
 /// The lock, with its rank.
+    /// What the thread owes the [throttle](crate::throttle).
+    debt: Duration,
+}
+
+impl Inner {
+    fn has_mail(&self) -> bool {
+        !self.arrivals.is_empty() || self.slots.iter().any(Slot::has_mail)
+    }
+
+    /// Now, if it matters how long the thread sleeps.
+    fn now_if_it_owes(&self) -> Option<Instant> {
+        (!self.debt.is_zero()).then(Instant::now)
+    }
+
+    /// The thread has slept since then.
+    fn paid(&mut self, asleep: Option<Instant>) {
+        if let Some(asleep) = asleep {
+            self.debt = self.debt.saturating_sub(asleep.elapsed());
+        }
+    }
 struct Locked<'a> {
     inner: MutexGuard<'a, Inner>,
     held: Held,
@@ -170,6 +190,7 @@ impl Mailbox {
             }),
             halt_cond: Condvar::new(),
             ack_cond: Condvar::new(),
+                debt: Duration::ZERO,
             asleep: AtomicBool::new(false),
             exit: ExitRequest::new(),
             turn_over: AtomicBool::new(false),
@@ -266,11 +287,31 @@ impl Mailbox {
     /// Where the CPU is. By the time the caller looks, it may be elsewhere unless the caller holds it stopped.
     pub(crate) fn state(&self, slot: usize) -> CpuState {
         self.lock().slots[slot].state
+    /// The thread owes so much more sleep, `most` at most. The caller then gets it out of the guest.
+    pub(crate) fn owe(&self, sleep: Duration, most: Duration) {
+        let mut inner = self.lock();
+        inner.debt = (inner.debt + sleep).min(most);
+    }
+
+    /// The thread owes nothing.
+    pub(crate) fn forgive(&self) {
+        self.lock().debt = Duration::ZERO;
+        self.halt_cond.notify_all();
+    }
+
     }
 
     /// Waits until `done` holds for the CPU.
     pub(crate) fn wait_ack(&self, slot: usize, done: impl Fn(&Slot) -> bool) {
         let mut inner = self.lock();
+    /// What there is to say of the CPU and its thread when it hangs.
+    pub(crate) fn diagnosis(&self, slot: usize) -> String {
+        let asleep = if self.asleep.load(Ordering::Relaxed) { ", thread asleep" } else { "" };
+        let inner = self.lock();
+        let rung = if inner.rung { ", rung" } else { "" };
+        format!("{}{asleep}{rung}", inner.slots[slot].diagnosis())
+    }
+
         while !done(&inner.slots[slot]) {
             inner = inner.wait(&self.ack_cond);
         }
@@ -304,14 +345,6 @@ impl Mailbox {
     }
 
     /// The CPU goes to `next`; those who wait for it hear of it.
-    /// What there is to say of the CPU and its thread when it hangs.
-    pub(crate) fn diagnosis(&self, slot: usize) -> String {
-        let asleep = if self.asleep.load(Ordering::Relaxed) { ", thread asleep" } else { "" };
-        let inner = self.lock();
-        let rung = if inner.rung { ", rung" } else { "" };
-        format!("{}{asleep}{rung}", inner.slots[slot].diagnosis())
-    }
-
     pub(crate) fn become_state(&self, slot: usize, next: CpuState) {
         let mut inner = self.lock();
         let slot = &mut inner.slots[slot];
@@ -356,20 +389,31 @@ impl Mailbox {
         self.asleep.store(false, Ordering::Relaxed);
     }
 
-    /// Sleeps until there is mail or a ring, `most` at most.
-    pub(crate) fn sleep(&self, most: Option<Duration>) {
-        let Some(most) = most else {
-            return self
-                .sleep_until(|inner| !inner.arrivals.is_empty() || inner.slots.iter().any(Slot::has_mail));
-        };
+    /// Sleeps what the thread owes, unless there is mail. False: it owes nothing.
+    pub(crate) fn pay(&self) -> bool {
         let mut inner = self.lock();
-        if !inner.rung && inner.arrivals.is_empty() && !inner.slots.iter().any(Slot::has_mail) {
+        let owes = !inner.debt.is_zero();
+        while !inner.debt.is_zero() && !inner.has_mail() {
+            let (asleep, debt) = (Instant::now(), inner.debt);
+            inner = inner.wait_for(&self.halt_cond, debt);
+            inner.paid(Some(asleep));
+        }
+        owes
+    }
+
+    /// Sleeps until there is mail or a ring, `most` at most. What the thread owes is paid with it.
+    pub(crate) fn sleep(&self, most: Option<Duration>) {
+        let Some(most) = most else { return self.sleep_until(Inner::has_mail) };
+        let mut inner = self.lock();
+        let asleep = inner.now_if_it_owes();
+        if !inner.rung && !inner.has_mail() {
             // A wake-up for nothing is no harm: the caller looks again.
             inner = inner.wait_for(&self.halt_cond, most);
         }
         inner.rung = false;
         self.asleep.store(false, Ordering::Relaxed);
     }
+        inner.paid(asleep);
 
     /// Sleeps until there is work in some slot, or a ring. For a CPU thread that waits for another CPU.
     pub(crate) fn sleep_for_work(&self) {
@@ -381,7 +425,9 @@ impl Mailbox {
         while !inner.rung && !mail(&inner) {
             inner = inner.wait(&self.halt_cond);
         }
+        let asleep = inner.now_if_it_owes();
         inner.rung = false;
         self.asleep.store(false, Ordering::Relaxed);
     }
+        inner.paid(asleep);
 }
