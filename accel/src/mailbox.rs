@@ -48,6 +48,8 @@ pub(crate) struct Slot {
     open: bool,
     /// Its thread has ended, orderly or by a panic.
     gone: bool,
+    /// It is in the set, whose pauses and resumptions are its own from then on.
+    pub(crate) enlisted: bool,
     work: VecDeque<Work>,
 }
 
@@ -59,6 +61,7 @@ impl Slot {
             unplug: false,
             open: false,
             gone: false,
+            enlisted: false,
             work: VecDeque::new(),
         }
     }
@@ -90,12 +93,12 @@ impl Slot {
         format!("{text}, {} work items", self.work.len())
     }
 
-
-    fn is_there(&self) -> bool {
-        !matches!(self.state, CpuState::Creating | CpuState::Exited)
     fn has_mail(&self) -> bool {
         self.is_there() && (!self.work.is_empty() || self.unplug || self.is_to_change())
     }
+
+    fn is_there(&self) -> bool {
+        !matches!(self.state, CpuState::Creating | CpuState::Exited)
     }
 
     fn is_to_change(&self) -> bool {
@@ -110,9 +113,6 @@ struct Inner {
     /// The thread hosts no more.
     ended: bool,
     rung: bool,
-}
-
-/// The lock, with its rank.
     /// What the thread owes the [throttle](crate::throttle).
     debt: Duration,
 }
@@ -133,6 +133,9 @@ impl Inner {
             self.debt = self.debt.saturating_sub(asleep.elapsed());
         }
     }
+}
+
+/// The lock, with its rank.
 struct Locked<'a> {
     inner: MutexGuard<'a, Inner>,
     held: Held,
@@ -187,10 +190,10 @@ impl Mailbox {
                 arrivals: VecDeque::new(),
                 ended: false,
                 rung: false,
+                debt: Duration::ZERO,
             }),
             halt_cond: Condvar::new(),
             ack_cond: Condvar::new(),
-                debt: Duration::ZERO,
             asleep: AtomicBool::new(false),
             exit: ExitRequest::new(),
             turn_over: AtomicBool::new(false),
@@ -284,9 +287,6 @@ impl Mailbox {
         self.halt_cond.notify_all();
     }
 
-    /// Where the CPU is. By the time the caller looks, it may be elsewhere unless the caller holds it stopped.
-    pub(crate) fn state(&self, slot: usize) -> CpuState {
-        self.lock().slots[slot].state
     /// The thread owes so much more sleep, `most` at most. The caller then gets it out of the guest.
     pub(crate) fn owe(&self, sleep: Duration, most: Duration) {
         let mut inner = self.lock();
@@ -299,11 +299,11 @@ impl Mailbox {
         self.halt_cond.notify_all();
     }
 
+    /// Where the CPU is. By the time the caller looks, it may be elsewhere unless the caller holds it stopped.
+    pub(crate) fn state(&self, slot: usize) -> CpuState {
+        self.lock().slots[slot].state
     }
 
-    /// Waits until `done` holds for the CPU.
-    pub(crate) fn wait_ack(&self, slot: usize, done: impl Fn(&Slot) -> bool) {
-        let mut inner = self.lock();
     /// What there is to say of the CPU and its thread when it hangs.
     pub(crate) fn diagnosis(&self, slot: usize) -> String {
         let asleep = if self.asleep.load(Ordering::Relaxed) { ", thread asleep" } else { "" };
@@ -312,6 +312,9 @@ impl Mailbox {
         format!("{}{asleep}{rung}", inner.slots[slot].diagnosis())
     }
 
+    /// Waits until `done` holds for the CPU.
+    pub(crate) fn wait_ack(&self, slot: usize, done: impl Fn(&Slot) -> bool) {
+        let mut inner = self.lock();
         while !done(&inner.slots[slot]) {
             inner = inner.wait(&self.ack_cond);
         }
@@ -410,10 +413,10 @@ impl Mailbox {
             // A wake-up for nothing is no harm: the caller looks again.
             inner = inner.wait_for(&self.halt_cond, most);
         }
+        inner.paid(asleep);
         inner.rung = false;
         self.asleep.store(false, Ordering::Relaxed);
     }
-        inner.paid(asleep);
 
     /// Sleeps until there is work in some slot, or a ring. For a CPU thread that waits for another CPU.
     pub(crate) fn sleep_for_work(&self) {
@@ -422,12 +425,12 @@ impl Mailbox {
 
     fn sleep_until(&self, mail: impl Fn(&Inner) -> bool) {
         let mut inner = self.lock();
+        let asleep = inner.now_if_it_owes();
         while !inner.rung && !mail(&inner) {
             inner = inner.wait(&self.halt_cond);
         }
-        let asleep = inner.now_if_it_owes();
+        inner.paid(asleep);
         inner.rung = false;
         self.asleep.store(false, Ordering::Relaxed);
     }
-        inner.paid(asleep);
 }
