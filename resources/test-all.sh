@@ -32,5 +32,5 @@ step "model checks" env RUSTFLAGS="--cfg loom" cargo test --package accel --pack
     --target-dir target/loom --quiet loom_
 # Whole machines, in the build that users run.
 step "whole machines" cargo test --release --package bivisor --test linux_boot --test linux_smp --test linux_threads \
-    --test icount --test nested_kvm -- --nocapture
+    --test linux_pause --test icount --test nested_kvm -- --nocapture
 printf '\nall tests passed, %d s\n' "$((SECONDS - started))"

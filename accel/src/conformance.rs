@@ -12,16 +12,20 @@
 
 mod control;
 mod guest;
+mod hotplug;
 mod rig;
 mod scripted;
+mod several;
 mod storms;
+mod throttle;
 
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, Weak, mpsc};
 use std::time::Duration;
 
 pub use scripted::ScriptedAccelerator;
 
 use crate::contract::{Accelerator, Irqchip};
+use crate::cpu_set::CpuSet;
 
 /// What a case needs of its accelerator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,8 @@ pub struct Case {
     name: &'static str,
     needs: Needs,
     cpus: usize,
+    /// With those that the case adds.
+    most_cpus: usize,
     run: fn(rig::Rig),
 }
 
@@ -50,10 +56,14 @@ impl Case {
 }
 
 macro_rules! cases {
-    ($($module:ident::$name:ident($needs:ident, $cpus:literal)),* $(,)?) => {
+    ($($module:ident::$name:ident($needs:ident, $cpus:literal $(of $most:literal)?)),* $(,)?) => {
         /// All cases.
         pub const CASES: &[Case] = &[$(Case {
-            name: stringify!($name), needs: Needs::$needs, cpus: $cpus, run: $module::$name,
+            name: stringify!($name),
+            needs: Needs::$needs,
+            cpus: $cpus,
+            most_cpus: $cpus $(- $cpus + $most)?,
+            run: $module::$name,
         }),*];
     };
 }
@@ -71,6 +81,15 @@ cases! {
     storms::counting_stands_still_while_paused(Guest, 2),
     storms::exclusive_sections_exclude(Guest, 2),
     storms::interrupt_storm(Interrupts, 1),
+    several::paused_guests_do_not_change(Guest, 4),
+    several::an_interrupt_goes_round(Interrupts, 4),
+    several::interrupts_reach_all_cpus(Interrupts, 4),
+    several::work_reaches_all_cpus(Lifecycle, 4),
+    several::rewritten_code_is_executed(Guest, 3),
+    hotplug::a_cpu_comes_and_goes(Guest, 1 of 2),
+    hotplug::cpus_come_and_go_in_a_storm(Lifecycle, 2 of 4),
+    throttle::a_throttled_guest_is_slower(Guest, 2),
+    throttle::a_throttle_delays_nobody(Lifecycle, 2),
     guest::pause_in_hlt(Guest, 1),
     guest::work_in_hlt_does_not_wake(Guest, 1),
     guest::a_held_cpu_stops_soon(Guest, 1),
@@ -82,6 +101,7 @@ cases! {
     guest::breakpoint_and_single_step(Guest, 1),
     guest::nmi_reaches_the_guest(Guest, 1),
     guest::a_reset_ap_waits(Guest, 2),
+    guest::an_injected_nmi_is_taken(Guest, 2),
     guest::interrupt_wakes_from_hlt(Interrupts, 1),
     guest::start_up_ipi_starts_an_ap(Interrupts, 2),
 }
@@ -118,17 +138,22 @@ pub fn run_case(
     }
     // A lifecycle that loses a wake-up hangs; the test must not.
     let (done, outcome) = mpsc::channel();
-    let (run, cpus) = (case.run, case.cpus);
+    let (run, cpus, most_cpus) = (case.run, case.cpus, case.most_cpus);
+    let set = Arc::new(OnceLock::<Weak<CpuSet>>::new());
+    let its = Arc::clone(&set);
     let thread = std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
-            run(rig::Rig::new(accelerator, cpus));
+            let rig = rig::Rig::new(accelerator, cpus, most_cpus);
+            its.get_or_init(|| Arc::downgrade(&rig.set));
+            run(rig);
             // The receiver may have given up.
             let _ = done.send(());
         })
         .expect("a thread for a case");
     if outcome.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("{name} hangs");
+        let set = set.get().and_then(Weak::upgrade);
+        panic!("{name} hangs\n{}", set.map_or("no CPUs".to_owned(), |set| rig::diagnosis(&set)));
     }
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
@@ -164,6 +189,15 @@ macro_rules! conformance_tests {
             counting_stands_still_while_paused
             exclusive_sections_exclude
             interrupt_storm
+            paused_guests_do_not_change
+            an_interrupt_goes_round
+            interrupts_reach_all_cpus
+            work_reaches_all_cpus
+            rewritten_code_is_executed
+            a_cpu_comes_and_goes
+            cpus_come_and_go_in_a_storm
+            a_throttled_guest_is_slower
+            a_throttle_delays_nobody
             pause_in_hlt
             work_in_hlt_does_not_wake
             a_held_cpu_stops_soon
@@ -175,6 +209,7 @@ macro_rules! conformance_tests {
             breakpoint_and_single_step
             nmi_reaches_the_guest
             a_reset_ap_waits
+            an_injected_nmi_is_taken
             interrupt_wakes_from_hlt
             start_up_ipi_starts_an_ap
         );

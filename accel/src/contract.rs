@@ -120,7 +120,7 @@ pub struct VcpuConfig {
     pub index: usize,
     /// Local APIC ID.
     pub apic_id: u32,
-    /// How many CPUs the machine has in all.
+    /// How many CPUs the machine has in all, with those that may be added while it runs.
     pub cpu_count: usize,
     /// What CPUID shows.
     pub model: Arc<CpuModel>,
@@ -176,6 +176,11 @@ pub trait VcpuBackend {
     fn state(&mut self) -> Result<CpuArchState, VcpuError>;
     /// Replaces the architectural state.
     fn set_state(&mut self, state: &CpuArchState) -> Result<(), VcpuError>;
+    /// A machine check happens to the CPU. Refused by an engine whose CPUs have no banks for it (IA32_MCG_CAP).
+    fn machine_check(&mut self, check: &MachineCheck) -> Result<(), VcpuError> {
+        let _ = check;
+        Err(VcpuError::Unsupported("a machine check, for which its CPUs have no banks,"))
+    }
     /// Breakpoints and single-step for a debugger outside the guest.
     fn set_debug(&mut self, debug: &DebugControl) -> Result<(), VcpuError>;
     /// What the engine has counted of this CPU since the start, for the user: a line each; none if it counts nothing.
@@ -186,6 +191,21 @@ pub trait VcpuBackend {
     fn describe(&mut self) -> String {
         String::new()
     }
+}
+
+/// A hardware error, as a CPU's bank reports it (SDM vol. 3B, *Machine-Check Architecture*).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MachineCheck {
+    /// Which bank.
+    pub bank: u8,
+    /// IA32_MCi_STATUS; VAL is to be set.
+    pub status: u64,
+    /// IA32_MCG_STATUS.
+    pub mcg_status: u64,
+    /// IA32_MCi_ADDR.
+    pub address: u64,
+    /// IA32_MCi_MISC.
+    pub misc: u64,
 }
 
 /// What a debugger outside the guest wants of a CPU.

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use devices::cpu_interrupts::{InterruptKind, InterruptTarget};
 
-use crate::contract::Kick;
+use crate::contract::{Kick, MachineCheck, VcpuError};
 use crate::cpu_state::CpuState;
 use crate::exclusive::ExecSlot;
 use crate::kick::Requests;
@@ -23,6 +23,17 @@ pub mod request {
     pub const INIT: u32 = 1 << 2;
     /// Start-up IPI.
     pub const SIPI: u32 = 1 << 3;
+}
+
+/// Why an error could not be injected.
+#[derive(Debug, thiserror::Error)]
+pub enum InjectError {
+    /// The CPU cannot be reached.
+    #[error(transparent)]
+    RunOn(#[from] RunOnError),
+    /// Its engine refuses.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
 }
 
 struct Shared {
@@ -100,6 +111,14 @@ impl CpuHandle {
         self.0.mailbox.state(self.0.slot)
     }
 
+    /// Where the CPU is and what is wanted of it, on a line: for whoever finds that it hangs. Asks nothing of the CPU.
+    pub fn diagnosis(&self) -> String {
+        let mailbox = self.0.mailbox.diagnosis(self.0.slot);
+        let exit = if self.exit_requested() { ", exit requested" } else { "" };
+        let (exec, requests) = (self.0.exec.diagnosis(), self.interrupt_request());
+        format!("CPU {}: {mailbox}, {exec}{exit}, interrupt requests {requests:#x}", self.0.index)
+    }
+
     /// Pending requests, bits of [`request`].
     pub fn interrupt_request(&self) -> u32 {
         self.0.requests.interrupts()
@@ -168,6 +187,16 @@ impl CpuHandle {
         work: impl FnOnce(&mut CpuContext<'_>) + Send + 'static,
     ) -> Result<(), RunOnError> {
         self.queue(Work { exclusive: true, run: Box::new(work) })
+    }
+
+    /// The CPU gets an NMI (QEMU's `nmi`), after the work that was queued before.
+    pub fn inject_nmi(&self) -> Result<(), RunOnError> {
+        self.post(|cpu| cpu.cpu().raise(InterruptKind::Nmi))
+    }
+
+    /// A machine check happens to the CPU (QEMU's `mce`): the answer is its engine's. For threads that are no CPU's.
+    pub fn inject_machine_check(&self, check: MachineCheck) -> Result<(), InjectError> {
+        Ok(self.run_on(move |cpu| cpu.backend.machine_check(&check))??)
     }
 
     fn queue(&self, work: Work) -> Result<(), RunOnError> {

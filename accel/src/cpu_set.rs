@@ -15,6 +15,7 @@ use crate::cpu_thread::{Arrival, CpuThread, Hosted, Shared};
 use crate::exclusive::{Exclusive, ExclusiveSection};
 use crate::mailbox::Mailbox;
 use crate::observer::CpuObserver;
+use crate::throttle::{Throttle, ThrottleError};
 use crate::work::RunOnError;
 
 const LOCK: &str = "no foreign code runs under the lock of the CPU set";
@@ -50,6 +51,17 @@ pub enum SpawnError {
 #[error("a CPU's own thread cannot wait for the CPUs to pause")]
 pub struct OnCpuThread;
 
+/// Why a CPU could not be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RemoveError {
+    /// It would wait for itself, or for a CPU that waits for it.
+    #[error("a CPU's own thread cannot wait for a CPU to leave")]
+    OnCpuThread,
+    /// It is not in the set (any more).
+    #[error("CPU {0} is not there")]
+    Gone(usize),
+}
+
 /// Why CPUs could not be reset.
 #[derive(Debug, thiserror::Error)]
 pub enum ResetError {
@@ -78,7 +90,8 @@ pub enum ResetError {
 
 struct Inner {
     cpus: Vec<CpuHandle>,
-    threads: Vec<JoinHandle<()>>,
+    /// Each with its mailbox, which tells whose it is.
+    threads: Vec<(Arc<Mailbox>, JoinHandle<()>)>,
     /// The mailbox of the thread that hosts all CPUs, if one does.
     round_robin: Option<Arc<Mailbox>>,
     /// How many hold the CPUs paused.
@@ -93,7 +106,10 @@ pub struct CpuSet {
     threading: Threading,
     time: Option<Arc<dyn CpuTime>>,
     shared: Shared,
-    inner: Mutex<Inner>,
+    inner: Arc<Mutex<Inner>>,
+    /// Held while a CPU comes or goes: one at a time.
+    turn: Mutex<()>,
+    throttle: Throttle,
 }
 
 impl CpuSet {
@@ -105,13 +121,15 @@ impl CpuSet {
             threading: accelerator.threading(),
             time: accelerator.cpu_time(),
             shared: Shared { exclusive: Exclusive::new(), observer },
-            inner: Mutex::new(Inner {
+            inner: Arc::new(Mutex::new(Inner {
                 cpus: Vec::new(),
                 threads: Vec::new(),
                 round_robin: None,
                 pauses: 1,
                 generation: 0,
-            }),
+            })),
+            turn: Mutex::new(()),
+            throttle: Throttle::default(),
         }
     }
 
@@ -141,6 +159,7 @@ impl CpuSet {
         io: Arc<dyn CpuIo>,
     ) -> Result<(), SpawnError> {
         let index = cpu.index();
+        let _turn = self.turn.lock().expect(LOCK);
         cpu.set_kicker(seed.kicker());
         let (created, creation) = mpsc::sync_channel(1);
         let arrival = arrival(seed, cpu.clone(), io, self.shared.clone(), created);
@@ -160,10 +179,15 @@ impl CpuSet {
         }
         let mut inner = self.lock();
         inner.cpus.push(cpu.clone());
-        inner.threads.extend(thread);
-        if inner.pauses == 0 {
-            cpu.mailbox().post(cpu.slot(), |slot| slot.stop = slot.unplug);
-        }
+        inner.threads.extend(thread.map(|thread| (Arc::clone(cpu.mailbox()), thread)));
+        // Until now it was held: `release` sets those going that are in the set.
+        let paused = inner.pauses > 0;
+        cpu.mailbox().post(cpu.slot(), |slot| {
+            slot.enlisted = true;
+            slot.stop = paused || slot.unplug;
+        });
+        // The thread may be executing another one.
+        cpu.request_exit();
         Ok(())
     }
 
@@ -186,7 +210,41 @@ impl CpuSet {
         })
     }
 
-    /// The CPUs that exist, in the order they were added.
+    /// Stops `cpu` for good, in whatever state the others are, and returns when it is gone: its engine's part has been
+    /// dropped, and, unless it hosts others, its thread has ended. What was queued for it before is done, what comes after is
+    /// refused. Its index may be used again. The machine sees to it that the guest has let go of the CPU.
+    pub fn remove(&self, cpu: &CpuHandle) -> Result<(), RemoveError> {
+        if CpuHandle::current().is_some() {
+            return Err(RemoveError::OnCpuThread);
+        }
+        let _turn = self.turn.lock().expect(LOCK);
+        if !self.lock().cpus.iter().any(|other| other.same_cpu(cpu)) {
+            return Err(RemoveError::Gone(cpu.index()));
+        }
+        unplug(cpu);
+        // In the set until it is gone: who pauses meanwhile waits for it, too.
+        cpu.mailbox().wait_ack(cpu.slot(), |slot| slot.is_gone());
+        let thread = {
+            let mut inner = self.lock();
+            inner.cpus.retain(|other| !other.same_cpu(cpu));
+            if inner.cpus.is_empty() {
+                // Its thread ends: CPUs that come later get another one.
+                inner.round_robin = None;
+            }
+            // A thread that hosts others is not waited for.
+            let hosts_others = inner.cpus.iter().any(|other| Arc::ptr_eq(other.mailbox(), cpu.mailbox()));
+            let thread =
+                inner.threads.iter().position(|(its, _)| !hosts_others && Arc::ptr_eq(its, cpu.mailbox()));
+            thread.map(|at| inner.threads.swap_remove(at).1)
+        };
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!(target: "cpu", "a CPU thread panicked");
+        }
+        Ok(())
+    }
+
+    /// The CPUs that exist, in the order they were added. Some may leave, and others come, while the caller goes through
+    /// them: what is asked of one that has left is refused.
     pub fn cpus(&self) -> Vec<CpuHandle> {
         self.lock().cpus.clone()
     }
@@ -248,14 +306,35 @@ impl CpuSet {
         }
         for cpu in self.cpus() {
             let index = cpu.index();
-            cpu.run_on(|cpu| {
+            let reset = cpu.run_on(|cpu| {
                 cpu.cpu().clear_interrupt(u32::MAX);
                 cpu.backend.reset()
-            })
-            .map_err(|source| ResetError::RunOn { index, source })?
-            .map_err(|source| ResetError::Vcpu { index, source })?;
+            });
+            match reset {
+                // On its way out of the set: nobody will miss its reset.
+                Err(RunOnError::Gone) if cpu.mailbox().peek(cpu.slot(), |slot| slot.unplug) => {}
+                Err(source) => return Err(ResetError::RunOn { index, source }),
+                Ok(Err(source)) => return Err(ResetError::Vcpu { index, source }),
+                Ok(Ok(())) => {}
+            }
         }
         Ok(())
+    }
+
+    /// Has CPUs execute `100 - percent` percent of the host's time at most (QEMU's `cpu_throttle`); 0 lets them run. At any
+    /// time, from any thread.
+    pub fn set_throttle(&self, percent: u8) -> Result<(), ThrottleError> {
+        let inner = Arc::clone(&self.inner);
+        let cpus = move || {
+            let inner = inner.lock().expect(LOCK);
+            (inner.cpus.clone(), inner.pauses == 0)
+        };
+        self.throttle.set(percent, Box::new(cpus))
+    }
+
+    /// Percent of the host's time that CPUs do not execute.
+    pub fn throttle(&self) -> u8 {
+        self.throttle.percent()
     }
 
     /// Waits until no CPU executes guest code, and keeps it so until the section is dropped.
@@ -265,20 +344,15 @@ impl CpuSet {
 
     /// Stops all CPUs for good and waits for their threads. The set is empty afterwards.
     pub fn exit_all(&self) {
+        self.throttle.end();
         let (cpus, threads) = {
             let mut inner = self.lock();
             inner.round_robin = None;
             (std::mem::take(&mut inner.cpus), std::mem::take(&mut inner.threads))
         };
-        for cpu in &cpus {
-            cpu.mailbox().post(cpu.slot(), |slot| {
-                slot.stop = true;
-                slot.unplug = true;
-            });
-            cpu.request_exit();
-        }
+        cpus.iter().for_each(unplug);
         let me = std::thread::current().id();
-        for thread in threads {
+        for (_, thread) in threads {
             // The last owner of the set may be a CPU's thread; it ends by itself.
             if thread.thread().id() != me && thread.join().is_err() {
                 tracing::error!(target: "cpu", "a CPU thread panicked");
@@ -293,9 +367,21 @@ impl Drop for CpuSet {
     }
 }
 
+fn unplug(cpu: &CpuHandle) {
+    cpu.mailbox().post(cpu.slot(), |slot| {
+        slot.stop = true;
+        slot.unplug = true;
+    });
+    cpu.request_exit();
+}
+
 /// Sets the CPU going, and with it the others of its thread.
 fn release(cpu: &CpuHandle) {
-    cpu.mailbox().post_all(|slot| slot.stop = slot.unplug);
+    cpu.mailbox().post_all(|slot| {
+        if slot.enlisted {
+            slot.stop = slot.unplug;
+        }
+    });
     // Time may pass again: a thread whose CPUs are idle moves it.
     cpu.mailbox().ring();
 }

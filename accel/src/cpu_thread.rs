@@ -126,7 +126,14 @@ impl CpuThread {
             self.mailbox.exit.take();
             self.admit();
             self.hosted.retain_mut(|cpu| cpu.deliver());
-            if self.hosted.is_empty() || self.hosted.iter_mut().any(Hosted::wake) {
+            if self.hosted.is_empty() {
+                return;
+            }
+            if self.hosted.iter_mut().any(Hosted::wake) {
+                // Throttled: mail may have come meanwhile.
+                if self.mailbox.pay() {
+                    continue;
+                }
                 return;
             }
             let most = match self.idle() {

@@ -43,6 +43,15 @@ impl ExecSlot {
     pub(crate) fn new() -> Self {
         Self { running: AtomicBool::new(false), has_waiter: AtomicBool::new(false) }
     }
+
+    /// For whoever finds that the CPU hangs.
+    pub(crate) fn diagnosis(&self) -> &'static str {
+        match (self.running.load(Ordering::Relaxed), self.has_waiter.load(Ordering::Relaxed)) {
+            (false, _) => "outside the guest",
+            (true, false) => "in the guest",
+            (true, true) => "in the guest, an exclusive section waits for it",
+        }
+    }
 }
 
 struct State {

@@ -96,6 +96,31 @@ fn loom_two_interrupts_wake_twice() {
     });
 }
 
+/// As in `process_events`: a throttled CPU sleeps its debt, unless there is mail. Loom's clock stands still, so that it is
+/// mail that ends the sleep here, or nothing.
+#[test]
+fn loom_mail_ends_a_throttled_sleep() {
+    model(|| {
+        let (cpu, _) = cpu(0);
+        let mailbox = cpu.mailbox();
+        mailbox.post(0, |slot| slot.stop = false);
+        mailbox.become_state(0, CpuState::Stopped);
+        mailbox.become_state(0, CpuState::Running);
+        let hour = std::time::Duration::from_secs(3600);
+        mailbox.owe(hour, hour);
+        let other = cpu.clone();
+        let thread = thread::spawn(move || other.hold());
+        loop {
+            cpu.take_exit_request();
+            if mailbox.peek(0, |slot| slot.stop) {
+                break;
+            }
+            assert!(mailbox.pay(), "it owes");
+        }
+        thread.join().unwrap();
+    });
+}
+
 /// Guest execution: clears the word, then looks; out on an exit request.
 fn in_guest(cpu: &CpuHandle, word: &Word) {
     loop {

@@ -23,7 +23,7 @@
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::lock_rank::{self, Held, Rank};
 
@@ -48,6 +48,8 @@ pub(crate) struct Slot {
     open: bool,
     /// Its thread has ended, orderly or by a panic.
     gone: bool,
+    /// It is in the set, whose pauses and resumptions are its own from then on.
+    pub(crate) enlisted: bool,
     work: VecDeque<Work>,
 }
 
@@ -59,6 +61,7 @@ impl Slot {
             unplug: false,
             open: false,
             gone: false,
+            enlisted: false,
             work: VecDeque::new(),
         }
     }
@@ -70,6 +73,24 @@ impl Slot {
     /// Whether nobody needs to wait for this CPU to stop.
     pub(crate) fn is_parked(&self) -> bool {
         self.gone || matches!(self.state, CpuState::Stopped | CpuState::Exited)
+    }
+
+    /// Whether nothing of this CPU is left on its thread.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// For whoever finds that the CPU hangs.
+    fn diagnosis(&self) -> String {
+        let mut text = format!("{:?}", self.state);
+        for (holds, what) in
+            [(self.stop, "to stop"), (self.unplug, "to leave"), (self.gone, "its thread is gone")]
+        {
+            if holds {
+                text += &format!(", {what}");
+            }
+        }
+        format!("{text}, {} work items", self.work.len())
     }
 
     fn has_mail(&self) -> bool {
@@ -92,6 +113,26 @@ struct Inner {
     /// The thread hosts no more.
     ended: bool,
     rung: bool,
+    /// What the thread owes the [throttle](crate::throttle).
+    debt: Duration,
+}
+
+impl Inner {
+    fn has_mail(&self) -> bool {
+        !self.arrivals.is_empty() || self.slots.iter().any(Slot::has_mail)
+    }
+
+    /// Now, if it matters how long the thread sleeps.
+    fn now_if_it_owes(&self) -> Option<Instant> {
+        (!self.debt.is_zero()).then(Instant::now)
+    }
+
+    /// The thread has slept since then.
+    fn paid(&mut self, asleep: Option<Instant>) {
+        if let Some(asleep) = asleep {
+            self.debt = self.debt.saturating_sub(asleep.elapsed());
+        }
+    }
 }
 
 /// The lock, with its rank.
@@ -149,6 +190,7 @@ impl Mailbox {
                 arrivals: VecDeque::new(),
                 ended: false,
                 rung: false,
+                debt: Duration::ZERO,
             }),
             halt_cond: Condvar::new(),
             ack_cond: Condvar::new(),
@@ -245,9 +287,29 @@ impl Mailbox {
         self.halt_cond.notify_all();
     }
 
+    /// The thread owes so much more sleep, `most` at most. The caller then gets it out of the guest.
+    pub(crate) fn owe(&self, sleep: Duration, most: Duration) {
+        let mut inner = self.lock();
+        inner.debt = (inner.debt + sleep).min(most);
+    }
+
+    /// The thread owes nothing.
+    pub(crate) fn forgive(&self) {
+        self.lock().debt = Duration::ZERO;
+        self.halt_cond.notify_all();
+    }
+
     /// Where the CPU is. By the time the caller looks, it may be elsewhere unless the caller holds it stopped.
     pub(crate) fn state(&self, slot: usize) -> CpuState {
         self.lock().slots[slot].state
+    }
+
+    /// What there is to say of the CPU and its thread when it hangs.
+    pub(crate) fn diagnosis(&self, slot: usize) -> String {
+        let asleep = if self.asleep.load(Ordering::Relaxed) { ", thread asleep" } else { "" };
+        let inner = self.lock();
+        let rung = if inner.rung { ", rung" } else { "" };
+        format!("{}{asleep}{rung}", inner.slots[slot].diagnosis())
     }
 
     /// Waits until `done` holds for the CPU.
@@ -330,17 +392,28 @@ impl Mailbox {
         self.asleep.store(false, Ordering::Relaxed);
     }
 
-    /// Sleeps until there is mail or a ring, `most` at most.
-    pub(crate) fn sleep(&self, most: Option<Duration>) {
-        let Some(most) = most else {
-            return self
-                .sleep_until(|inner| !inner.arrivals.is_empty() || inner.slots.iter().any(Slot::has_mail));
-        };
+    /// Sleeps what the thread owes, unless there is mail. False: it owes nothing.
+    pub(crate) fn pay(&self) -> bool {
         let mut inner = self.lock();
-        if !inner.rung && inner.arrivals.is_empty() && !inner.slots.iter().any(Slot::has_mail) {
+        let owes = !inner.debt.is_zero();
+        while !inner.debt.is_zero() && !inner.has_mail() {
+            let (asleep, debt) = (Instant::now(), inner.debt);
+            inner = inner.wait_for(&self.halt_cond, debt);
+            inner.paid(Some(asleep));
+        }
+        owes
+    }
+
+    /// Sleeps until there is mail or a ring, `most` at most. What the thread owes is paid with it.
+    pub(crate) fn sleep(&self, most: Option<Duration>) {
+        let Some(most) = most else { return self.sleep_until(Inner::has_mail) };
+        let mut inner = self.lock();
+        let asleep = inner.now_if_it_owes();
+        if !inner.rung && !inner.has_mail() {
             // A wake-up for nothing is no harm: the caller looks again.
             inner = inner.wait_for(&self.halt_cond, most);
         }
+        inner.paid(asleep);
         inner.rung = false;
         self.asleep.store(false, Ordering::Relaxed);
     }
@@ -352,9 +425,11 @@ impl Mailbox {
 
     fn sleep_until(&self, mail: impl Fn(&Inner) -> bool) {
         let mut inner = self.lock();
+        let asleep = inner.now_if_it_owes();
         while !inner.rung && !mail(&inner) {
             inner = inner.wait(&self.halt_cond);
         }
+        inner.paid(asleep);
         inner.rung = false;
         self.asleep.store(false, Ordering::Relaxed);
     }

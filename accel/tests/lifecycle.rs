@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use accel::arch_state::{RunMode, seg};
 use accel::conformance::ScriptedAccelerator;
+use accel::cpu_handle::InjectError;
 use accel::cpu_set::SpawnError;
 use accel::qtest::QtestAccelerator;
 use accel::{
     Accelerator, CpuArchState, CpuEvent, CpuHandle, CpuIo, CpuModel, CpuObserver, CpuSet, CpuState,
-    DebugControl, Irqchip, Kick, MachineLifecycle, MemoryListener, NoIo, RunOnError, Threading, VcpuBackend,
-    VcpuConfig, VcpuError, VcpuExit, VcpuSeed,
+    DebugControl, Irqchip, Kick, MachineCheck, MachineLifecycle, MemoryListener, NoIo, RunOnError, Threading,
+    VcpuBackend, VcpuConfig, VcpuError, VcpuExit, VcpuSeed,
 };
 use devices::clock::{Clock, ManualClock};
 use devices::device::Device;
@@ -279,6 +280,19 @@ fn a_request_gets_the_thread_out_of_its_other_cpu() {
     assert_eq!(cpus[0].state(), CpuState::Running);
     set.pause_all().unwrap();
     assert!(cpus.iter().all(|cpu| cpu.state() == CpuState::Stopped));
+}
+
+#[test]
+fn a_machine_check_is_refused_where_there_is_no_bank() {
+    let accelerator = QtestAccelerator::new();
+    let (set, _events) = set(&accelerator);
+    let cpu = spawn(&set, &accelerator, 0).unwrap();
+    let error = cpu.inject_machine_check(MachineCheck::default()).unwrap_err();
+    assert!(matches!(error, InjectError::Vcpu(VcpuError::Unsupported(_))), "{error}");
+    assert!(error.to_string().starts_with("a machine check"), "{error}");
+    set.remove(&cpu).unwrap();
+    let error = cpu.inject_machine_check(MachineCheck::default()).unwrap_err();
+    assert!(matches!(error, InjectError::RunOn(RunOnError::Gone)), "{error}");
 }
 
 /// Writes down what happens to it, and whether time stands still and CPUs are stopped meanwhile.

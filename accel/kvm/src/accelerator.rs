@@ -18,6 +18,7 @@ use crate::device::{self, KernelIrqchip, OpenError};
 use crate::irqchip::KernelChips;
 use crate::memory::MemorySlots;
 use crate::probe::{self, ProbeFailure};
+use crate::vcpu::parked::ParkingLot;
 use crate::vcpu::{Seed, msr};
 
 /// Where the kernel's own pages lie in guest-physical memory: below the firmware's top 16 MiB less APICs, where no
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) chips: Option<Arc<KernelChips>>,
     pub(crate) features: Features,
     pub(crate) clock: Arc<KvmClock>,
+    pub(crate) parked: ParkingLot,
     cpuid: OnceLock<Vec<kvm_cpuid_entry2>>,
     msrs: OnceLock<Vec<u32>>,
 }
@@ -124,6 +126,7 @@ impl Kvm {
             chips,
             features,
             clock: Arc::new(clock),
+            parked: ParkingLot::default(),
             cpuid: OnceLock::new(),
             msrs: OnceLock::new(),
         };

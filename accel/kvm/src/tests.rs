@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use accel::arch_state::{RunMode, SegmentState, reg, seg};
-use accel::{Accelerator, CpuArchState, DebugControl, Irqchip, Shutdown, VcpuExit};
+use accel::{Accelerator, CpuArchState, DebugControl, Irqchip, MachineCheck, Shutdown, VcpuExit};
 use devices::interrupt::MsiMessage;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -40,6 +40,41 @@ on_and_off! {
     breakpoints_stop,
     reset_gives_the_power_on_state,
     memory_can_be_mapped_anew,
+    a_machine_check_reaches_the_guest,
+}
+
+/// An uncorrected error is in its bank and raises #MC.
+fn a_machine_check_reaches_the_guest(kvm: &crate::Kvm) {
+    if !kvm.shared.vm.check_extension(kvm_ioctls::Cap::Mce) {
+        eprintln!("skipped: a_machine_check_reaches_the_guest: KVM_CAP_MCE is absent");
+        return;
+    }
+    #[rustfmt::skip]
+    let program = [
+        // mov ecx, IA32_MC0_CTL; mov eax, -1; mov edx, -1; wrmsr
+        0x66, 0xb9, 0x00, 0x04, 0, 0, 0x66, 0xb8, 0xff, 0xff, 0xff, 0xff, 0x66, 0xba, 0xff, 0xff, 0xff, 0xff, 0x0f, 0x30,
+        // mov eax, cr4; or eax, CR4.MCE; mov cr4, eax
+        0x0f, 0x20, 0xe0, 0x66, 0x83, 0xc8, 0x40, 0x0f, 0x22, 0xe0,
+        // out END, al; jmp $
+        0xe6, 0xf4, 0xeb, 0xfe,
+    ];
+    #[rustfmt::skip]
+    let handler = [
+        // mov ecx, IA32_MC0_STATUS; rdmsr; mov dx, SAY; out dx, al; out END, al
+        0x66, 0xb9, 0x01, 0x04, 0, 0, 0x0f, 0x32, 0xba, 0xf8, 0x03, 0xee, 0xe6, 0xf4,
+    ];
+    let mut machine = Machine::new(kvm, &program);
+    machine.memory.write_slice(&handler, GuestAddress(0x1100)).unwrap();
+    machine.memory.write_slice(&[0x00, 0x11, 0x00, 0x00], GuestAddress(18 * 4)).unwrap();
+    assert_eq!(machine.run(), VcpuExit::Kicked);
+    // VAL, UC, EN; the error's code is to be said.
+    let status = 0b1011 << 60 | u64::from(b'm');
+    let check = MachineCheck { status, mcg_status: 0b101, ..MachineCheck::default() };
+    let no_bank = machine.backend.machine_check(&MachineCheck { bank: 255, ..check });
+    assert!(no_bank.is_err(), "there is no such bank");
+    machine.backend.machine_check(&check).unwrap();
+    assert_eq!(machine.run(), VcpuExit::Kicked);
+    assert_eq!(machine.said(), "m");
 }
 
 fn ports_and_mmio_go_out(kvm: &crate::Kvm) {

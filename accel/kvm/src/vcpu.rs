@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use accel::arch_state::RunMode;
 use accel::{
-    CpuArchState, CpuHandle, CpuIo, DebugControl, Kick, VcpuBackend, VcpuConfig, VcpuError, VcpuExit,
-    VcpuSeed,
+    CpuArchState, CpuHandle, CpuIo, DebugControl, Kick, MachineCheck, VcpuBackend, VcpuConfig, VcpuError,
+    VcpuExit, VcpuSeed,
 };
-use kvm_bindings::{CpuId, kvm_lapic_state};
-use kvm_ioctls::VcpuFd;
+use kvm_bindings::kvm_lapic_state;
 
 use crate::accelerator::Shared;
 use crate::cpuid::{self, Platform};
@@ -18,7 +17,9 @@ use crate::kick::{self, Kicker};
 mod debug;
 mod failure;
 mod interrupts;
+mod machine_check;
 pub(crate) mod msr;
+pub(crate) mod parked;
 mod run;
 mod run_page;
 mod segment;
@@ -26,6 +27,7 @@ mod state;
 mod xsave;
 
 use interrupts::UserApic;
+use parked::Fd;
 use run_page::RunPage;
 
 /// A vCPU reserved.
@@ -55,7 +57,7 @@ impl VcpuSeed for Seed {
 pub(crate) struct Vcpu {
     /// The mapped `kvm_run` of `fd`: not to be used once that is closed.
     page: RunPage,
-    fd: VcpuFd,
+    fd: Fd,
     cpu: CpuHandle,
     kicker: Arc<Kicker>,
     shared: Arc<Shared>,
@@ -71,7 +73,7 @@ pub(crate) struct Vcpu {
     at_breakpoint: Option<u64>,
     /// How often time had gone on after a pause when the CPU ran last.
     resumptions: u64,
-    power_on: PowerOn,
+    power_on: Arc<PowerOn>,
 }
 
 /// What the reset state cannot be told from the manual: taken when the vCPU was made.
@@ -85,22 +87,21 @@ impl Vcpu {
         let Seed { shared, config, kicker } = seed;
         kick::prepare_thread()
             .map_err(|source| VcpuError::Host { what: "the kick signal cannot be prepared", source })?;
-        let mut fd = shared.vm.create_vcpu(config.apic_id.into()).map_err(host("KVM_CREATE_VCPU failed"))?;
+        let mut fd = Fd::open(&shared, config.apic_id.into())?;
         let platform = Platform {
             kernel_apic: shared.chips.is_some(),
             tsc_deadline: shared.features.tsc_deadline,
             tsc_khz: fd.get_tsc_khz().ok().filter(|&khz| khz != 0),
         };
-        let entries = cpuid::entries(shared.supported_cpuid()?, &config.model, config.place(), platform)?;
-        let cpuid =
-            CpuId::from_entries(&entries).map_err(|_| VcpuError::Unsupported("a CPUID of so many leaves"))?;
-        fd.set_cpuid2(&cpuid).map_err(host("KVM_SET_CPUID2 failed"))?;
+        fd.show(cpuid::entries(shared.supported_cpuid()?, &config.model, config.place(), platform)?)?;
         msr::enable_fast_strings(&fd)?;
-        let lapic = match shared.chips {
-            Some(_) => Some(Box::new(fd.get_lapic().map_err(host("KVM_GET_LAPIC failed"))?)),
-            None => None,
-        };
-        let power_on = PowerOn { msrs: msr::read(&fd, shared.msrs(&fd)?)?, lapic };
+        let (power_on, is_new) = fd.power_on(|fd| {
+            let lapic = match shared.chips {
+                Some(_) => Some(Box::new(fd.get_lapic().map_err(host("KVM_GET_LAPIC failed"))?)),
+                None => None,
+            };
+            Ok(PowerOn { msrs: msr::read(fd, shared.msrs(fd)?)?, lapic })
+        })?;
         let user_apic = shared.chips.is_none().then(|| UserApic::new(config.index));
         let page = RunPage::of(&mut fd, shared.vm.run_size());
         kicker.bind(page.immediate_exit());
@@ -122,6 +123,10 @@ impl Vcpu {
         if vcpu.user_apic.is_some() {
             // The kernel makes every CPU without a local APIC a bootstrap CPU.
             vcpu.set_apic_base(interrupts::power_on_apic_base(config.index))?;
+        }
+        if !is_new {
+            // It is as it was when it left.
+            vcpu.reset()?;
         }
         Ok(vcpu)
     }
@@ -178,6 +183,10 @@ impl VcpuBackend for Vcpu {
     fn set_state(&mut self, state: &CpuArchState) -> Result<(), VcpuError> {
         self.at_breakpoint = None;
         self.write_state(state)
+    }
+
+    fn machine_check(&mut self, check: &MachineCheck) -> Result<(), VcpuError> {
+        self.file_machine_check(check)
     }
 
     fn set_debug(&mut self, debug: &DebugControl) -> Result<(), VcpuError> {

@@ -3,12 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::control::SPIN;
 use super::rig::{CODE, IN_PORT, OUT_PORT, Rig, real_mode, wait_for};
 use super::storms::COUNT;
 use crate::arch_state::{CpuArchState, RunMode, SegmentState, reg, seg};
 use crate::contract::{DebugControl, Shutdown, VcpuExit};
 use crate::cpu_state::CpuState;
 use crate::observer::CpuEvent;
+use crate::work::RunOnError;
 
 /// `out OUT_PORT, al; hlt; jmp` to the hlt: reports once, then halts for ever.
 const REPORT_AND_HALT: &[u8] = &[0xe6, OUT_PORT, 0xf4, 0xeb, 0xfd];
@@ -108,7 +110,7 @@ pub(super) fn reset_with_pending_access(rig: Rig) {
 }
 
 /// The engine's clocks go on between two looks.
-fn without_time(mut state: CpuArchState) -> CpuArchState {
+pub(super) fn without_time(mut state: CpuArchState) -> CpuArchState {
     const IA32_TIME_STAMP_COUNTER: u32 = 0x10;
     const IA32_TSC_DEADLINE: u32 = 0x6e0;
     state.msrs.retain(|(index, _)| ![IA32_TIME_STAMP_COUNTER, IA32_TSC_DEADLINE].contains(index));
@@ -318,6 +320,34 @@ pub(super) fn interrupt_wakes_from_hlt(rig: Rig) {
     let state = rig.state(0);
     assert_eq!((pc(&state), state.run_mode), (u64::from(CODE) + 6, RunMode::Halted));
     assert_eq!(rig.ports[0].outs(), 1);
+}
+
+/// An NMI comes through, to a CPU that halts with interrupts off and to one that runs, and to no other.
+pub(super) fn an_injected_nmi_is_taken(rig: Rig) {
+    // cli; hlt; jmp to the hlt. NMI: mov al, 0x66; out OUT_PORT, al; iret.
+    rig.load(CODE, &[0xfa, 0xf4, 0xeb, 0xfd]);
+    rig.load(0x1100, &[0xb0, 0x66, 0xe6, OUT_PORT, 0xcf]);
+    rig.load(2 * 4, &[0x00, 0x11, 0x00, 0x00]);
+    rig.load(0x1200, SPIN);
+    rig.start_at(0, CODE, 0);
+    rig.start_at(1, 0x1200, 0);
+    rig.set.resume_all();
+    for round in 1..=20 {
+        for index in 0..2 {
+            rig.cpus[index].inject_nmi().expect("the CPU is there");
+            wait_for("the NMI's handler", || rig.ports[index].outs() == round);
+            assert_eq!(rig.ports[index].output(), 0x66);
+        }
+    }
+    // One for a paused CPU waits for it.
+    rig.pause();
+    rig.cpus[0].inject_nmi().expect("the CPU is there");
+    wait_a_little();
+    assert_eq!(rig.ports[0].outs(), 20);
+    rig.set.resume_all();
+    wait_for("the NMI's handler", || rig.ports[0].outs() == 21);
+    rig.set.exit_all();
+    assert_eq!(rig.cpus[0].inject_nmi(), Err(RunOnError::Gone));
 }
 
 /// An application processor waits, through pauses, for INIT and SIPI, and starts where the SIPI says.

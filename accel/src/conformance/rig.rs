@@ -74,6 +74,13 @@ impl Port {
         self.accesses.load(Ordering::SeqCst)
     }
 
+    /// Raises a maskable interrupt at its CPU.
+    pub(super) fn interrupt(&self, vector: u8) {
+        let interrupts = self.interrupts.as_ref().expect("our interrupt controller");
+        interrupts.vector.store(u32::from(vector), Ordering::SeqCst);
+        self.cpu.raise(InterruptKind::Hard);
+    }
+
     fn accessed(&self) {
         self.accesses.fetch_add(1, Ordering::SeqCst);
         if let Some(hook) = &*self.on_access.lock().expect("no hook panics") {
@@ -168,6 +175,42 @@ impl CpuObserver for Events {
     }
 }
 
+/// Makes CPU `index` of `most` and adds it.
+fn add(accelerator: &dyn Accelerator, set: &CpuSet, index: usize, most: usize) -> Arc<Port> {
+    let cpu = set.new_cpu(index);
+    let userspace = matches!(accelerator.irqchip(), Irqchip::Userspace);
+    let port = Arc::new(Port {
+        cpu: cpu.clone(),
+        outs: AtomicU64::new(0),
+        accesses: AtomicU64::new(0),
+        output: AtomicU8::new(0),
+        input: AtomicU8::new(0),
+        on_access: Mutex::new(None),
+        interrupts: userspace.then(|| OneVector {
+            cpu: cpu.clone(),
+            vector: AtomicU32::new(NONE),
+            sipi: AtomicU32::new(NONE),
+        }),
+    });
+    let model = Arc::new(CpuModel::default());
+    let apic_id = u32::try_from(index).expect("a few CPUs");
+    let config = VcpuConfig { index, apic_id, cpu_count: most, model };
+    let seed = accelerator.new_vcpu(&config).expect("a CPU is reserved");
+    set.spawn(seed, cpu, Arc::clone(&port) as Arc<dyn CpuIo>).expect("a CPU is created");
+    port
+}
+
+/// Makes `cpu` execute at `ip` in real mode, segments at 0, interrupts off, AL = `al`, on a stack of its own.
+pub(super) fn start(cpu: &CpuHandle, ip: u16, al: u8) {
+    let started = cpu.run_on(move |cpu| {
+        let mut state = cpu.backend.state()?;
+        real_mode(&mut state, ip, al);
+        state.gpr[reg::RSP] -= 0x100 * cpu.cpu().index() as u64;
+        cpu.backend.set_state(&state)
+    });
+    started.expect("the CPU is there").expect("the CPU takes its state");
+}
+
 /// The machine.
 pub(super) struct Rig {
     pub(super) set: Arc<CpuSet>,
@@ -175,43 +218,27 @@ pub(super) struct Rig {
     pub(super) ports: Vec<Arc<Port>>,
     memory: GuestMemoryMmap,
     events: Arc<Events>,
+    most: usize,
     // Last: CPUs are gone before it is.
-    _accelerator: Box<dyn Accelerator>,
+    accelerator: Box<dyn Accelerator>,
 }
 
 impl Rig {
-    /// A machine of `count` CPUs, paused, in the power-on state.
-    pub(super) fn new(accelerator: Box<dyn Accelerator>, count: usize) -> Self {
+    /// A machine of `count` CPUs, paused, in the power-on state, with room for `most`.
+    pub(super) fn new(accelerator: Box<dyn Accelerator>, count: usize, most: usize) -> Self {
         let memory: GuestMemoryMmap =
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_BYTES)]).expect("memory for a guest");
         accelerator.memory_listener().set_map(&memory).expect("the accelerator takes the map");
         let events = Arc::new(Events::default());
         let set = CpuSet::new(&*accelerator, Arc::clone(&events) as Arc<dyn CpuObserver>);
-        let mut ports = Vec::new();
-        for index in 0..count {
-            let cpu = set.new_cpu(index);
-            let userspace = matches!(accelerator.irqchip(), Irqchip::Userspace);
-            let port = Arc::new(Port {
-                cpu: cpu.clone(),
-                outs: AtomicU64::new(0),
-                accesses: AtomicU64::new(0),
-                output: AtomicU8::new(0),
-                input: AtomicU8::new(0),
-                on_access: Mutex::new(None),
-                interrupts: userspace.then(|| OneVector {
-                    cpu: cpu.clone(),
-                    vector: AtomicU32::new(NONE),
-                    sipi: AtomicU32::new(NONE),
-                }),
-            });
-            let model = Arc::new(CpuModel::default());
-            let apic_id = u32::try_from(index).expect("a few CPUs");
-            let config = VcpuConfig { index, apic_id, cpu_count: count, model };
-            let seed = accelerator.new_vcpu(&config).expect("a CPU is reserved");
-            set.spawn(seed, cpu, Arc::clone(&port) as Arc<dyn CpuIo>).expect("a CPU is created");
-            ports.push(port);
-        }
-        Self { cpus: set.cpus(), set: Arc::new(set), ports, memory, events, _accelerator: accelerator }
+        let ports = (0..count).map(|index| add(&*accelerator, &set, index, most)).collect();
+        Self { cpus: set.cpus(), set: Arc::new(set), ports, memory, events, most, accelerator }
+    }
+
+    /// Adds CPU `index`, waiting for a start-up IPI, to the machine as it is.
+    pub(super) fn add(&self, index: usize) -> (CpuHandle, Arc<Port>) {
+        let port = add(&*self.accelerator, &self.set, index, self.most);
+        (port.cpu.clone(), port)
     }
 
     /// Stores guest code or data.
@@ -221,14 +248,12 @@ impl Rig {
 
     /// Makes CPU `index` execute at `ip` in real mode, segments at 0, interrupts off, AL = `al`.
     pub(super) fn start_at(&self, index: usize, ip: u16, al: u8) {
-        self.cpus[index]
-            .run_on(move |cpu| {
-                let mut state = cpu.backend.state()?;
-                real_mode(&mut state, ip, al);
-                cpu.backend.set_state(&state)
-            })
-            .expect("the CPU is there")
-            .expect("the CPU takes its state");
+        start(&self.cpus[index], ip, al);
+    }
+
+    /// A byte of guest memory.
+    pub(super) fn read(&self, gpa: u16) -> u8 {
+        self.memory.read_obj(GuestAddress(u64::from(gpa))).expect("within RAM")
     }
 
     /// The state of CPU `index`.
@@ -270,9 +295,7 @@ impl Rig {
 
     /// Raises a maskable interrupt.
     pub(super) fn interrupt(&self, index: usize, vector: u8) {
-        let interrupts = self.ports[index].interrupts.as_ref().expect("our interrupt controller");
-        interrupts.vector.store(u32::from(vector), Ordering::SeqCst);
-        self.cpus[index].raise(InterruptKind::Hard);
+        self.ports[index].interrupt(vector);
     }
 
     /// INIT, then a start-up IPI.
@@ -294,8 +317,16 @@ impl Rig {
     }
 }
 
+/// Where each CPU is, a line each.
+pub(super) fn diagnosis(set: &CpuSet) -> String {
+    set.cpus().iter().map(|cpu| cpu.diagnosis() + "\n").collect()
+}
+
 impl Drop for Rig {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprint!("{}", diagnosis(&self.set));
+        }
         self.set.exit_all();
         if !std::thread::panicking() {
             let events = self.events.0.lock().expect("no holder panics");

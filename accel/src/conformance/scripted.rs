@@ -130,6 +130,12 @@ impl Cpu {
         byte
     }
 
+    /// The byte in DS at the address that follows the opcode.
+    fn direct(&mut self) -> GuestAddress {
+        let offset = u64::from(u16::from_le_bytes([self.fetch(), self.fetch()]));
+        GuestAddress(self.state.segments[seg::DS].base + offset)
+    }
+
     fn al(&self) -> u8 {
         self.state.gpr[reg::RAX] as u8
     }
@@ -255,6 +261,13 @@ impl Cpu {
             0x0f if self.fetch() == 0x0b => {
                 self.state.rip -= 2;
                 return self.interrupt(6).map(VcpuExit::Shutdown);
+            }
+            // INC, of a byte at a fixed address; flags are nobody's here.
+            0xfe if self.fetch() == 0x06 => {
+                let address = self.direct();
+                let byte: u8 = self.memory.read_obj(address).unwrap_or(0xff);
+                // A store beyond memory goes nowhere.
+                let _ = self.memory.write_obj(byte.wrapping_add(1), address);
             }
             0xcf => {
                 self.state.rip = u64::from(self.pop());

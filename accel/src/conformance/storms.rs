@@ -10,7 +10,8 @@ use crate::arch_state::seg;
 /// `out OUT_PORT, al; jmp` back: counts.
 pub(super) const COUNT: &[u8] = &[0xe6, OUT_PORT, 0xeb, 0xfc];
 
-fn count(rig: &Rig) {
+/// All CPUs count.
+pub(super) fn count(rig: &Rig) {
     rig.load(CODE, COUNT);
     for index in 0..rig.cpus.len() {
         rig.start_at(index, CODE, 0);
@@ -127,23 +128,33 @@ pub(super) fn exclusive_sections_exclude(rig: Rig) {
     assert_eq!(violations.load(Ordering::SeqCst), 0, "guests moved in an exclusive section");
 }
 
-/// Each interrupt of a guest that sleeps in between arrives: none sleeps on with one pending.
-pub(super) fn interrupt_storm(rig: Rig) {
+/// A guest that sleeps, and reports each interrupt 0x21.
+pub(super) fn load_interrupt_guest(rig: &Rig) {
     // sti; hlt; jmp to the hlt. Vector 0x21: out; iret.
     rig.load(CODE, &[0xfb, 0xf4, 0xeb, 0xfd]);
     rig.load(0x1100, &[0xe6, OUT_PORT, 0xcf]);
     rig.load(0x21 * 4, &[0x00, 0x11, 0x00, 0x00]);
-    rig.start_at(0, CODE, 0);
-    rig.set.resume_all();
-    for round in 0..3000 {
+}
+
+/// So many interrupts at CPU `index`, each when the one before has been reported.
+pub(super) fn interrupt_rounds(rig: &Rig, index: usize, rounds: u32) {
+    for round in 0..rounds {
         // Sometimes it sleeps already, sometimes it is on its way.
         if round % 3 == 0 {
             std::thread::yield_now();
         }
-        let before = rig.ports[0].outs();
-        rig.interrupt(0, 0x21);
-        while rig.ports[0].outs() == before {
+        let before = rig.ports[index].outs();
+        rig.interrupt(index, 0x21);
+        while rig.ports[index].outs() == before {
             std::thread::yield_now();
         }
     }
+}
+
+/// Each interrupt of a guest that sleeps in between arrives: none sleeps on with one pending.
+pub(super) fn interrupt_storm(rig: Rig) {
+    load_interrupt_guest(&rig);
+    rig.start_at(0, CODE, 0);
+    rig.set.resume_all();
+    interrupt_rounds(&rig, 0, 3000);
 }
