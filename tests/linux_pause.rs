@@ -82,13 +82,15 @@ impl Guest {
             topology: options.smp,
             cpu: options.cpu.clone(),
             boot: boot.expect("the kernel can be booted"),
+            rtc: options.rtc,
             devices: options.devices.clone(),
         };
         let run_state = RunState::new().expect("an eventfd");
         let accelerator =
-            bivisor::accelerator::choose(&options.accel, |line| panic!("{line}")).expect("an engine");
+            bivisor::accelerator::choose(&options.accel, options.icount, |line| panic!("{line}"));
         let console = BufferBackend::new(4 << 20);
-        let board = Board::new(blueprint, accelerator, Arc::clone(&run_state)).expect("a board");
+        let board =
+            Board::new(blueprint, accelerator.expect("an engine"), Arc::clone(&run_state)).expect("a board");
         let serial = vec![Some(Arc::clone(&console) as Arc<dyn CharBackend>)];
         let machine = board.equip(serial).expect("a machine");
         let started = Instant::now();
