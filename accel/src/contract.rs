@@ -46,7 +46,8 @@ pub trait Accelerator: Send + Sync {
     fn cpu_time(&self) -> Option<Arc<dyn CpuTime>> {
         None
     }
-    /// Reserves vCPU `config.index`. The rest of its creation happens on its own thread, in [`VcpuSeed::bind`].
+    /// Reserves vCPU `config.index`, also while others run, and again once one of that index has left. The rest of its
+    /// creation happens on its own thread, in [`VcpuSeed::bind`].
     fn new_vcpu(&self, config: &VcpuConfig) -> Result<Box<dyn VcpuSeed>, VcpuError>;
 }
 

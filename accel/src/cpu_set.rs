@@ -1,4 +1,4 @@
-//! All CPUs of a machine: creation, pause, resume, reset, exit (DESIGN.md, *The lifecycle*).
+//! All CPUs of a machine: creation, pause, resume, reset, throttle, removal, exit (DESIGN.md, *The lifecycle*).
 //!
 //! Only a CPU that is bound to its thread is in the set, so whoever iterates meets no half-made one. A set is born
 //! paused. Pauses are counted: CPUs run while nobody holds them paused, so of two callers neither can take away the
