@@ -81,7 +81,7 @@ impl CodeBuffer {
         // SAFETY: the target lies within the writable view, past everything that is in use.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
         self.used = (self.used + code.len()).next_multiple_of(16).min(self.len);
-        while self.used - self.huge >= HUGE_PAGE {
+        while self.huge + HUGE_PAGE <= self.used {
             self.huge_pages.want(self.executable as usize + self.huge, self.writable as usize + self.huge);
             self.huge += HUGE_PAGE;
         }

@@ -171,6 +171,7 @@ fn enter(cpu: &mut Cpu, insn: &Instruction, size: usize) -> Exec<()> {
     let sp = stack.sp.wrapping_sub(space) & stack_mask;
     // The new top must be writable, though nothing is written there yet.
     let top = cpu.linear(2, sp, size as u64, true)?;
+    cpu.check_alignment(top, size, Access::Current)?;
     cpu.probe_write(top, size as u64, Access::Current)?;
     set_sized(&mut cpu.env.gpr[RBP], size, new_frame);
     cpu.set_stack_pointer(sp);
