@@ -31,6 +31,10 @@ impl Captured {
         String::from_utf8_lossy(&self.state.lock().expect(LOCK).bytes).into_owned()
     }
 
+    fn length(&self) -> usize {
+        self.state.lock().expect(LOCK).bytes.len()
+    }
+
     fn append(&self, bytes: &[u8], ended: bool) {
         let mut state = self.state.lock().expect(LOCK);
         state.bytes.extend_from_slice(bytes);
@@ -135,11 +139,24 @@ impl Session {
 
     /// Waits for the machine's end. Past the limit it is killed, and the test fails with what it said last.
     #[track_caller]
-    pub fn finish(mut self) -> Outcome {
+    pub fn finish(self) -> Outcome {
+        self.finish_unless_silent(Duration::MAX).expect("nothing is silent for so long")
+    }
+
+    /// As [`Session::finish`]; `None` if the console was silent for `limit`: then the machine is killed.
+    #[track_caller]
+    pub fn finish_unless_silent(mut self, limit: Duration) -> Option<Outcome> {
+        let mut heard = (0, Instant::now());
         let status = loop {
+            let length = self.serial.length();
+            if length != heard.0 {
+                heard = (length, Instant::now());
+            }
             match self.child.try_wait().expect("the child is ours") {
                 Some(status) => break status,
                 None if Instant::now() >= self.deadline => self.fail("it did not end in time"),
+                // Dropped, it is killed.
+                None if heard.1.elapsed() >= limit => return None,
                 None => std::thread::sleep(Duration::from_millis(10)),
             }
         };
@@ -148,7 +165,7 @@ impl Session {
             reader.join().expect("a reader does not panic");
         }
         let serial = self.serial.text().replace('\r', "");
-        Outcome { status, serial, stderr: self.stderr.text(), elapsed }
+        Some(Outcome { status, serial, stderr: self.stderr.text(), elapsed })
     }
 
     #[track_caller]
