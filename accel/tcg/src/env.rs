@@ -72,6 +72,8 @@ pub const SHADOW_SS: u32 = 2;
 
 /// The poll word once a block has set it itself ([`crate::stress::Stress::kicks`]): nobody else wants anything.
 pub const POLL_AGAIN: u32 = 1;
+/// In the poll word: a kick. -1 in the high half, as QEMU's `icount_decr`.
+pub const KICKED: u32 = 0xffff_0000;
 
 /// How many soft-TLB modes there are: user, supervisor with SMAP in force, supervisor without.
 pub const TLB_MODES: usize = 3;

@@ -24,10 +24,8 @@ use devices::clock::IcountClock;
 use devices::clock::icount::Idle;
 
 use crate::cpu::Cpu;
-use crate::env::EnvMapping;
+use crate::env::{EnvMapping, KICKED};
 
-/// In the poll word: a kick.
-pub const KICKED: u32 = 0xffff_0000;
 /// In the poll word: the kick came from the CPU's own thread, so that it comes at the same instruction in every run.
 pub const SELF_KICK: u32 = 1 << 15;
 

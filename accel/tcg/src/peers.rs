@@ -18,11 +18,8 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use crate::code::cache::Gone;
 use crate::cpu::Cpu;
-use crate::env::EnvMapping;
+use crate::env::{EnvMapping, KICKED};
 use crate::ram::RamPage;
-
-/// [`Peer::kick`]: what kickers write into the poll word: -1 in the high half, as QEMU's `icount_decr`.
-pub const KICKED: u32 = 0xffff_0000;
 
 const LOCK: &str = "no holder of a lock of the CPUs' requests panics";
 

@@ -3,10 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use crate::code::tb::{TbId, mode};
-use crate::env::POLL_AGAIN;
+use crate::env::{KICKED, POLL_AGAIN};
 use crate::exec::Vcpu;
 use crate::exec::blocks::mode_bits;
-use crate::icount::KICKED;
 use crate::translate::block::MAX_INSNS;
 
 /// A block that was not entered because of a kick.

@@ -315,14 +315,8 @@ impl Translator {
             return Entries { saved, host, forward: host };
         }
         if live {
-            // JRCXZ looks without touching the flags.
             dynasm!(self.e ; .arch x64 ; mov r10, rcx ; mov ecx, [rsp + POLL]);
-            let quiet = self.e.jrcxz();
-            dynasm!(self.e ; .arch x64 ; mov rcx, r10);
-            let patch = self.e.jmp();
-            self.leave_at_start(patch, exit::POLL);
-            self.e.bind_short(quiet);
-            dynasm!(self.e ; .arch x64 ; mov rcx, r10);
+            self.poll_rcx();
         } else {
             self.poll();
         }
@@ -330,6 +324,16 @@ impl Translator {
         let forward = self.e.here();
         self.mark();
         Entries { saved, host, forward }
+    }
+
+    /// Leaves for the loop unless RCX is zero, its own value in R10 back in it. Keeps EFLAGS: JRCXZ looks without touching them.
+    pub(super) fn poll_rcx(&mut self) {
+        let quiet = self.e.jrcxz();
+        dynasm!(self.e ; .arch x64 ; mov rcx, r10);
+        let patch = self.e.jmp();
+        self.leave_at_start(patch, exit::POLL);
+        self.e.bind_short(quiet);
+        dynasm!(self.e ; .arch x64 ; mov rcx, r10);
     }
 
     /// The entries of a block that runs over into another page, which must be mapped as it was when it was translated.

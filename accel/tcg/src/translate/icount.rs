@@ -45,12 +45,7 @@ impl Translator {
                 ; movsx ecx, r11b
                 ; mov r11d, [rsp + POLL]
                 ; lea ecx, [rcx + r11 * 2]);
-            let quiet = self.e.jrcxz();
-            dynasm!(self.e ; .arch x64 ; mov rcx, r10);
-            let patch = self.e.jmp();
-            self.leave_at_start(patch, exit::POLL);
-            self.e.bind_short(quiet);
-            dynasm!(self.e ; .arch x64 ; mov rcx, r10);
+            self.poll_rcx();
         } else {
             dynasm!(self.e ; .arch x64 ; sub QWORD [rsp + env_offset!(budget)], count);
             let spent = self.e.jcc(cc::S);
