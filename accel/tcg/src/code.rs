@@ -3,6 +3,7 @@
 pub mod buffer;
 pub mod cache;
 pub mod emitter;
+pub mod gs_base;
 pub mod huge_pages;
 pub mod key_table;
 pub mod refill;

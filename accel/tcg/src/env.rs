@@ -242,15 +242,12 @@ pub struct Env {
     pub budget: i64,
     /// Under icount: instructions of the present block from the one that called a helper on; 0 between blocks.
     pub left: u32,
-    /// Jump caches of the present context, one for each class of modes.
-    pub jump_caches: [u64; mode::CLASSES],
-    /// The one of them in which a helper has generated code look for the next block.
+    /// The present context ([`crate::mmu::soft_tlb::Context`]): the base of the host's GS in generated code.
+    pub context: u64,
+    /// What that base is.
+    pub context_loaded: u64,
+    /// Where in a context the jump cache is in which a helper has generated code look for the next block.
     pub resume_jumps: u64,
-    /// Tables of the pages that code may be fetched from in the present context, for supervisor and user: the number of
-    /// each page's mapping ([`crate::code::tb::Guard`]), by the low bits of the page number.
-    pub code_pages: [u64; 2],
-    /// Soft-TLB tables of the present context: read and write per mode.
-    pub tlb: [[u64; 2]; TLB_MODES],
     /// For refills.
     pub walk: Walk,
     /// Scratch for generated code.
@@ -311,7 +308,7 @@ pub struct Env {
 }
 
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
-const XSAVE_PAD: usize = 48;
+const XSAVE_PAD: usize = 0;
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.
 const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);

@@ -14,7 +14,7 @@ use crate::code::thunks::scratch_offset;
 use crate::env_offset;
 use crate::exec::helpers::{CHECK_ALIGNMENT, JUDGE};
 use crate::mmu::access::{MODE_SMAP, MODE_USER};
-use crate::mmu::soft_tlb::TLB_ENTRIES;
+use crate::mmu::soft_tlb::{TLB_ENTRIES, table_offset};
 use crate::mmu::walk::PHYS_BITS;
 use crate::ram::SEVERAL;
 
@@ -60,6 +60,7 @@ fn unpark(e: &mut Emitter) {
 /// makes the host address of T0 in T1 and ZF set. What it cannot do is `slow`'s.
 pub fn emit(e: &mut Emitter, mode: usize, write: bool, filled: Option<u64>, slow: u64) -> u64 {
     let at = e.here();
+    let table = table_offset(mode, write);
     park(e);
     let mut give_up = Vec::new();
     let mut unless = |e: &mut Emitter, condition: u8| give_up.push(e.jcc(condition));
@@ -128,11 +129,10 @@ pub fn emit(e: &mut Emitter, mode: usize, write: bool, filled: Option<u64>, slow
         ; mov ecx, r10d
         ; shr ecx, 8
         ; and ecx, (TLB_ENTRIES as i32 - 1) << 4
-        ; add rcx, [rsp + env_offset!(tlb) + (mode * 16 + usize::from(write) * 8) as i32 + DEPTH]
         ; mov rdx, r10
         ; and rdx, -0x1000
-        ; mov [rcx], rdx
-        ; mov [rcx + 8], rax
+        ; gs mov [rcx + table], rdx
+        ; gs mov [rcx + table + 8], rax
         ; mov rcx, [rsp + walk_offset!(used)]
         ; mov BYTE [rcx + (mode * 2 + usize::from(write)) as i32], 1
         ; inc QWORD [rsp + env_offset!(counted.walks) + DEPTH]);

@@ -16,16 +16,19 @@ use std::mem::offset_of;
 use dynasmrt::{DynasmApi, dynasm};
 
 use crate::code::emitter::{Emitter, Patch, cc};
+use crate::code::gs_base;
 use crate::code::refill;
 use crate::code::tb::mode;
 use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TLB_MODES, TlbSlot};
 use crate::exec::helpers::{JUDGE, RESUME, SITE_SHIFT, SLOT_SHIFT};
-use crate::mmu::soft_tlb::{JUMP_ENTRIES, TLB_ENTRIES};
+use crate::mmu::soft_tlb::{JUMP_ENTRIES, JumpEntry, TLB_ENTRIES, jumps_offset, table_offset};
 
 /// First scratch register: R10.
 pub const T0: u8 = 10;
 /// Second scratch register: R11.
 pub const T1: u8 = 11;
+/// The environment's address.
+const RSP: u8 = 4;
 
 /// Offset of a field of [`Env`] from the host's RSP in generated code.
 #[macro_export]
@@ -217,7 +220,9 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
         ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15
         ; mov [rdi + env_offset!(host_rsp)], rsp
         ; mov rsp, rdi
-        ; mov r11, rsi);
+        ; mov rbx, rsi);
+    gs_base::set(e, RSP, 0);
+    dynasm!(e ; .arch x64 ; mov r11, rbx);
     load_guest(e, 0);
     dynasm!(e ; .arch x64 ; jmp r11);
 
@@ -235,8 +240,8 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     leaves(e, &mut thunks);
     for class in 0..mode::CLASSES {
         thunks.lookup[class] = e.here();
-        let miss = probe_jump_cache(e, jump_cache_offset(class));
-        dynasm!(e ; .arch x64 ; jmp QWORD [r11 + 8]);
+        let miss = probe_jump_cache(e, class);
+        dynasm!(e ; .arch x64 ; gs jmp QWORD [r11 + jump_code(class)]);
         lookup_missed(e, miss, thunks.exit);
     }
     for class in 0..mode::RETURN_CLASSES {
@@ -244,11 +249,11 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
         dynasm!(e ; .arch x64
             ; mov [rsp + env_offset!(branch_from)], r11d
             ; inc QWORD [rsp + env_offset!(counted.return_misses)]);
-        let miss = probe_jump_cache(e, jump_cache_offset(class));
+        let miss = probe_jump_cache(e, class);
         // Where the site is was noted in case the target is no address: it is one.
         dynasm!(e ; .arch x64
             ; mov DWORD [rsp + env_offset!(branch_from)], 0
-            ; push QWORD [r11 + 8]
+            ; gs push QWORD [r11 + jump_code(class)]
             ; ret);
         lookup_missed(e, miss, thunks.exit);
     }
@@ -261,10 +266,13 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     e.jmp_to(thunks.exit);
 
     let resume = e.here();
+    gs_base::follow(e, RSP, 0);
     load_guest(e, 0);
     dynasm!(e ; .arch x64 ; mov r10, [rsp + env_offset!(rip)]);
-    let miss = probe_jump_cache(e, env_offset!(resume_jumps));
-    dynasm!(e ; .arch x64 ; jmp QWORD [r11 + 8]);
+    jump_index_to_t1(e);
+    dynasm!(e ; .arch x64 ; add r11, [rsp + env_offset!(resume_jumps)] ; gs cmp r10, [r11]);
+    let miss = e.jcc(cc::NE);
+    dynasm!(e ; .arch x64 ; gs jmp QWORD [r11 + 8]);
     lookup_missed(e, miss, thunks.exit);
 
     let ways = Ways { saved, resume, fp };
@@ -350,19 +358,19 @@ fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) {
     for (register, place) in park {
         dynasm!(e ; .arch x64 ; mov [rsp + place], Rq(register));
     }
+    let table = table_offset(mode, write != 0);
     let slots = env_offset!(slots) + ((mode * 2 + write) * size_of::<[TlbSlot; SLOTS]>()) as i32 + 8;
     dynasm!(e ; .arch x64
         ; mov eax, r10d
         ; shr eax, 8
         ; and eax, (TLB_ENTRIES as i32 - 1) << 4
-        ; add rax, [rsp + env_offset!(tlb) + (mode * 16 + write * 8) as i32 + 8]
         ; mov rcx, r10
         ; and rcx, -0x1000
-        ; cmp rcx, [rax]);
+        ; gs cmp rcx, [rax + table]);
     let not_there = e.jcc(cc::NE);
     // Does the last byte lie on the page, too?
     dynasm!(e ; .arch x64
-        ; mov rax, [rax + 8]
+        ; gs mov rax, [rax + table + 8]
         ; sub rax, rcx
         ; movzx edx, r11b
         ; lea rdx, [rdx + r10 - 1]
@@ -422,23 +430,27 @@ fn time_stamp(e: &mut Emitter, helper: Helper, fp: FpSave) -> u64 {
     at
 }
 
-/// Offset of the pointer to the jump cache of `class` from the host's RSP.
-pub const fn jump_cache_offset(class: usize) -> i32 {
-    env_offset!(jump_caches) + 8 * class as i32
-}
-
-/// T1 = the entry for the address in T0 of the jump cache that the environment points to at `cache`. The jump that is
-/// returned is taken if it is not T0's.
-pub fn probe_jump_cache(e: &mut Emitter, cache: i32) -> Patch {
+/// T1 = 16 times the index of the address in T0 in a jump cache.
+fn jump_index_to_t1(e: &mut Emitter) {
     dynasm!(e ; .arch x64
         ; mov r11, r10
         ; shr r11, 11
         ; xor r11d, r10d
         ; and r11d, JUMP_ENTRIES as i32 - 1
-        ; shl r11d, 4
-        ; add r11, [rsp + cache]
-        ; cmp r10, [r11]);
+        ; shl r11d, 4);
+}
+
+/// Looks for the address in T0 in the jump cache of `class`. The jump that is returned is taken if it is not there; where the
+/// code is, is at [`jump_code`]. Clobbers T1.
+pub fn probe_jump_cache(e: &mut Emitter, class: usize) -> Patch {
+    jump_index_to_t1(e);
+    dynasm!(e ; .arch x64 ; gs cmp r10, [r11 + jumps_offset(class)]);
     e.jcc(cc::NE)
+}
+
+/// Where, from T1 in the GS segment, the jump cache of `class` has the code after [`probe_jump_cache`].
+pub const fn jump_code(class: usize) -> i32 {
+    jumps_offset(class) + offset_of!(JumpEntry, code) as i32
 }
 
 /// Where `miss` of [`probe_jump_cache`] leads: out.
@@ -496,7 +508,7 @@ fn helper_thunk(e: &mut Emitter, helper: Helper, ways: &Ways, after: After) -> u
     e.jmp_to(ways.saved);
     e.bind_short(go_on);
     match after {
-        After::Nothing => {}
+        After::Nothing => gs_base::follow(e, RSP, 8),
         After::HostAddress => {
             dynasm!(e ; .arch x64
                 ; mov r11, [rsp + scratch_offset(RESULT) + 8]

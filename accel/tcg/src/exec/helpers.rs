@@ -18,6 +18,7 @@ use crate::exec::blocks::mode_bits;
 use crate::exec::vcpu::{Leave, Vcpu};
 use crate::interrupt;
 use crate::mmu::access::Target;
+use crate::mmu::soft_tlb::jumps_offset;
 use crate::ram::PAGE;
 use crate::translate::block::MAX_INSN_BYTES;
 use crate::translate::native::has_memory;
@@ -29,7 +30,7 @@ const MXCSR_MM: u32 = 1 << 17;
 
 /// A helper's answer: leave generated code; the reason is in the vCPU.
 const LEAVE: u64 = 1;
-/// A helper's answer: go on at `env.rip`, in the mode whose jump cache is `env.resume_jumps`.
+/// A helper's answer: go on at `env.rip`, in the mode whose jump cache is at `env.resume_jumps`.
 pub const RESUME: u64 = 2;
 
 /// The table for the thunks.
@@ -173,7 +174,7 @@ fn leave_with(vcpu: &mut Vcpu, leave: Leave) -> u64 {
     // What `Vcpu::find_block` does to the state.
     env.branch_from = 0;
     env.sysflags &= !flag::RF;
-    env.resume_jumps = env.jump_caches[class];
+    env.resume_jumps = jumps_offset(class) as u64;
     env.flags_to_code();
     cpu.code_changed = false;
     cpu.mmu.follow_mode(bits);

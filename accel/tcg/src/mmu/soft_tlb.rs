@@ -1,9 +1,8 @@
 //! The soft TLB: what generated code looks translations up in.
 //!
 //! A context holds all that depends on one address space (one PCID): read and write tables per mode, the
-//! instruction-fetch table and the jump cache. Generated code reaches the present context through pointers in the
-//! environment ([`crate::env::Env::tlb`], [`crate::env::Env::jump_cache`]), so that a switch of address space
-//! changes pointers and flushes nothing.
+//! instruction-fetch table and the jump cache. Generated code reaches the present context through the host's GS segment
+//! ([`crate::code::gs_base`]), so that a switch of address space changes its base and flushes nothing.
 //!
 //! Invariants:
 //! 1. A write entry exists only for a RAM page whose dirty bit is set and that holds no translated code.
@@ -11,6 +10,8 @@
 //!    the accesses that match it fault on the host's page 0, and the signal handler makes the #GP of them that a
 //!    non-canonical address has.
 //! 3. No entry maps a page on which a data breakpoint lies, nor MMIO: those accesses take the slow path.
+
+use std::mem::offset_of;
 
 use crate::code::tb::mode;
 use crate::env::{Env, TLB_MODES};
@@ -132,6 +133,24 @@ pub struct Context {
     last_use: u64,
 }
 
+/// Where in a context the table of `mode` is, for reads or writes: [`TlbEntry`], by [`table_index`].
+pub const fn table_offset(mode: usize, write: bool) -> i32 {
+    let number = mode * 2 + write as usize;
+    (offset_of!(Context, tables) + number * size_of::<[TlbEntry; TLB_ENTRIES]>()) as i32
+}
+
+/// Where in a context the jump cache of `class` is: [`JumpEntry`], by [`jump_index`].
+pub const fn jumps_offset(class: usize) -> i32 {
+    (offset_of!(Context, jumps) + class * size_of::<[JumpEntry; JUMP_ENTRIES]>()) as i32
+}
+
+/// Where in a context the entry for `linear` is of the table of pages that code may be fetched from by a user or the
+/// supervisor: the number of the page's mapping ([`crate::code::tb::Guard`]), 4 bytes.
+pub const fn code_page_offset(user: bool, linear: u64) -> i32 {
+    let table = offset_of!(Context, code_pages) + user as usize * size_of::<[u32; CODE_PAGES]>();
+    (table + 4 * code_page_index(linear)) as i32
+}
+
 impl Context {
     fn new() -> Box<Self> {
         let mut context = Box::new(Self {
@@ -239,7 +258,7 @@ fn fetch_index(linear: u64) -> usize {
 }
 
 /// Index of `linear`'s page in a table of code pages.
-pub fn code_page_index(linear: u64) -> usize {
+pub const fn code_page_index(linear: u64) -> usize {
     (linear >> 12) as usize & (CODE_PAGES - 1)
 }
 
@@ -293,18 +312,8 @@ impl Mmu {
 
     /// Points `env` at the present context.
     pub fn publish(&self, env: &mut Env) {
-        let context = &self.contexts[self.current];
-        for mode in 0..TLB_MODES {
-            for write in 0..2 {
-                env.tlb[mode][write] = context.tables[mode][write].as_ptr() as u64;
-            }
-        }
-        for class in 0..mode::CLASSES {
-            env.jump_caches[class] = context.jumps[class].as_ptr() as u64;
-        }
-        for user in 0..2 {
-            env.code_pages[user] = context.code_pages[user].as_ptr() as u64;
-        }
+        let context = &*self.contexts[self.current];
+        env.context = std::ptr::from_ref(context) as u64;
         env.walk.first_entry = (self.current as u64) << 16 | 1;
         env.walk.used = (&raw const context.used) as u64;
         env.walk.large = (&raw const context.large) as u64;

@@ -22,7 +22,7 @@ use crate::code::thunks::gpr_offset;
 use crate::env::{SLOTS, TlbSlot};
 use crate::env_offset;
 use crate::exec::helpers;
-use crate::mmu::soft_tlb::TLB_ENTRIES;
+use crate::mmu::soft_tlb::{TLB_ENTRIES, table_offset};
 use crate::operand::segment_index;
 use crate::translate::block::Item;
 use crate::translate::flags::Flags;
@@ -105,8 +105,8 @@ enum Restore {
     Nothing,
     /// By the tag of the slot at this offset.
     Slot(i32),
-    /// By the tag of the table's entry at T1.
-    Entry,
+    /// By the tag of the entry at T1 in the table at this offset.
+    Entry(i32),
 }
 
 /// The way for accesses that miss, emitted behind the block.
@@ -349,17 +349,16 @@ impl Translator {
     /// ```text
     ///     rorx  t1d, t0d, 8               ; page number * 16
     ///     and   t1d, (entries - 1) * 16
-    ///     add   t1, [rsp + table]
-    ///     xor   t0, [t1]
+    ///     xor   t0, gs:[t1 + table]
     ///     cmp   t0, 0x1000 - size
     ///     ja    miss
-    ///     mov   t1, [t1 + 8]              ; host page
+    ///     mov   t1, gs:[t1 + table + 8]   ; host page
     ///     ...   [t1 + t0]
     /// ```
     fn check_hashed(&mut self, packed: u32, write: bool, alignment: Option<u32>) -> MissStub {
         let size = (packed & helpers::SIZE) as i32;
         let tlb_mode = mode::tlb_mode(self.key.mode);
-        let table = env_offset!(tlb) + 16 * tlb_mode as i32 + 8 * i32::from(write);
+        let table = table_offset(tlb_mode, write);
         let mask = (TLB_ENTRIES as i32 - 1) << 4;
         if self.bmi2 {
             dynasm!(self.e ; .arch x64 ; rorx r11d, r10d, 8);
@@ -368,20 +367,19 @@ impl Translator {
         }
         dynasm!(self.e ; .arch x64
             ; and r11d, mask
-            ; add r11, [rsp + table]
-            ; xor r10, [r11]);
+            ; gs xor r10, [r11 + table]);
         let misaligned = alignment.map(|alignment| {
             dynasm!(self.e ; .arch x64 ; test r10d, alignment as i32 - 1);
             self.e.jcc(cc::NE)
         });
         dynasm!(self.e ; .arch x64 ; cmp r10, 0x1000 - size);
         let patch = self.e.jcc(cc::A);
-        dynasm!(self.e ; .arch x64 ; mov r11, [r11 + 8]);
+        dynasm!(self.e ; .arch x64 ; gs mov r11, [r11 + table + 8]);
         self.t1 = None;
         self.place = Place::Sum;
         let packed = packed | if alignment.is_some() { helpers::CHECK_ALIGNMENT } else { 0 };
         let thunk = self.thunks.refill[tlb_mode][usize::from(write)];
-        MissStub { misaligned, ..MissStub::new(patch, Restore::Entry, thunk, packed) }
+        MissStub { misaligned, ..MissStub::new(patch, Restore::Entry(table), thunk, packed) }
     }
 
     /// Reaches the operand of the present instruction, which `path` leads to and makes an address in T0 of: by a check, or

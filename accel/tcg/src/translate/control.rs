@@ -7,10 +7,10 @@ use iced_x86::{ConditionCode, Mnemonic, OpKind};
 
 use crate::code::emitter::{Patch, cc};
 use crate::code::tb::{Guard, NO_PAGE, Slot, mode};
-use crate::code::thunks::{exit, gpr_offset, jump_cache_offset, probe_jump_cache};
+use crate::code::thunks::{exit, gpr_offset, jump_code, probe_jump_cache};
 use crate::env::{Env, EnvBlock, ReturnCache};
 use crate::env_offset;
-use crate::mmu::soft_tlb::code_page_index;
+use crate::mmu::soft_tlb::code_page_offset;
 use crate::translate::block::Item;
 use crate::translate::flags::{self, Flags};
 use crate::translate::generator::Translator;
@@ -81,20 +81,17 @@ impl Translator {
     /// linked, is taken only if the page is entered as it was then:
     ///
     /// ```text
-    ///     mov  t1, [code_pages]
-    ///     cmp  dword [t1 + 4 * index], number     ; no page's while unlinked
+    ///     cmp  dword gs:[code_pages + 4 * index], number      ; no page's while unlinked
     ///     jne  lookup                             ; to the stub while unlinked
     ///     jmp  block
     /// ```
     fn go_to_page(&mut self, target: u64) {
         self.flags_free(self.live_end);
-        let user = usize::from(self.key.mode & mode::CPL == 3);
-        let entry = 4 * code_page_index(target) as i32;
-        // The number must be aligned to be patched: it is behind 8 + 7 bytes.
-        self.e.align_displacement(15);
-        dynasm!(self.e ; .arch x64
-            ; mov r11, [rsp + env_offset!(code_pages) + 8 * user as i32]
-            ; cmp DWORD [DWORD r11 + entry], NO_PAGE as i32);
+        let user = self.key.mode & mode::CPL == 3;
+        let entry = code_page_offset(user, target);
+        // The number must be aligned to be patched: it is behind 8 bytes.
+        self.e.align_displacement(8);
+        dynasm!(self.e ; .arch x64 ; gs cmp DWORD [entry], NO_PAGE as i32);
         let number = self.e.last_word();
         self.e.align_displacement(2);
         let otherwise = self.e.jcc(cc::NE);
@@ -132,8 +129,8 @@ impl Translator {
         match self.class {
             Some(class) => {
                 self.count(env_offset!(counted.branches));
-                let patch = probe_jump_cache(&mut self.e, jump_cache_offset(class));
-                dynasm!(self.e ; .arch x64 ; jmp QWORD [r11 + 8]);
+                let patch = probe_jump_cache(&mut self.e, class);
+                dynasm!(self.e ; .arch x64 ; gs jmp QWORD [r11 + jump_code(class)]);
                 self.branch_misses.push(patch);
             }
             None => {

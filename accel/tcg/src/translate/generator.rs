@@ -11,7 +11,7 @@ use crate::code::thunks::{Thunks, exit, scratch_offset};
 use crate::env::POLL_AGAIN;
 use crate::env_offset;
 use crate::exception::Exception;
-use crate::mmu::soft_tlb::code_page_index;
+use crate::mmu::soft_tlb::code_page_offset;
 use crate::ram::{PAGE, RamPage};
 use crate::stress::Stress;
 use crate::translate::address::MissStub;
@@ -347,11 +347,8 @@ impl Translator {
         let saved = self.e.here();
         self.flags = Flags::Saved;
         self.mark();
-        let user = usize::from(self.key.mode & mode::CPL == 3);
-        let entry = 4 * code_page_index(self.key.rip.wrapping_add(PAGE)) as i32;
-        dynasm!(self.e ; .arch x64
-            ; mov r11, [rsp + env_offset!(code_pages) + 8 * user as i32]
-            ; cmp DWORD [DWORD r11 + entry], number as i32);
+        let entry = code_page_offset(self.key.mode & mode::CPL == 3, self.key.rip.wrapping_add(PAGE));
+        dynasm!(self.e ; .arch x64 ; gs cmp DWORD [entry], number as i32);
         let other = self.e.jcc(cc::NE);
         self.leave_at_start(other, exit::LOOKUP);
         if self.icount {

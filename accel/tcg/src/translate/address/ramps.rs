@@ -50,7 +50,7 @@ impl Translator {
         match restore {
             Restore::Nothing => {}
             Restore::Slot(slot) => dynasm!(self.e ; .arch x64 ; xor r10, [rsp + slot + 8]),
-            Restore::Entry => dynasm!(self.e ; .arch x64 ; xor r10, [r11]),
+            Restore::Entry(table) => dynasm!(self.e ; .arch x64 ; gs xor r10, [r11 + table]),
         }
         dynasm!(self.e ; .arch x64 ; mov r11d, packed as i32);
         self.e.jmp_to(thunk);

@@ -11,7 +11,7 @@ use crate::env::{Segment, flag};
 use crate::env_offset;
 use crate::exec::helpers::STACK;
 use crate::mmu::access::{MODE_SMAP, MODE_SUPERVISOR};
-use crate::mmu::soft_tlb::TLB_ENTRIES;
+use crate::mmu::soft_tlb::{TLB_ENTRIES, table_offset};
 use crate::mmu::walk::cr;
 use crate::msr::spec::efer;
 use crate::segment::null_stack;
@@ -238,7 +238,7 @@ impl Translator {
     /// has. Clobbers T0, T1.
     fn unless_descriptor(&mut self, access: u16, slow: &mut Vec<Patch>) {
         let tlb_mode = if self.key.mode & mode::SMAP_OFF != 0 { MODE_SUPERVISOR } else { MODE_SMAP };
-        let table = env_offset!(tlb) + 16 * tlb_mode as i32;
+        let table = table_offset(tlb_mode, false);
         let mask = (TLB_ENTRIES as i32 - 1) << 4;
         dynasm!(self.e ; .arch x64 ; test r10d, 4);
         slow.push(self.e.jcc(cc::NE));
@@ -252,12 +252,11 @@ impl Translator {
             ; mov r11d, r10d
             ; shr r11d, 8
             ; and r11d, mask
-            ; add r11, [rsp + table]
-            ; xor r10, [r11]
+            ; gs xor r10, [r11 + table]
             ; cmp r10, 0x1000 - 8);
         slow.push(self.e.jcc(cc::A));
         dynasm!(self.e ; .arch x64
-            ; mov r11, [r11 + 8]
+            ; gs mov r11, [r11 + table + 8]
             ; mov r10, [r11 + r10]
             ; mov r11, QWORD flat_descriptor(access) as i64
             ; cmp r10, r11);

@@ -11,7 +11,7 @@ use crate::code::emitter::{Patch, cc};
 use crate::code::tb::mode;
 use crate::code::thunks::scratch_offset;
 use crate::env_offset;
-use crate::mmu::soft_tlb::TLB_ENTRIES;
+use crate::mmu::soft_tlb::{TLB_ENTRIES, table_offset};
 use crate::operand::segment_index;
 use crate::translate::block::Item;
 use crate::translate::generator::Translator;
@@ -122,23 +122,22 @@ impl Translator {
     /// T1 = the host address of the byte at linear address T0. Where that is not plain RAM, `slow`. Clobbers EFLAGS.
     fn t0_to_host(&mut self, write: bool, slow: &mut Vec<Patch>) {
         let tlb_mode = mode::tlb_mode(self.key.mode);
-        let table = env_offset!(tlb) + 16 * tlb_mode as i32 + 8 * i32::from(write);
+        let table = table_offset(tlb_mode, write);
         dynasm!(self.e ; .arch x64
             ; mov r11d, r10d
             ; shr r11d, 8
             ; and r11d, (TLB_ENTRIES as i32 - 1) << 4
-            ; add r11, [rsp + table]
-            ; xor r10, [r11]
+            ; gs xor r10, [r11 + table]
             ; cmp r10, 0xfff);
         let there = self.e.jcc_short(BELOW_EQUAL);
         // XOR again: the address once more. The refill keeps it if it succeeds.
-        dynasm!(self.e ; .arch x64 ; xor r10, [r11] ; mov r11d, 1);
+        dynasm!(self.e ; .arch x64 ; gs xor r10, [r11 + table] ; mov r11d, 1);
         self.e.call(self.thunks.try_refill[tlb_mode][usize::from(write)]);
         slow.push(self.e.jcc(cc::NE));
         dynasm!(self.e ; .arch x64 ; add r11, r10);
         let done = self.e.jmp_short();
         self.e.bind_short(there);
-        dynasm!(self.e ; .arch x64 ; mov r11, [r11 + 8] ; test r11, r11);
+        dynasm!(self.e ; .arch x64 ; gs mov r11, [r11 + table + 8] ; test r11, r11);
         // An empty entry, which a non-canonical address matches.
         slow.push(self.e.jcc(cc::E));
         dynasm!(self.e ; .arch x64 ; add r11, r10);
