@@ -9,6 +9,7 @@ pub mod bit_test;
 pub mod block;
 pub mod classify;
 pub mod control;
+pub mod encode;
 pub mod facts;
 pub mod features;
 pub mod flags;

@@ -20,7 +20,7 @@ use crate::code::gs_base;
 use crate::code::refill;
 use crate::code::tb::mode;
 use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TLB_MODES, TlbSlot};
-use crate::exec::helpers::{JUDGE, RESUME, SITE_SHIFT, SLOT_SHIFT};
+use crate::exec::helpers::{JUDGE, NEAR_SIZE, RESUME, SITE_SHIFT, SLOT_SHIFT};
 use crate::mmu::soft_tlb::{JUMP_ENTRIES, JumpEntry, TLB_ENTRIES, jumps_offset, table_offset};
 
 /// First scratch register: R10.
@@ -130,6 +130,9 @@ pub struct Thunks {
     /// For each soft-TLB mode, reads and writes: as `read_miss` and `write_miss`, from the guest's page tables where that is
     /// simple. Clobbers flags.
     pub refill: [[u64; 2]; TLB_MODES],
+    /// As `refill`, after the page of another address was looked up: the table may have that of this one. The operand has
+    /// [`NEAR_SIZE`] bytes at most.
+    pub near_miss: [[u64; 2]; TLB_MODES],
     /// As `refill`; ZF says whether it has succeeded. If not, nothing has happened.
     pub try_refill: [[u64; 2]; TLB_MODES],
     /// Called after a store to the bounce buffer, the guest's flags in EFLAGS.
@@ -293,6 +296,7 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
             thunks.refill[mode][write] = e.here();
             dynasm!(e ; .arch x64 ; inc QWORD [rsp + env_offset!(counted.table_misses) + 8]);
             refill::emit(e, mode, is_store, None, slow);
+            thunks.near_miss[mode][write] = near_miss(e, mode, is_store, thunks.refill[mode][write]);
             thunks.try_refill[mode][write] = refill::emit(e, mode, is_store, None, failed);
         }
     }
@@ -404,6 +408,32 @@ fn slot_miss(e: &mut Emitter, mode: usize, write: usize, slow: u64) {
     for (register, place) in park {
         dynasm!(e ; .arch x64 ; mov Rq(register), [rsp + place]);
     }
+}
+
+/// See [`Thunks::near_miss`].
+fn near_miss(e: &mut Emitter, mode: usize, write: bool, refill: u64) -> u64 {
+    let at = e.here();
+    let table = table_offset(mode, write);
+    let parked = scratch_offset(4) + 8;
+    dynasm!(e ; .arch x64
+        ; mov [rsp + parked], rax
+        ; mov eax, r10d
+        ; shr eax, 8
+        ; and eax, (TLB_ENTRIES as i32 - 1) << 4
+        ; gs xor r10, [rax + table]
+        ; cmp r10, 0x1000 - NEAR_SIZE as i32);
+    let not_there = e.jcc_short(cc::A);
+    dynasm!(e ; .arch x64
+        ; gs xor r10, [rax + table]
+        ; gs mov r11, [rax + table + 8]
+        ; gs sub r11, [rax + table]
+        ; mov rax, [rsp + parked]
+        ; cmp r11, r11
+        ; ret);
+    e.bind_short(not_there);
+    dynasm!(e ; .arch x64 ; gs xor r10, [rax + table] ; mov rax, [rsp + parked]);
+    e.jmp_to(refill);
+    at
 }
 
 /// RDTSC: of the guest's registers only those are saved that a function may change.

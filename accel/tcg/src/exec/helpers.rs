@@ -56,6 +56,8 @@ pub const SITE_SHIFT: u32 = 3;
 pub const GROUP: u32 = 1 << 14;
 /// Size argument of the miss helpers: place of the number of the site's slot.
 pub const SLOT_SHIFT: u32 = 8;
+/// Bytes of an operand at most whose check is [`crate::translate::address::Path::Near`].
+pub const NEAR_SIZE: u32 = 64;
 /// The size in the size argument.
 pub const SIZE: u32 = 0xff;
 

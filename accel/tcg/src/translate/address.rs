@@ -10,6 +10,7 @@
 //! not go straight to memory (MMIO, a page with code, two pages) goes to the bounce buffer: the stub executes a copy
 //! of the instruction on it and has it committed.
 
+mod direct;
 mod group_check;
 pub mod ramps;
 
@@ -24,7 +25,9 @@ use crate::env_offset;
 use crate::exec::helpers;
 use crate::mmu::soft_tlb::{TLB_ENTRIES, table_offset};
 use crate::operand::segment_index;
+use crate::translate::address::direct::Linear;
 use crate::translate::block::Item;
+use crate::translate::encode::{Memory, Op};
 use crate::translate::flags::Flags;
 use crate::translate::generator::Translator;
 use crate::translate::groups::{Member, Way};
@@ -70,6 +73,20 @@ pub enum Path {
     Slot(usize, Place),
     /// By the table.
     Table,
+    /// By this slot, to this address, without T0.
+    Constant {
+        /// The slot.
+        slot: usize,
+        /// The linear address.
+        linear: u64,
+    },
+    /// By the table, to so many bytes above this host register, without T0.
+    Near {
+        /// Host register.
+        base: u8,
+        /// In bytes, not negative.
+        displacement: i32,
+    },
 }
 
 impl Path {
@@ -81,8 +98,8 @@ impl Path {
     /// The slot.
     fn slot(self) -> Option<usize> {
         match self {
-            Self::Slot(slot, _) => Some(slot),
-            Self::Table => None,
+            Self::Slot(slot, _) | Self::Constant { slot, .. } => Some(slot),
+            Self::Table | Self::Near { .. } => None,
         }
     }
 }
@@ -114,6 +131,7 @@ pub struct MissStub {
     patch: Patch,
     misaligned: Option<Patch>,
     restore: Restore,
+    linear: Linear,
     thunk: u64,
     place: Place,
     /// After the host page was loaded.
@@ -137,8 +155,9 @@ impl MissStub {
             patch,
             misaligned: None,
             restore,
+            linear: Linear::Ready,
             thunk,
-            place: Place::Sum,
+            place: Place::Sum(0),
             back: 0,
             after: 0,
             packed,
@@ -155,6 +174,9 @@ impl Translator {
     /// T0 = the linear address of the memory operand of `insn`, before the check. Clobbers T1; keeps EFLAGS, except for
     /// segments that a helper must check.
     pub(super) fn linear_to_t0(&mut self, insn: &Instruction, size: u32, write: bool) -> Path {
+        if self.segment_at_once(insn) {
+            return self.path_of(insn);
+        }
         self.offset_to_t0(insn);
         self.segment_t0(insn.memory_segment(), size, write, waits(insn));
         self.path_of(insn)
@@ -167,15 +189,40 @@ impl Translator {
         let page = (displacement >> 12) as usize;
         let segment = segment_index(insn.memory_segment());
         if segment >= 4 {
-            return Path::Slot(SEGMENT_SLOTS + (segment - 4) * 4 + page % 4, Place::Sum);
+            return Path::Slot(SEGMENT_SLOTS + (segment - 4) * 4 + page % 4, Place::Sum(0));
         }
         match (insn.memory_base(), insn.memory_index()) {
             (Register::RSP, Register::None) => Path::stack(displacement as i32),
             (Register::None | Register::RIP | Register::EIP, Register::None) => {
-                Path::Slot(CONSTANT_SLOTS + page % CONSTANT_PAGES, Place::Sum)
+                Path::Slot(CONSTANT_SLOTS + page % CONSTANT_PAGES, Place::Sum(0))
             }
             _ => Path::Table,
         }
+    }
+
+    /// T0 = the linear address of an operand in FS or GS of 64-bit code, with one addition, if it can be.
+    fn segment_at_once(&mut self, insn: &Instruction) -> bool {
+        let segment = segment_index(insn.memory_segment());
+        let displacement = i32::try_from(insn.memory_displacement64() as i64);
+        let base = gpr_number(insn.memory_base());
+        let resident = base.map(host_number);
+        let (Ok(displacement), true) = (displacement, self.bits == 64 && segment >= 4) else { return false };
+        if insn.memory_index() != Register::None
+            || matches!(insn.memory_base(), Register::RIP | Register::EIP)
+            || address_width(insn, 64) != 64
+            || resident == Some(None)
+        {
+            return false;
+        }
+        let at = env_offset!(seg) + (segment * size_of::<crate::env::Segment>()) as i32;
+        dynasm!(self.e ; .arch x64 ; mov r10, [rsp + at]);
+        let memory = match resident.flatten() {
+            Some(base) => Memory { base: Some(base as u8), index: Some((10, 1)), displacement },
+            None if displacement == 0 => return true,
+            None => Memory { base: Some(10), index: None, displacement },
+        };
+        self.e.memory_op(Op::Lea, 10, memory, 8);
+        true
     }
 
     /// T0 = T0 made linear in `segment`. `waits`: a pending x87 exception comes before what the segment raises.
@@ -232,6 +279,11 @@ impl Translator {
         let scale = index.map_or(1, |(_, scale)| scale);
         let host_base = base.map(|number| self.resident(number, 10));
         let host_index = index.map(|(number, _)| self.resident(number, 11));
+        // An index that is not scaled does as a base, whose displacement can be short.
+        let (host_base, host_index) = match (host_base, host_index) {
+            (None, Some(index)) if scale == 1 => (Some(index), None),
+            both => both,
+        };
         match (host_base, host_index) {
             (None, None) => self.constant_to_t0(displacement as u64),
             (Some(b), None) if displacement == 0 => {
@@ -239,19 +291,10 @@ impl Translator {
                     dynasm!(self.e ; .arch x64 ; mov r10, Rq(b));
                 }
             }
-            (Some(b), None) => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(b) + displacement]),
-            (Some(b), Some(i)) => match scale {
-                1 => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(b) + Rq(i) * 1 + displacement]),
-                2 => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(b) + Rq(i) * 2 + displacement]),
-                4 => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(b) + Rq(i) * 4 + displacement]),
-                _ => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(b) + Rq(i) * 8 + displacement]),
-            },
-            (None, Some(i)) => match scale {
-                1 => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(i) + displacement]),
-                2 => dynasm!(self.e ; .arch x64 ; lea r10, [NOSPLIT Rq(i) * 2 + displacement]),
-                4 => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(i) * 4 + displacement]),
-                _ => dynasm!(self.e ; .arch x64 ; lea r10, [Rq(i) * 8 + displacement]),
-            },
+            (base, index) => {
+                let memory = Memory { base, index: index.map(|index| (index, scale)), displacement };
+                self.e.memory_op(Op::Lea, 10, memory, 8);
+            }
         }
     }
 
@@ -289,6 +332,14 @@ impl Translator {
             Path::Slot(slot, place) if !by_table => {
                 self.count(env_offset!(counted.slot_checks));
                 self.check_slot(packed, write, slot, place)
+            }
+            Path::Constant { slot, linear } => {
+                self.count(env_offset!(counted.slot_checks));
+                self.check_constant(packed, write, slot, linear)
+            }
+            Path::Near { base, displacement } => {
+                self.count(env_offset!(counted.table_checks));
+                self.check_near(packed, write, base, displacement)
             }
             _ => {
                 self.count(env_offset!(counted.table_checks));
@@ -331,7 +382,7 @@ impl Translator {
                 dynasm!(self.e ; .arch x64 ; xor r10, [rsp + at] ; cmp r10, 0x1000 - size);
                 Restore::Slot(at)
             }
-            Place::Sum | Place::Host(_) => {
+            Place::Sum(_) | Place::Host(_) => {
                 dynasm!(self.e ; .arch x64 ; mov r11, r10 ; xor r11, [rsp + at] ; cmp r11, 0x1000 - size);
                 Restore::Nothing
             }
@@ -359,15 +410,8 @@ impl Translator {
         let size = (packed & helpers::SIZE) as i32;
         let tlb_mode = mode::tlb_mode(self.key.mode);
         let table = table_offset(tlb_mode, write);
-        let mask = (TLB_ENTRIES as i32 - 1) << 4;
-        if self.bmi2 {
-            dynasm!(self.e ; .arch x64 ; rorx r11d, r10d, 8);
-        } else {
-            dynasm!(self.e ; .arch x64 ; mov r11d, r10d ; shr r11d, 8);
-        }
-        dynasm!(self.e ; .arch x64
-            ; and r11d, mask
-            ; gs xor r10, [r11 + table]);
+        self.table_index_to_t1(10);
+        dynasm!(self.e ; .arch x64 ; gs xor r10, [r11 + table]);
         let misaligned = alignment.map(|alignment| {
             dynasm!(self.e ; .arch x64 ; test r10d, alignment as i32 - 1);
             self.e.jcc(cc::NE)
@@ -376,10 +420,20 @@ impl Translator {
         let patch = self.e.jcc(cc::A);
         dynasm!(self.e ; .arch x64 ; gs mov r11, [r11 + table + 8]);
         self.t1 = None;
-        self.place = Place::Sum;
+        self.place = Place::Sum(0);
         let packed = packed | if alignment.is_some() { helpers::CHECK_ALIGNMENT } else { 0 };
         let thunk = self.thunks.refill[tlb_mode][usize::from(write)];
         MissStub { misaligned, ..MissStub::new(patch, Restore::Entry(table), thunk, packed) }
+    }
+
+    /// T1 = 16 times the index in a table of the address in host register `address`.
+    fn table_index_to_t1(&mut self, address: u8) {
+        if self.bmi2 {
+            dynasm!(self.e ; .arch x64 ; rorx r11d, Rd(address), 8);
+        } else {
+            dynasm!(self.e ; .arch x64 ; mov r11d, Rd(address) ; shr r11d, 8);
+        }
+        dynasm!(self.e ; .arch x64 ; and r11d, (TLB_ENTRIES as i32 - 1) << 4);
     }
 
     /// Reaches the operand of the present instruction, which `path` leads to and makes an address in T0 of: by a check, or
@@ -407,7 +461,7 @@ impl Translator {
             (Way::Slot(slot), Path::Slot(_, place)) => {
                 (slot_offset(mode::tlb_mode(self.key.mode), member.write, slot) + 8, place)
             }
-            (Way::Slot(_), Path::Table) => unreachable!("its group has found it by the same path"),
+            (Way::Slot(_), _) => unreachable!("its group has found it by the same path"),
             (Way::Table(number), _) => (kept_offset(number), Place::Host(member.distance)),
         };
         if self.t1 != Some(kept) {
@@ -436,7 +490,9 @@ impl Translator {
         if let Some(patch) = stub.misaligned {
             self.e.bind(patch);
         }
+        self.linear_for_stub(stub.linear);
         self.e.call(ramp);
+        self.unlinear_for_stub(stub.linear);
         self.place = stub.place;
         if stub.fp_loaded {
             // Not every way through the thunk gives them up.
@@ -466,7 +522,7 @@ impl Translator {
     /// T0 = the zero-extended word of `size` (4 or 8) bytes that `item`'s memory operand names.
     pub(super) fn memory_to_t0(&mut self, item: &Item, size: u32) {
         self.flags_free(item.live_in);
-        let path = self.linear_to_t0(&item.insn, size, false);
+        let path = self.path_to(&item.insn, size, false);
         self.check(size | stack_bit(&item.insn, self.bits), false, path, Use::Load);
         self.load(10, size);
     }

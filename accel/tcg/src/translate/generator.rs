@@ -152,7 +152,7 @@ impl Translator {
             return_misses: Vec::new(),
             class: None,
             live_end: flags::ALL,
-            place: Place::Sum,
+            place: Place::Sum(0),
             groups: Groups::default(),
             t1: None,
             counting: false,

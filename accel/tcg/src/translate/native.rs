@@ -58,7 +58,7 @@ impl Translator {
         let stub = self.reach((packed, write), item.live_in, Use::Native, |this, used_for| {
             let path = match used_for {
                 Use::Member => this.path_of(insn),
-                _ => this.linear_to_t0(insn, size.max(1), write),
+                _ => this.path_to(insn, size.max(1), write),
             };
             if fp {
                 this.need_fp(item.live_in);
@@ -269,7 +269,7 @@ impl Translator {
 /// Has the memory operand of `insn` be at `place`.
 pub fn set_operand(insn: &mut Instruction, place: Place) {
     let (base, index, displacement) = match place {
-        Place::Sum => (Register::R11, Register::R10, 0),
+        Place::Sum(displacement) => (Register::R11, Register::R10, displacement),
         Place::Host(displacement) => (Register::R11, Register::None, displacement),
         Place::Base { base, displacement } => (sized(usize::from(base), 8), Register::R11, displacement),
     };

@@ -178,7 +178,7 @@ struct Operand {
 impl Operand {
     fn new(place: Place) -> Self {
         let (base, index, displacement) = match place {
-            Place::Sum => (11, 10, 0),
+            Place::Sum(displacement) => (11, 10, displacement),
             // Index 4 is none.
             Place::Host(displacement) => (11, 4, displacement),
             Place::Base { base, displacement } => (base, 11, displacement),
@@ -224,8 +224,10 @@ mod tests {
     use crate::translate::registers::host_register;
     use iced_x86::{Code, Decoder, DecoderOptions, Encoder, OpKind};
 
-    const PLACES: [Place; 10] = [
-        Place::Sum,
+    const PLACES: [Place; 12] = [
+        Place::Sum(0),
+        Place::Sum(24),
+        Place::Sum(0xffc),
         Place::Host(0),
         Place::Host(-3),
         Place::Host(254),
@@ -362,6 +364,6 @@ mod tests {
         // 66 66 66 66 66 48 81 05 disp32 imm32 has 15 bytes; another byte would be one too many.
         let bytes = [0x66, 0x66, 0x66, 0x66, 0x48, 0x81, 0x05, 1, 2, 3, 4, 5, 6, 7, 8, 0];
         assert_eq!(with_memory(&bytes, 15, Place::Base { base: 0, displacement: 0x1000 }), None);
-        assert_ne!(with_memory(&bytes, 15, Place::Sum), None);
+        assert_ne!(with_memory(&bytes, 15, Place::Sum(0)), None);
     }
 }

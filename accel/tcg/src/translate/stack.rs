@@ -3,12 +3,13 @@
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, Instruction, OpKind};
 
-use crate::code::emitter::cc;
+use crate::code::emitter::{Emitter, cc};
 use crate::code::thunks::{gpr_offset, scratch_offset};
 use crate::exception::Exception;
 use crate::exec::helpers::STACK;
 use crate::translate::address::{Path, STACK_SLOT, Use, stack_bit};
 use crate::translate::block::Item;
+use crate::translate::encode::{Memory, Op};
 use crate::translate::generator::Translator;
 use crate::translate::place::Place;
 use crate::translate::registers::{gpr_number, host_number};
@@ -23,10 +24,10 @@ impl Translator {
     pub(super) fn reach_push(&mut self, live: u8, size: u32, used_for: Use) -> Option<usize> {
         let below = -(size as i32);
         self.reach((size | STACK, true), live, used_for, |this, used_for| {
-            match (used_for, this.bits) {
-                (Use::Member, _) => {}
-                (_, 64) => dynasm!(this.e ; .arch x64 ; lea r10, [r9 + below]),
-                _ => dynasm!(this.e ; .arch x64 ; lea r10d, [r9 + below]),
+            if used_for != Use::Member {
+                let size = if this.bits == 64 { 8 } else { 4 };
+                let memory = Memory { base: Some(9), index: None, displacement: below };
+                this.e.memory_op(Op::Lea, 10, memory, size);
             }
             this.stack_path(below)
         })
@@ -46,16 +47,13 @@ impl Translator {
 
     /// The way to the stack's top, plus `displacement`.
     pub(super) fn stack_path(&self, displacement: i32) -> Path {
-        if self.bits == 64 { Path::stack(displacement) } else { Path::Slot(STACK_SLOT, Place::Sum) }
+        if self.bits == 64 { Path::stack(displacement) } else { Path::Slot(STACK_SLOT, Place::Sum(0)) }
     }
 
     /// The stack pointer moves by `delta`, flags untouched.
     fn move_stack(&mut self, delta: i32) {
-        if self.bits == 64 {
-            dynasm!(self.e ; .arch x64 ; lea r9, [r9 + delta]);
-        } else {
-            dynasm!(self.e ; .arch x64 ; lea r9d, [r9 + delta]);
-        }
+        let size = if self.bits == 64 { 8 } else { 4 };
+        self.e.memory_op(Op::Lea, 9, Memory { base: Some(9), index: None, displacement: delta }, size);
     }
 
     /// PUSH of a register or immediate.
@@ -74,12 +72,7 @@ impl Translator {
             let number = gpr_number(insn.op0_register()).expect("other registers are pushed by a helper");
             match host_number(number) {
                 Some(host) => self.store(host as u8, size),
-                None => {
-                    self.place_address(10);
-                    self.t1 = None;
-                    dynasm!(self.e ; .arch x64 ; mov r11, [rsp + gpr_offset(number)]);
-                    self.store_at_t0(size);
-                }
+                None => self.store_of(size, |e| dynasm!(e ; .arch x64 ; mov r10, [rsp + gpr_offset(number)])),
             }
         } else {
             self.store_constant(insn.immediate(0) as i32, size);
@@ -87,12 +80,19 @@ impl Translator {
         self.move_stack(-(size as i32));
     }
 
-    /// Stores T1 at T0.
-    fn store_at_t0(&mut self, size: u32) {
-        match size {
-            8 => dynasm!(self.e ; .arch x64 ; mov [r10], r11),
-            4 => dynasm!(self.e ; .arch x64 ; mov [r10], r11d),
-            _ => dynasm!(self.e ; .arch x64 ; mov [r10], r11w),
+    /// Stores at the place what `load` brings into T0.
+    fn store_of(&mut self, size: u32, load: impl FnOnce(&mut Emitter)) {
+        if let Place::Sum(displacement) = self.place {
+            // T0 is a part of it: T1 becomes the whole.
+            self.place_address(11);
+            self.t1 = None;
+            self.place = Place::Host(0);
+            load(&mut self.e);
+            self.store(10, size);
+            self.place = Place::Sum(displacement);
+        } else {
+            load(&mut self.e);
+            self.store(10, size);
         }
     }
 
@@ -100,7 +100,7 @@ impl Translator {
     pub(super) fn push_memory(&mut self, item: &Item) {
         let size = self.slot_size(&item.insn);
         self.flags_free(item.live_in);
-        let path = self.linear_to_t0(&item.insn, size, false);
+        let path = self.path_to(&item.insn, size, false);
         self.check(size | stack_bit(&item.insn, self.bits), false, path, Use::Load);
         self.load(10, size);
         dynasm!(self.e ; .arch x64 ; mov [rsp + scratch_offset(1)], r10);
@@ -113,9 +113,7 @@ impl Translator {
     pub(super) fn store_scratch(&mut self, item: &Item) {
         // A CALL through memory pushes its return address; only PUSH comes here.
         let size = self.slot_size(&item.insn);
-        self.place_address(10);
-        dynasm!(self.e ; .arch x64 ; mov r11, [rsp + scratch_offset(1)]);
-        self.store_at_t0(size);
+        self.store_of(size, |e| dynasm!(e ; .arch x64 ; mov r10, [rsp + scratch_offset(1)]));
         self.move_stack(-(size as i32));
     }
 
@@ -214,10 +212,7 @@ impl Translator {
         }
         match i32::try_from(next as i64) {
             Ok(short) => self.store_constant(short, 8),
-            Err(_) => {
-                self.place_address(10);
-                dynasm!(self.e ; .arch x64 ; mov r11, QWORD next as i64 ; mov [r10], r11);
-            }
+            Err(_) => self.store_of(8, |e| dynasm!(e ; .arch x64 ; mov r10, QWORD next as i64)),
         }
         self.move_stack(-8);
     }

@@ -25,7 +25,7 @@ impl Translator {
         let index = head.base.index.map(|(index, scale)| (usize::from(index), u32::from(scale)));
         self.address_to_t0(Some(base), index, head.displacement);
         let stub = match head.way {
-            Way::Slot(slot) => self.check_slot(head.size, head.write, slot, Place::Sum),
+            Way::Slot(slot) => self.check_slot(head.size, head.write, slot, Place::Sum(0)),
             Way::Table(_) => self.check_hashed(head.size, head.write, None),
         };
         let back = self.e.here();

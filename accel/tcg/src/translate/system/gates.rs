@@ -109,8 +109,8 @@ impl Translator {
     pub(super) fn iret(&mut self) {
         self.flags_free(0);
         dynasm!(self.e ; .arch x64 ; mov r10, r9);
-        self.check(40 | STACK, false, Path::Slot(STACK_SLOT, Place::Sum), Use::Load);
-        dynasm!(self.e ; .arch x64 ; lea r10, [r11 + r10]);
+        self.check(40 | STACK, false, Path::Slot(STACK_SLOT, Place::Sum(0)), Use::Load);
+        self.place_address(10);
         for (word, scratch) in FRAME.into_iter().enumerate() {
             let at = 8 * word as i32;
             dynasm!(self.e ; .arch x64 ; mov r11, [r10 + at] ; mov [rsp + scratch_offset(scratch)], r11);
