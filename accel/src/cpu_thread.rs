@@ -220,9 +220,11 @@ impl Hosted {
                 let (backend, io) = (&mut *self.backend, &*self.io);
                 CpuContext { backend, io, cpu: &self.cpu, exclusive }.perform(work);
             }
-            let (state, stop, unplug) = mailbox.peek(slot, |slot| (slot.state(), slot.stop, slot.unplug));
+            // Read at once: what was queued before the exit was asked for is seen with it.
+            let (state, stop, leave) =
+                mailbox.peek(slot, |slot| (slot.state(), slot.stop, slot.is_to_leave()));
             match state {
-                CpuState::Stopped if unplug => {
+                CpuState::Stopped if leave => {
                     self.become_state(CpuState::Exited);
                     return false;
                 }

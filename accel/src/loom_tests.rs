@@ -13,7 +13,8 @@ use crate::contract::Kick;
 use crate::cpu_handle::{CpuHandle, request};
 use crate::cpu_state::CpuState;
 use crate::exclusive::Exclusive;
-use crate::work::answer;
+use crate::mailbox::Slot;
+use crate::work::{Work, answer};
 
 fn model(test: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -200,6 +201,34 @@ fn loom_a_halted_cpu_stops_and_goes_on() {
         follow_stops(&cpu, 1);
         thread.join().unwrap();
         assert_eq!(cpu.state(), CpuState::Stopped);
+    });
+}
+
+/// Work, then the request to leave: a CPU that is stopped does the one before the other. As in `Hosted::deliver`.
+#[test]
+fn loom_work_queued_before_the_exit_is_done() {
+    model(|| {
+        let (cpu, _) = cpu(0);
+        cpu.mailbox().become_state(0, CpuState::Stopped);
+        let other = cpu.clone();
+        let thread = thread::spawn(move || {
+            let work = Work { exclusive: false, run: Box::new(|_| ()) };
+            assert!(other.mailbox().post_work(0, work).is_ok());
+            other.mailbox().post(0, |slot| slot.unplug = true);
+        });
+        let mailbox = cpu.mailbox();
+        let mut taken = 0;
+        loop {
+            while mailbox.take_work(0).is_some() {
+                taken += 1;
+            }
+            if mailbox.peek(0, Slot::is_to_leave) {
+                break;
+            }
+            mailbox.sleep(None);
+        }
+        thread.join().unwrap();
+        assert_eq!(taken, 1);
     });
 }
 

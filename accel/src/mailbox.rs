@@ -75,6 +75,11 @@ impl Slot {
         self.gone || matches!(self.state, CpuState::Stopped | CpuState::Exited)
     }
 
+    /// Whether the CPU shall leave now: work that was queued before comes first.
+    pub(crate) fn is_to_leave(&self) -> bool {
+        self.unplug && self.work.is_empty()
+    }
+
     /// Whether nothing of this CPU is left on its thread.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone

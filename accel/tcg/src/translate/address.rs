@@ -516,6 +516,9 @@ impl Translator {
         if stub.fp_loaded {
             self.e.call(self.thunks.fp_restore);
         }
+        if stub.used_for == Use::PushReturn {
+            self.constant_to_t0(item.insn.next_ip());
+        }
         self.e.jmp_to(stub.after);
     }
 

@@ -191,7 +191,7 @@ impl Translator {
         self.return_misses.push((miss, class));
     }
 
-    /// Has the host note that the block goes on at `next` (where a call returns to), and emits what goes to the
+    /// Has the host note that the block goes on at `next`, which [`Translator::store_return`] has pushed, and emits what goes to the
     /// callee by `target`.
     pub(super) fn call_to(&mut self, next: u64, target: impl FnOnce(&mut Self)) {
         let Some(class) = self.return_class() else { return target(self) };
@@ -199,9 +199,8 @@ impl Translator {
         let index = (next & 0xff) as i32 * 8;
         match i32::try_from(next as i64) {
             Ok(short) => dynasm!(self.e ; .arch x64 ; mov QWORD [rsp + return_tags(class) + index], short),
-            Err(_) => dynasm!(self.e ; .arch x64
-                ; mov r11, QWORD next as i64
-                ; mov [rsp + return_tags(class) + index], r11),
+            // It was pushed by way of T0.
+            Err(_) => dynasm!(self.e ; .arch x64 ; mov [rsp + return_tags(class) + index], r10),
         }
         // LEA with a displacement to come: the address behind the call below.
         dynasm!(self.e ; .arch x64 ; lea r11, [rip + 0]);

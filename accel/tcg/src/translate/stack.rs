@@ -64,7 +64,7 @@ impl Translator {
         self.checked_access_ends(stub);
     }
 
-    /// Stores what `item` pushes at T1 + T0 and moves the stack pointer.
+    /// Stores what `item` pushes at the place and moves the stack pointer.
     pub(super) fn store_pushed(&mut self, item: &Item) {
         let insn = &item.insn;
         let size = self.slot_size(insn);
@@ -109,7 +109,7 @@ impl Translator {
         self.checked_access_ends(stub);
     }
 
-    /// Stores scratch 1 at T1 + T0 and moves the stack pointer.
+    /// Stores scratch 1 at the place and moves the stack pointer.
     pub(super) fn store_scratch(&mut self, item: &Item) {
         // A CALL through memory pushes its return address; only PUSH comes here.
         let size = self.slot_size(&item.insn);
@@ -202,7 +202,8 @@ impl Translator {
         self.checked_access_ends(stub);
     }
 
-    /// Stores the next instruction's address at T1 + T0 and moves the stack pointer.
+    /// Stores the next instruction's address at the place and moves the stack pointer. An address that is not a sign-extended
+    /// word is in T0 afterwards.
     pub(super) fn store_return(&mut self, item: &Item) {
         let next = item.insn.next_ip();
         if self.bits != 64 {
