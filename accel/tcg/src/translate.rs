@@ -13,6 +13,7 @@ pub mod encode;
 pub mod facts;
 pub mod features;
 pub mod flags;
+pub mod fusion;
 pub mod generator;
 pub mod groups;
 pub mod icount;

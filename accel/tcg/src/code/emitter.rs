@@ -40,6 +40,8 @@ pub mod cc {
     pub const S: u8 = 8;
 }
 
+const NOPS: [&[u8]; 4] = [&[], &[0x90], &[0x66, 0x90], &[0x0f, 0x1f, 0x00]];
+
 impl Emitter {
     /// An empty one, to be executed at `base`.
     pub fn new(base: u64) -> Self {
@@ -176,11 +178,30 @@ impl Emitter {
         Patch(self.len - 4)
     }
 
-    /// Pads with NOPs so that the displacement of a jump with an opcode of `opcode_len` bytes is 4-aligned.
-    pub fn align_displacement(&mut self, opcode_len: u64) {
-        const NOPS: [&[u8]; 4] = [&[], &[0x90], &[0x66, 0x90], &[0x0f, 0x1f, 0x00]];
-        let misaligned = (self.here() + opcode_len) % 4;
-        self.raw(NOPS[(4 - misaligned as usize) % 4]);
+    /// Pads with NOPs so that the 4 bytes behind the `ahead` next ones can be patched
+    /// ([`CodeBuffer::patch_word`](crate::code::buffer::CodeBuffer::patch_word)).
+    pub fn align_word(&mut self, ahead: u64) {
+        self.nops(self.padding(ahead));
+    }
+
+    /// How many bytes that takes, 0 to 3.
+    pub fn padding(&self, ahead: u64) -> usize {
+        match (self.here() + ahead) % 8 {
+            0..=4 => 0,
+            place => 8 - place as usize,
+        }
+    }
+
+    /// `len` bytes, 0 to 3, that do nothing.
+    pub fn nops(&mut self, len: usize) {
+        self.raw(NOPS[len]);
+    }
+
+    /// As [`Emitter::nops`], at `at`; what is there moves up. Nothing of it may depend on its place.
+    pub fn insert_nops(&mut self, at: usize, len: usize) {
+        self.room.copy_within(at..self.len, at + len);
+        self.room[at..at + len].copy_from_slice(NOPS[len]);
+        self.len += len;
     }
 }
 

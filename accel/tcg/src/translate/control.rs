@@ -67,7 +67,7 @@ impl Translator {
         if self.single() {
             self.leave_to(target);
         } else if self.same_page(target) {
-            self.e.align_displacement(1);
+            self.e.align_word(1);
             let patch = self.e.jmp();
             self.linkable(patch, target, None);
         } else if self.class.is_some() {
@@ -89,13 +89,13 @@ impl Translator {
         self.flags_free(self.live_end);
         let user = self.key.mode & mode::CPL == 3;
         let entry = code_page_offset(user, target);
-        // The number must be aligned to be patched: it is behind 8 bytes.
-        self.e.align_displacement(8);
+        // The number is patched, too: it is behind 8 bytes.
+        self.e.align_word(8);
         dynasm!(self.e ; .arch x64 ; gs cmp DWORD [entry], NO_PAGE as i32);
         let number = self.e.last_word();
-        self.e.align_displacement(2);
+        self.e.align_word(2);
         let otherwise = self.e.jcc(cc::NE);
-        self.e.align_displacement(1);
+        self.e.align_word(1);
         let patch = self.e.jmp();
         self.linkable(patch, target, Some((number, otherwise)));
     }
@@ -222,7 +222,7 @@ impl Translator {
         let condition = condition_number(item.insn.condition_code());
         let target = item.insn.near_branch_target();
         self.two_ways(target, item.insn.next_ip(), |this| {
-            this.e.align_displacement(2);
+            this.align_jump_if();
             this.e.jcc(condition)
         });
     }
@@ -242,7 +242,7 @@ impl Translator {
     pub(super) fn jump_out_if(&mut self, item: &Item) {
         self.flags_for(item);
         let target = item.insn.near_branch_target();
-        self.e.align_displacement(2);
+        self.align_jump_if();
         let patch = self.e.jcc(condition_number(item.insn.condition_code()));
         let live_end = std::mem::replace(&mut self.live_end, flags::ALL);
         // Under icount there is something to do on the way.

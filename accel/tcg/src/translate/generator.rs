@@ -107,6 +107,8 @@ pub struct Translator {
     pub(super) place: Place,
     /// Accesses that are checked together.
     pub(super) groups: Groups,
+    /// Where in the code the instruction is that may be moved up ([`crate::translate::fusion`]): from, to.
+    pub(super) movable: Option<(usize, usize)>,
     /// What T1 is known to hold: the addend of the slot at this offset.
     pub(super) t1: Option<i32>,
     /// Blocks take their instructions off the budget ([`crate::icount`]).
@@ -154,6 +156,7 @@ impl Translator {
             live_end: flags::ALL,
             place: Place::Sum(0),
             groups: Groups::default(),
+            movable: None,
             t1: None,
             counting: false,
             icount: false,
@@ -233,7 +236,7 @@ impl Translator {
         self.fp_loaded = false;
         self.find_groups(&items, grouped);
         let entries = self.prologue(&items[0], mappings.1);
-        self.t1 = None;
+        (self.t1, self.movable) = (None, None);
         let mut heads = 0;
         for (index, item) in items.iter().enumerate() {
             self.now = index;

@@ -30,10 +30,7 @@ impl Translator {
         if item.memory {
             self.native_memory(item, false);
         } else {
-            self.flags_for(item);
-            self.mark();
-            self.emit_rewritten(item);
-            self.flags_after(item);
+            self.native_on_host(item);
         }
     }
 
@@ -44,10 +41,7 @@ impl Translator {
             return;
         }
         self.need_fp(item.live_in);
-        self.flags_for(item);
-        self.mark();
-        self.emit_rewritten(item);
-        self.flags_after(item);
+        self.native_on_host(item);
     }
 
     fn native_memory(&mut self, item: &Item, fp: bool) {
@@ -69,12 +63,14 @@ impl Translator {
         self.checked_access_ends(stub);
     }
 
-    /// The instruction of `item` with its memory operand at T1 + T0.
+    /// The instruction of `item`, with its memory operand, if it has one, at the place.
     pub(super) fn native_on_host(&mut self, item: &Item) {
         self.flags_for(item);
         self.mark();
+        let start = self.e.len();
         self.emit_rewritten(item);
         self.flags_after(item);
+        self.note_movable(item, start);
     }
 
     /// LEA.
