@@ -112,6 +112,8 @@ pub struct Msrs {
 
 /// Groups of accesses of one block that may be looked up in the table.
 pub const TABLE_GROUPS: usize = 16;
+/// The first of them, whose addresses are where they are reached with a displacement of one byte.
+pub const FIRST_GROUPS: usize = 2;
 /// Translation slots of one soft-TLB mode and direction ([`TlbSlot`]).
 pub const SLOTS: usize = 32;
 /// Counters of the misses of sites: of accesses whose slots they share.
@@ -213,6 +215,12 @@ pub struct Walk {
 /// The state. Field order is layout: what generated code uses most comes first.
 #[repr(C)]
 pub struct Env {
+    /// Arithmetic flags as `lahf; seto al` leaves them in AX: valid instead of `arith` around generated code.
+    pub lahf: u32,
+    /// 1 while the host's vector and x87 registers hold the guest's; 0 while [`Env::xsave`] does.
+    pub fp_loaded: u32,
+    /// As [`Env::groups`], of the first ones.
+    pub first_groups: [u64; FIRST_GROUPS],
     /// RAX RCX RDX RBX RSP RBP RSI RDI R8..R15.
     pub gpr: [u64; 16],
     /// Offset in CS of the current instruction (in helpers) or of the next one (between blocks).
@@ -227,10 +235,6 @@ pub struct Env {
     pub ac: u32,
     /// All other bits of RFLAGS that are set, bit 1 not among them.
     pub sysflags: u32,
-    /// Arithmetic flags as `lahf; seto al` leaves them in AX: valid instead of `arith` around generated code.
-    pub lahf: u32,
-    /// 1 while the host's vector and x87 registers hold the guest's; 0 while [`Env::xsave`] does.
-    pub fp_loaded: u32,
     /// Number of the block whose indirect branch or return was the last, plus 1; 0: none since the loop last looked.
     pub branch_from: u32,
     /// Interrupts are held off for one instruction: [`SHADOW_STI`], [`SHADOW_SS`] or 0.
@@ -290,8 +294,8 @@ pub struct Env {
     pub fault_eflags: u32,
     pub fault_signal: u32,
     pub fault_trap: u32,
-    /// Host addresses of the running block's groups of accesses.
-    pub groups: [u64; TABLE_GROUPS],
+    /// Host addresses of the running block's groups of accesses, but the first ones.
+    pub groups: [u64; TABLE_GROUPS - FIRST_GROUPS],
     /// Slots, by soft-TLB mode and for reads and writes.
     pub slots: [[[TlbSlot; SLOTS]; 2]; TLB_MODES],
     /// Misses of sites, counting up to zero.
@@ -306,6 +310,9 @@ pub struct Env {
     /// Guest vector and x87 state while `fp_loaded` is 0.
     pub xsave: XsaveArea,
 }
+
+/// What blocks use most is reached with a displacement of one byte.
+const _: () = assert!(offset_of!(EnvBlock, env) + offset_of!(Env, gpr) + 8 * 11 < 128);
 
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
 const XSAVE_PAD: usize = 0;

@@ -19,14 +19,15 @@ use iced_x86::{Instruction, Register};
 
 use crate::code::emitter::{Patch, cc};
 use crate::code::tb::mode;
-use crate::code::thunks::gpr_offset;
-use crate::env::{SLOTS, TlbSlot};
+use crate::code::thunks::{T0, T1, gpr_offset};
+use crate::env::{FIRST_GROUPS, SLOTS, TlbSlot};
 use crate::env_offset;
 use crate::exec::helpers;
 use crate::mmu::soft_tlb::{TLB_ENTRIES, table_offset};
 use crate::operand::segment_index;
 use crate::translate::address::direct::Linear;
 use crate::translate::block::Item;
+use crate::translate::cold::Held;
 use crate::translate::encode::{Memory, Op};
 use crate::translate::flags::Flags;
 use crate::translate::generator::Translator;
@@ -112,7 +113,10 @@ fn slot_offset(tlb_mode: usize, write: bool, slot: usize) -> i32 {
 
 /// Offset of where the address of table group `number` is kept.
 fn kept_offset(number: usize) -> i32 {
-    env_offset!(groups) + 8 * number as i32
+    match number.checked_sub(FIRST_GROUPS) {
+        None => env_offset!(first_groups) + 8 * number as i32,
+        Some(number) => env_offset!(groups) + 8 * number as i32,
+    }
 }
 
 /// How T0 becomes the linear address again after a check has failed.
@@ -251,72 +255,91 @@ impl Translator {
 
     /// T0 = the offset that the memory operand of `insn` names, of the address size. Clobbers T1; keeps EFLAGS.
     pub(super) fn offset_to_t0(&mut self, insn: &Instruction) {
-        let base = insn.memory_base();
-        let displacement = insn.memory_displacement64();
-        if base == Register::RIP || base == Register::EIP {
-            self.constant_to_t0(displacement);
-            return;
-        }
-        let index = insn.memory_index();
         let width = address_width(insn, self.bits);
-        let base = gpr_number(base);
-        let index = gpr_number(index).map(|index| (index, insn.memory_index_scale()));
-        if base.is_none() && index.is_none() {
-            self.constant_to_t0(if width == 64 { displacement } else { displacement & 0xffff_ffff });
-        } else {
-            self.address_to_t0(base, index, displacement as i64 as i32);
-        }
+        let constant = self.offset_to(T0, 8, insn);
         // Guest registers may hold anything above the address size.
         match width {
             16 => dynasm!(self.e ; .arch x64 ; movzx r10d, r10w),
-            32 if base.is_some() || index.is_some() => dynasm!(self.e ; .arch x64 ; mov r10d, r10d),
+            32 if !constant => dynasm!(self.e ; .arch x64 ; mov r10d, r10d),
             _ => {}
         }
     }
 
-    /// T0 = the sum of guest registers `base`, `index` times its scale, and a constant. Clobbers T1 for a cold index.
+    /// Host register `to` = what the memory operand of `insn` is made of, not yet cut to the address size, in a register of
+    /// `size` bytes. Whether it is a constant.
+    pub(super) fn offset_to(&mut self, to: u8, size: u32, insn: &Instruction) -> bool {
+        let base = insn.memory_base();
+        let displacement = insn.memory_displacement64();
+        let index = gpr_number(insn.memory_index()).map(|index| (index, insn.memory_index_scale()));
+        let constant = match (base, gpr_number(base), index) {
+            (Register::RIP | Register::EIP, ..) => displacement,
+            (_, None, None) if address_width(insn, self.bits) == 64 => displacement,
+            (_, None, None) => displacement & 0xffff_ffff,
+            (_, base, index) => {
+                self.address_to(to, size, base, index, displacement as i64 as i32);
+                return false;
+            }
+        };
+        self.constant_to(to, if size == 8 { constant } else { constant & 0xffff_ffff });
+        true
+    }
+
+    /// T0 = the sum of guest registers `base`, `index` times its scale, and a constant.
     fn address_to_t0(&mut self, base: Option<usize>, index: Option<(usize, u32)>, displacement: i32) {
-        let scale = index.map_or(1, |(_, scale)| scale);
-        let host_base = base.map(|number| self.resident(number, 10));
-        let host_index = index.map(|(number, _)| self.resident(number, 11));
+        self.address_to(T0, 8, base, index, displacement);
+    }
+
+    /// Host register `to`, of `size` bytes, = the sum of guest registers `base`, `index` times its scale, and a constant. Clobbers
+    /// T0 and T1 for what is cold.
+    fn address_to(
+        &mut self,
+        to: u8,
+        size: u32,
+        base: Option<usize>,
+        index: Option<(usize, u32)>,
+        displacement: i32,
+    ) {
+        let base = base.map(|number| self.resident(number, T0));
+        // The base may be held where the index would go.
+        let scratch = if base == Some(T1) { T0 } else { T1 };
+        let index = index.map(|(number, scale)| (self.resident(number, scratch), scale));
         // An index that is not scaled does as a base, whose displacement can be short.
-        let (host_base, host_index) = match (host_base, host_index) {
-            (None, Some(index)) if scale == 1 => (Some(index), None),
+        let (base, index) = match (base, index) {
+            (None, Some((index, 1))) => (Some(index), None),
             both => both,
         };
-        match (host_base, host_index) {
-            (None, None) => self.constant_to_t0(displacement as u64),
-            (Some(b), None) if displacement == 0 => {
-                if b != 10 {
-                    dynasm!(self.e ; .arch x64 ; mov r10, Rq(b));
-                }
-            }
-            (base, index) => {
-                let memory = Memory { base, index: index.map(|index| (index, scale)), displacement };
-                self.e.memory_op(Op::Lea, 10, memory, 8);
-            }
+        match (base, index, displacement, size) {
+            (Some(base), None, 0, 8) if base == to => {}
+            (Some(base), None, 0, 8) => dynasm!(self.e ; .arch x64 ; mov Rq(to), Rq(base)),
+            _ => self.e.memory_op(Op::Lea, to, Memory { base, index, displacement }, size),
+        }
+        if to == T0 {
+            self.t0 = None;
         }
     }
 
-    /// The host register that has guest register `number`, which is loaded into `scratch` if it is cold.
+    /// The host register that has guest register `number`, which is loaded into `scratch` if it is cold and not held.
     fn resident(&mut self, number: usize, scratch: u8) -> u8 {
-        match host_number(number) {
-            Some(host) => host as u8,
-            None => {
-                dynasm!(self.e ; .arch x64 ; mov Rq(scratch), [rsp + gpr_offset(number)]);
-                if scratch == 11 {
-                    self.t1 = None;
-                }
-                scratch
-            }
+        if let Some(host) = host_number(number) {
+            return host as u8;
         }
+        if let Some(host) = self.held_in(number) {
+            return host;
+        }
+        self.e.load_env(scratch, gpr_offset(number));
+        self.holds(scratch, number);
+        scratch
     }
 
-    fn constant_to_t0(&mut self, value: u64) {
+    /// Host register `to` = a constant.
+    fn constant_to(&mut self, to: u8, value: u64) {
         match (i32::try_from(value as i64), u32::try_from(value)) {
-            (_, Ok(unsigned)) => dynasm!(self.e ; .arch x64 ; mov r10d, unsigned as i32),
-            (Ok(short), _) => dynasm!(self.e ; .arch x64 ; mov r10, short),
-            _ => dynasm!(self.e ; .arch x64 ; mov r10, QWORD value as i64),
+            (_, Ok(unsigned)) => dynasm!(self.e ; .arch x64 ; mov Rd(to), unsigned as i32),
+            (Ok(short), _) => dynasm!(self.e ; .arch x64 ; mov Rq(to), short),
+            _ => dynasm!(self.e ; .arch x64 ; mov Rq(to), QWORD value as i64),
+        }
+        if to == T0 {
+            self.t0 = None;
         }
     }
 
@@ -327,6 +350,7 @@ impl Translator {
         let alignment = helpers::alignment((packed & helpers::SIZE).into()) as u32;
         let aligned = self.key.mode & mode::ALIGN != 0 && alignment > 1 && alignment.is_power_of_two();
         let by_table = aligned || self.hashed >> self.now & 1 != 0;
+        self.t0 = None;
         // The flags are free.
         let stub = match path {
             Path::Slot(slot, place) if !by_table => {
@@ -389,7 +413,7 @@ impl Translator {
         };
         let patch = self.e.jcc(cc::A);
         dynasm!(self.e ; .arch x64 ; mov r11, [rsp + at + 8]);
-        self.t1 = Some(at + 8);
+        self.t1 = Some(Held::Addend(at + 8));
         self.place = place;
         let packed = packed | (slot as u32) << helpers::SLOT_SHIFT;
         MissStub::new(patch, restore, self.thunks.slot_miss[tlb_mode][usize::from(write)], packed)
@@ -464,9 +488,9 @@ impl Translator {
             (Way::Slot(_), _) => unreachable!("its group has found it by the same path"),
             (Way::Table(number), _) => (kept_offset(number), Place::Host(member.distance)),
         };
-        if self.t1 != Some(kept) {
-            dynasm!(self.e ; .arch x64 ; mov r11, [rsp + kept]);
-            self.t1 = Some(kept);
+        if self.t1 != Some(Held::Addend(kept)) {
+            self.e.load_env(T1, kept);
+            self.t1 = Some(Held::Addend(kept));
         }
         self.place = place;
         self.mark();
@@ -474,8 +498,11 @@ impl Translator {
 
     /// The access that [`Translator::reach`] has led to has been emitted up to here.
     pub(super) fn checked_access_ends(&mut self, stub: Option<usize>) {
-        if let Some(stub) = stub {
-            self.miss_stubs[stub].after = self.e.here();
+        let Some(stub) = stub else { return };
+        self.miss_stubs[stub].after = self.e.here();
+        if self.miss_stubs[stub].write {
+            // Where it was committed they hold something else.
+            self.nothing_held();
         }
     }
 
@@ -484,6 +511,7 @@ impl Translator {
         self.now = stub.insn;
         self.flags = stub.flags;
         self.fp_loaded = stub.fp_loaded;
+        self.nothing_held();
         self.mark();
         let ramp = self.ramp(stub.restore, stub.thunk, stub.packed);
         self.e.bind(stub.patch);
@@ -515,9 +543,6 @@ impl Translator {
         self.e.call(if self.flags.in_host() { self.thunks.commit_flags } else { self.thunks.commit });
         if stub.fp_loaded {
             self.e.call(self.thunks.fp_restore);
-        }
-        if stub.used_for == Use::PushReturn {
-            self.constant_to_t0(item.insn.next_ip());
         }
         self.e.jmp_to(stub.after);
     }

@@ -156,7 +156,7 @@ pub fn decode(source: &Source, kinds: &mut ModeKinds, peek: &dyn Peek, items: &m
             _ => break,
         }
     }
-    let mut live = match items.last() {
+    let live = match items.last() {
         Some(last) if mode & mode::SINGLE == 0 && end_matters(items) => {
             let place = |rip: u64| {
                 let place = (start as u64).wrapping_add(rip.wrapping_sub(source.rip));
@@ -166,17 +166,48 @@ pub fn decode(source: &Source, kinds: &mut ModeKinds, peek: &dyn Peek, items: &m
         }
         _ => flags::ALL,
     };
-    let count = items.len();
-    for (index, item) in items.iter_mut().enumerate().rev() {
-        if item.class == Class::JumpIf && index + 1 < count {
-            // Nobody has looked where it leads.
-            live = flags::ALL;
-        }
-        item.live_out = live;
-        live = live & !item.flags.killed | item.flags.read;
-        item.live_in = live;
-    }
+    find_live(items, live);
     Cut::Inside
+}
+
+/// Finds out which flags are read behind each of `items`, and `end` behind the last.
+///
+/// A jump in their midst may lead to one of them: then it is known what is read there, and for one that leads back it is found
+/// out in rounds, from nothing up. Where others lead nobody has looked.
+fn find_live(items: &mut [Item], end: u8) {
+    let last = items.len() - 1;
+    // The places of the targets, the last jump's first.
+    let mut places = [None; MAX_JUMPS];
+    let mut back = false;
+    let jumps = (0..last).rev().filter(|&index| items[index].class == Class::JumpIf);
+    for (place, jump) in places.iter_mut().zip(jumps) {
+        let target = items[jump].insn.near_branch_target();
+        *place = items.iter().position(|item| item.insn.ip() == target);
+        back |= place.is_some_and(|place| place <= jump);
+    }
+    if back {
+        items.iter_mut().for_each(|item| item.live_in = 0);
+    }
+    loop {
+        let (mut live, mut changed) = (end, false);
+        let mut places = places.iter();
+        for index in (0..=last).rev() {
+            if items[index].class == Class::JumpIf && index < last {
+                live = match places.next() {
+                    Some(&Some(target)) => live | items[target].live_in,
+                    _ => flags::ALL,
+                };
+            }
+            let item = &mut items[index];
+            item.live_out = live;
+            live = live & !item.flags.killed | item.flags.read;
+            changed |= item.live_in != live;
+            item.live_in = live;
+        }
+        if !back || !changed {
+            return;
+        }
+    }
 }
 
 /// The first `len` of `bytes`, and what follows them or zeroes.

@@ -7,7 +7,7 @@ use iced_x86::{ConditionCode, Mnemonic, OpKind};
 
 use crate::code::emitter::{Patch, cc};
 use crate::code::tb::{Guard, NO_PAGE, Slot, mode};
-use crate::code::thunks::{exit, gpr_offset, jump_code, probe_jump_cache};
+use crate::code::thunks::{T0, exit, gpr_offset, jump_code, probe_jump_cache};
 use crate::env::{Env, EnvBlock, ReturnCache};
 use crate::env_offset;
 use crate::mmu::soft_tlb::code_page_offset;
@@ -191,7 +191,7 @@ impl Translator {
         self.return_misses.push((miss, class));
     }
 
-    /// Has the host note that the block goes on at `next`, which [`Translator::store_return`] has pushed, and emits what goes to the
+    /// Has the host note that the block goes on at `next` (where a call returns to), and emits what goes to the
     /// callee by `target`.
     pub(super) fn call_to(&mut self, next: u64, target: impl FnOnce(&mut Self)) {
         let Some(class) = self.return_class() else { return target(self) };
@@ -199,8 +199,9 @@ impl Translator {
         let index = (next & 0xff) as i32 * 8;
         match i32::try_from(next as i64) {
             Ok(short) => dynasm!(self.e ; .arch x64 ; mov QWORD [rsp + return_tags(class) + index], short),
-            // It was pushed by way of T0.
-            Err(_) => dynasm!(self.e ; .arch x64 ; mov [rsp + return_tags(class) + index], r10),
+            Err(_) => dynasm!(self.e ; .arch x64
+                ; mov r11, QWORD next as i64
+                ; mov [rsp + return_tags(class) + index], r11),
         }
         // LEA with a displacement to come: the address behind the call below.
         dynasm!(self.e ; .arch x64 ; lea r11, [rip + 0]);
@@ -343,7 +344,7 @@ impl Translator {
             match (host_number(number), wide) {
                 (Some(host), true) => dynasm!(self.e ; .arch x64 ; mov r10, Rq(host as u8)),
                 (Some(host), false) => dynasm!(self.e ; .arch x64 ; mov r10d, Rd(host as u8)),
-                (None, _) => dynasm!(self.e ; .arch x64 ; mov r10, [rsp + gpr_offset(number)]),
+                (None, _) => self.e.load_env(T0, gpr_offset(number)),
             }
             // Flags are saved with T1 alone, so T0 stays.
             return;

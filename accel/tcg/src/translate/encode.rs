@@ -30,27 +30,28 @@ pub enum Op {
     StoreConstant = 0xc7,
 }
 
-impl Emitter {
-    /// Emits `op` on the register `register` and `memory`. `size`: 8, 4 or 2 bytes.
-    pub fn memory_op(&mut self, op: Op, register: u8, memory: Memory, size: u32) {
-        let Memory { base, index, displacement } = memory;
+/// An operand's share of an instruction's bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Encoded {
+    /// X and B of a REX prefix.
+    pub extension: u8,
+    /// ModRM, the bits of the other operand clear, and what follows it.
+    pub bytes: [u8; 6],
+    /// How many of them there are.
+    pub len: usize,
+}
+
+impl Memory {
+    /// In the environment, `offset` bytes from its start.
+    pub const fn env(offset: i32) -> Self {
+        Self { base: Some(4), index: None, displacement: offset }
+    }
+
+    /// As bytes, the shortest form.
+    pub fn encode(self) -> Encoded {
+        let Self { base, index, displacement } = self;
         let index_number = index.map_or(4, |(index, _)| index);
         debug_assert!(index.is_none_or(|(index, _)| index != 4), "RSP is no index");
-        let mut bytes = [0; 9];
-        let mut len = 0;
-        let mut put = |byte: u8| {
-            bytes[len] = byte;
-            len += 1;
-        };
-        if size == 2 {
-            put(0x66);
-        }
-        let wide = u8::from(size == 8) << 3;
-        let rex = wide | register >> 3 << 2 | index_number >> 3 << 1 | base.unwrap_or(0) >> 3;
-        if rex != 0 {
-            put(0x40 | rex);
-        }
-        put(op as u8);
         // Without a displacement a base of 5 (RBP, R13) would be none.
         let (mode, displacement_len) = match (base, i8::try_from(displacement)) {
             (None, _) => (0, 4),
@@ -58,20 +59,55 @@ impl Emitter {
             (Some(_), Ok(_)) => (0x40, 1),
             (Some(_), Err(_)) => (0x80, 4),
         };
-        let register = (register & 7) << 3;
-        match (base, index) {
+        let mut bytes = [0; 6];
+        let len = match (base, index) {
             // 4 asks for a SIB byte.
-            (Some(base), None) if base & 7 != 4 => put(mode | register | base & 7),
-            _ => {
-                put(mode | register | 4);
-                let scale = index.map_or(0, |(_, scale)| scale.trailing_zeros() as u8);
-                put(scale << 6 | (index_number & 7) << 3 | base.unwrap_or(5) & 7);
+            (Some(base), None) if base & 7 != 4 => {
+                bytes[0] = mode | base & 7;
+                1
             }
+            _ => {
+                let scale = index.map_or(0, |(_, scale)| scale.trailing_zeros() as u8);
+                bytes[0] = mode | 4;
+                bytes[1] = scale << 6 | (index_number & 7) << 3 | base.unwrap_or(5) & 7;
+                2
+            }
+        };
+        bytes[len..][..4].copy_from_slice(&displacement.to_le_bytes());
+        let extension = index_number >> 3 << 1 | base.unwrap_or(0) >> 3;
+        Encoded { extension, bytes, len: len + displacement_len }
+    }
+}
+
+impl Emitter {
+    /// Emits `op` on the register `register` and `memory`. `size`: 8, 4 or 2 bytes.
+    pub fn memory_op(&mut self, op: Op, register: u8, memory: Memory, size: u32) {
+        let operand = memory.encode();
+        let mut bytes = [0; 9];
+        let mut len = 0;
+        if size == 2 {
+            bytes[0] = 0x66;
+            len = 1;
         }
-        for byte in &displacement.to_le_bytes()[..displacement_len] {
-            put(*byte);
+        let rex = u8::from(size == 8) << 3 | register >> 3 << 2 | operand.extension;
+        if rex != 0 {
+            bytes[len] = 0x40 | rex;
+            len += 1;
         }
-        self.raw_start(&bytes, len);
+        bytes[len] = op as u8;
+        bytes[len + 1..][..6].copy_from_slice(&operand.bytes);
+        bytes[len + 1] |= (register & 7) << 3;
+        self.raw_start(&bytes, len + 1 + operand.len);
+    }
+
+    /// Host register `to` = the word in the environment at `offset`.
+    pub fn load_env(&mut self, to: u8, offset: i32) {
+        self.memory_op(Op::Load, to, Memory::env(offset), 8);
+    }
+
+    /// The word in the environment at `offset` = host register `from`.
+    pub fn store_env(&mut self, offset: i32, from: u8) {
+        self.memory_op(Op::Store, from, Memory::env(offset), 8);
     }
 }
 

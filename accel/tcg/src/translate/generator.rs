@@ -7,7 +7,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use crate::code::emitter::{Emitter, Patch, ROOM, cc};
 use crate::code::tb::{self, Lists, Mark, NONE, Parts, Site, Slot, Tb, TbId, TbKey, mode};
-use crate::code::thunks::{Thunks, exit, scratch_offset};
+use crate::code::thunks::{Thunks, exit};
 use crate::env::POLL_AGAIN;
 use crate::env_offset;
 use crate::exception::Exception;
@@ -18,6 +18,7 @@ use crate::translate::address::MissStub;
 use crate::translate::address::ramps::Ramps;
 use crate::translate::block::{self, Cut, Item, MAX_INSNS, Source};
 use crate::translate::classify::Class;
+use crate::translate::cold::Held;
 use crate::translate::control::ExitStub;
 use crate::translate::facts::Kinds;
 use crate::translate::features::Features;
@@ -109,8 +110,10 @@ pub struct Translator {
     pub(super) groups: Groups,
     /// Where in the code the instruction is that may be moved up ([`crate::translate::fusion`]): from, to.
     pub(super) movable: Option<(usize, usize)>,
-    /// What T1 is known to hold: the addend of the slot at this offset.
-    pub(super) t1: Option<i32>,
+    /// The guest register, a cold one, whose value T0 is known to hold.
+    pub(super) t0: Option<usize>,
+    /// What T1 is known to hold.
+    pub(super) t1: Option<Held>,
     /// Blocks take their instructions off the budget ([`crate::icount`]).
     pub icount: bool,
     /// Blocks count their checks and branches ([`crate::env::CodeCounters`]).
@@ -157,6 +160,7 @@ impl Translator {
             place: Place::Sum(0),
             groups: Groups::default(),
             movable: None,
+            t0: None,
             t1: None,
             counting: false,
             icount: false,
@@ -236,7 +240,8 @@ impl Translator {
         self.fp_loaded = false;
         self.find_groups(&items, grouped);
         let entries = self.prologue(&items[0], mappings.1);
-        (self.t1, self.movable) = (None, None);
+        self.movable = None;
+        self.nothing_held();
         let mut heads = 0;
         for (index, item) in items.iter().enumerate() {
             self.now = index;
@@ -318,7 +323,7 @@ impl Translator {
             return Entries { saved, host, forward: host };
         }
         if live {
-            dynasm!(self.e ; .arch x64 ; mov r10, rcx ; mov ecx, [rsp + POLL]);
+            dynasm!(self.e ; .arch x64 ; mov r10, rcx ; mov ecx, [rsp]);
             self.poll_rcx();
         } else {
             self.poll();
@@ -366,13 +371,13 @@ impl Translator {
     /// After a poll: the next one is to leave, if that is asked for.
     pub(super) fn poll_again(&mut self) {
         if self.stress.kicks {
-            dynasm!(self.e ; .arch x64 ; mov DWORD [rsp + POLL], POLL_AGAIN as i32);
+            dynasm!(self.e ; .arch x64 ; mov DWORD [rsp], POLL_AGAIN as i32);
         }
     }
 
     /// Looks whether the CPU is to leave; EFLAGS is free.
     pub(super) fn poll(&mut self) {
-        dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + POLL], 0);
+        dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp], 0);
         let patch = self.e.jcc(cc::NE);
         self.leave_at_start(patch, exit::POLL);
     }
@@ -409,14 +414,17 @@ impl Translator {
     }
 
     fn instruction(&mut self, item: &Item) {
-        let keeps_t1 =
-            matches!(item.class, Class::Native | Class::NativeFp | Class::Push | Class::Pop | Class::Nothing);
+        // These know what they do to the scratch registers.
+        let tracks = matches!(item.class, Class::Native | Class::NativeFp | Class::Nothing | Class::Lea);
+        let keeps_t1 = tracks || matches!(item.class, Class::Push | Class::Pop);
         if !keeps_t1 {
-            self.t1 = None;
+            self.nothing_held();
         }
         self.emit(item);
         if !keeps_t1 {
-            self.t1 = None;
+            self.nothing_held();
+        } else if !tracks {
+            self.t0 = None;
         }
     }
 
@@ -450,7 +458,7 @@ impl Translator {
     /// Has a helper execute `insn`, or raise `raise`.
     pub(super) fn complex(&mut self, insn: &Instruction, raise: Option<Exception>) {
         self.flags_saved();
-        self.t1 = None;
+        self.nothing_held();
         let site = Box::new(Site { insn: *insn, raise, rip: insn.ip(), left: self.left() });
         let address = std::ptr::from_ref::<Site>(&site) as u64;
         self.sites.push(site);
@@ -460,87 +468,30 @@ impl Translator {
         self.fp_loaded = false;
     }
 
-    /// Brings the guest's vector state into the host's registers. Keeps T0; clobbers EFLAGS if it is not known loaded.
+    /// Brings the guest's vector state into the host's registers. Keeps T0; clobbers EFLAGS if it is not known loaded and
+    /// they are not needed there.
     pub(super) fn need_fp(&mut self, live: u8) {
         if self.fp_loaded {
             return;
         }
+        self.fp_loaded = true;
+        if live != 0 && self.flags.in_host() {
+            // JRCXZ looks without touching the flags.
+            self.t1 = None;
+            dynasm!(self.e ; .arch x64 ; mov r11, rcx ; mov ecx, [BYTE rsp + env_offset!(fp_loaded) as i8]);
+            let not_loaded = self.e.jrcxz();
+            let loaded = self.e.jmp_short();
+            self.e.bind_short(not_loaded);
+            self.e.call(self.thunks.fp_restore);
+            self.e.bind_short(loaded);
+            dynasm!(self.e ; .arch x64 ; mov rcx, r11);
+            return;
+        }
         self.flags_free(live);
-        dynasm!(self.e ; .arch x64 ; cmp DWORD [rsp + env_offset!(fp_loaded)], 0);
+        dynasm!(self.e ; .arch x64 ; cmp DWORD [BYTE rsp + env_offset!(fp_loaded) as i8], 0);
         let loaded = self.e.jcc_short(cc::NE);
         self.e.call(self.thunks.fp_restore);
         self.e.bind_short(loaded);
-        self.fp_loaded = true;
-    }
-
-    /// Makes sure that `env.lahf` has the flags. Clobbers T1.
-    pub(super) fn flags_saved(&mut self) {
-        match self.flags {
-            Flags::Saved | Flags::Both => {}
-            // Nothing will read them: what `env.lahf` holds is as good as any.
-            Flags::Dead => self.flags = Flags::Saved,
-            Flags::Host => {
-                self.store_flags_with_t1();
-                self.flags = Flags::Both;
-            }
-        }
-    }
-
-    /// Frees EFLAGS for use by the emitted code, keeping `live` flags. Clobbers T1.
-    pub(super) fn flags_free(&mut self, live: u8) {
-        if live == 0 {
-            self.flags = Flags::Dead;
-            return;
-        }
-        self.flags_saved();
-        self.flags = Flags::Saved;
-    }
-
-    /// Brings the flags into EFLAGS where `item` reads them or leaves some of them in place.
-    pub(super) fn flags_for(&mut self, item: &Item) {
-        let kept = item.flags.writes && item.live_out & !item.flags.killed != 0;
-        if self.flags == Flags::Saved && (item.flags.read != 0 || kept) {
-            self.load_flags();
-            self.flags = Flags::Both;
-        }
-    }
-
-    /// Notes what executing `item` natively has done to the flags.
-    pub(super) fn flags_after(&mut self, item: &Item) {
-        if item.flags.writes {
-            self.flags = Flags::Host;
-        }
-    }
-
-    /// EFLAGS to `env.lahf`. Clobbers T1, keeps EFLAGS but for OF.
-    pub(super) fn store_flags_with_t1(&mut self) {
-        self.t1 = None;
-        dynasm!(self.e ; .arch x64
-            ; mov r11, rax
-            ; lahf
-            ; seto al
-            ; mov [rsp + env_offset!(lahf)], ax
-            ; mov rax, r11);
-    }
-
-    fn load_flags_with_t1(&mut self) {
-        self.t1 = None;
-        dynasm!(self.e ; .arch x64
-            ; mov r11, rax
-            ; movzx eax, WORD [rsp + env_offset!(lahf)]
-            ; add al, 0x7f
-            ; sahf
-            ; mov rax, r11);
-    }
-
-    /// `env.lahf` to EFLAGS, keeping both scratch registers.
-    pub(super) fn load_flags(&mut self) {
-        dynasm!(self.e ; .arch x64
-            ; mov [rsp + scratch_offset(0)], rax
-            ; movzx eax, WORD [rsp + env_offset!(lahf)]
-            ; add al, 0x7f
-            ; sahf
-            ; mov rax, [rsp + scratch_offset(0)]);
     }
 
     fn emit_stubs(&mut self, items: &[Item]) {

@@ -4,7 +4,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::code::tb::{PARKED, PARKING_ORDER};
-use crate::code::thunks::{gpr_offset, scratch_offset};
+use crate::code::thunks::{T0, gpr_offset, scratch_offset};
 use crate::cpu::is_high_byte;
 use crate::translate::address::{Use, address_width, stack_bit};
 use crate::translate::block::Item;
@@ -78,16 +78,36 @@ impl Translator {
         let insn = &item.insn;
         let destination = insn.op0_register();
         let number = gpr_number(destination).expect("LEA names a general register");
-        self.offset_to_t0(insn);
+        let size = destination.size() as u32;
         // The offset is of the address size; the destination takes what fits, a narrower one zero-extended.
-        debug_assert!(address_width(insn, self.bits) >= 16);
-        match (host_number(number), destination.size()) {
-            (Some(host), 8) => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), r10),
-            (Some(host), 4) => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8), r10d),
-            (Some(host), _) => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8), r10w),
-            (None, 8) => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10),
-            (None, 4) => dynasm!(self.e ; .arch x64 ; mov r10d, r10d ; mov [rsp + gpr_offset(number)], r10),
-            (None, _) => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10w),
+        let width = address_width(insn, self.bits);
+        debug_assert!(width >= 16);
+        match host_number(number) {
+            Some(host) if size >= 4 && width == 64 => _ = self.offset_to(host as u8, size, insn),
+            Some(host) => {
+                self.offset_to_t0(insn);
+                match size {
+                    8 => dynasm!(self.e ; .arch x64 ; mov Rq(host as u8), r10),
+                    4 => dynasm!(self.e ; .arch x64 ; mov Rd(host as u8), r10d),
+                    _ => dynasm!(self.e ; .arch x64 ; mov Rw(host as u8), r10w),
+                }
+            }
+            None if size >= 4 && width == 64 => {
+                self.offset_to(T0, size, insn);
+                self.keep(number, T0);
+            }
+            None => {
+                self.offset_to_t0(insn);
+                match size {
+                    8 => {}
+                    4 => dynasm!(self.e ; .arch x64 ; mov r10d, r10d),
+                    _ => {
+                        dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10w);
+                        return self.nothing_held();
+                    }
+                }
+                self.keep(number, T0);
+            }
         }
     }
 
@@ -103,6 +123,7 @@ impl Translator {
                         return self.e.raw_start(&bytes, len);
                     }
                 }
+                Copying::No if self.emit_moved(item) => return,
                 Copying::No => {}
             }
         }
@@ -177,7 +198,7 @@ impl Translator {
                 None => needs.push(StandIn { guest: number, host: 0, read, written }),
             }
         }
-        self.t1 = None;
+        self.nothing_held();
         // Scratch registers stand in for free where the encoding allows; others are parked for the time.
         let mut parked: Vec<usize> = Vec::new();
         let mut scratch: &[usize] = match (high_byte, memory) {

@@ -7,6 +7,7 @@ use iced_x86::{Instruction, Register};
 
 use crate::translate::block::MAX_INSN_BYTES;
 use crate::translate::place::Place;
+use crate::translate::shape::{Operands, Rm, Shape};
 
 /// An instruction's bytes and what follows it, or nothing.
 pub type Bytes = [u8; MAX_INSN_BYTES + 1];
@@ -79,139 +80,11 @@ pub fn copying(insn: &Instruction, memory: bool) -> Copying {
 /// The instruction of `len` bytes at the start of `bytes` with the memory operand `place`: its bytes and their number.
 /// `None`: the encoder must do it.
 pub fn with_memory(bytes: &Bytes, len: usize, place: Place) -> Option<(Bytes, usize)> {
-    let bytes = bytes.get(..len)?;
-    let mut out = Output::default();
-    let mut at = 0;
-    // Segment and address size went into the new operand.
-    let first = loop {
-        let byte = *bytes.get(at)?;
-        match byte {
-            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
-            0x66 | 0xf0 | 0xf2 | 0xf3 => out.put(byte)?,
-            _ => break byte,
-        }
-        at += 1;
-    };
-    let operand = Operand::new(place);
-    match first {
-        0xc5 => {
-            let second = *bytes.get(at + 1)?;
-            out.put(0xc4)?;
-            out.put(second & 0x80 | !operand.extension << 5 & 0x60 | 1)?;
-            out.put(second & 0x7f)?;
-            at += 2;
-        }
-        0xc4 => {
-            out.put(0xc4)?;
-            out.put(*bytes.get(at + 1)? & 0x9f | !operand.extension << 5 & 0x60)?;
-            out.put(*bytes.get(at + 2)?)?;
-            at += 3;
-        }
-        0x62 | 0x8f => return None,
-        _ => {
-            let rex = if first & 0xf0 == 0x40 {
-                at += 1;
-                first & 0x4c
-            } else {
-                0x40
-            };
-            out.put(rex | operand.extension)?;
-            match *bytes.get(at)? {
-                0x0f => {
-                    out.put(0x0f)?;
-                    at += 1;
-                    match *bytes.get(at)? {
-                        // 3DNow!
-                        0x0f => return None,
-                        map @ (0x38 | 0x3a) => {
-                            out.put(map)?;
-                            at += 1;
-                        }
-                        _ => {}
-                    }
-                }
-                // A REX prefix that counts is the last; absolute offsets and XLAT have no ModRM byte.
-                0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 => return None,
-                0xa0..=0xa3 | 0xd7 => return None,
-                _ => {}
-            }
-        }
+    let shape = Shape::parse(bytes.get(..len)?, true)?;
+    if !shape.has_memory() {
+        return None;
     }
-    out.put(*bytes.get(at)?)?;
-    let modrm = *bytes.get(at + 1)?;
-    at += 2;
-    let (mode, rm) = (modrm >> 6, modrm & 7);
-    let mut base = rm;
-    if rm == 4 {
-        base = *bytes.get(at)? & 7;
-        at += 1;
-    }
-    at += match (mode, base) {
-        (0, 5) | (2, _) => 4,
-        (0, _) => 0,
-        (1, _) => 1,
-        _ => return None,
-    };
-    out.put(operand.mode | modrm & 0x38 | 4)?;
-    out.put(operand.sib)?;
-    let displacement = operand.displacement.to_le_bytes();
-    for &byte in &displacement[..operand.displacement_len] {
-        out.put(byte)?;
-    }
-    for &byte in bytes.get(at..)? {
-        out.put(byte)?;
-    }
-    Some((out.bytes, out.len))
-}
-
-/// A memory operand by base and index.
-struct Operand {
-    /// X and B of a REX prefix.
-    extension: u8,
-    /// The upper bits of ModRM.
-    mode: u8,
-    sib: u8,
-    displacement: i32,
-    displacement_len: usize,
-}
-
-impl Operand {
-    fn new(place: Place) -> Self {
-        let (base, index, displacement) = match place {
-            Place::Sum(displacement) => (11, 10, displacement),
-            // Index 4 is none.
-            Place::Host(displacement) => (11, 4, displacement),
-            Place::Base { base, displacement } => (base, 11, displacement),
-        };
-        let (mode, displacement_len) = match i8::try_from(displacement) {
-            // Without displacement this base would be none.
-            Ok(0) if base & 7 != 5 => (0, 0),
-            Ok(_) => (0x40, 1),
-            Err(_) => (0x80, 4),
-        };
-        Self {
-            extension: index >> 3 << 1 | base >> 3,
-            mode,
-            sib: (index & 7) << 3 | base & 7,
-            displacement,
-            displacement_len,
-        }
-    }
-}
-
-#[derive(Default)]
-struct Output {
-    bytes: Bytes,
-    len: usize,
-}
-
-impl Output {
-    /// `None`: no instruction is that long.
-    fn put(&mut self, byte: u8) -> Option<()> {
-        *self.bytes[..MAX_INSN_BYTES].get_mut(self.len)? = byte;
-        self.len += 1;
-        Some(())
-    }
+    shape.with(&Operands { reg: None, rm: Rm::Memory(place.memory()), vvvv: None, spare_rex: false })
 }
 
 #[cfg(test)]

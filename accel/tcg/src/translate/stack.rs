@@ -4,7 +4,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, Instruction, OpKind};
 
 use crate::code::emitter::{Emitter, cc};
-use crate::code::thunks::{gpr_offset, scratch_offset};
+use crate::code::thunks::{T0, gpr_offset, scratch_offset};
 use crate::exception::Exception;
 use crate::exec::helpers::STACK;
 use crate::translate::address::{Path, STACK_SLOT, Use, stack_bit};
@@ -64,7 +64,7 @@ impl Translator {
         self.checked_access_ends(stub);
     }
 
-    /// Stores what `item` pushes at the place and moves the stack pointer.
+    /// Stores what `item` pushes at T1 + T0 and moves the stack pointer.
     pub(super) fn store_pushed(&mut self, item: &Item) {
         let insn = &item.insn;
         let size = self.slot_size(insn);
@@ -72,7 +72,7 @@ impl Translator {
             let number = gpr_number(insn.op0_register()).expect("other registers are pushed by a helper");
             match host_number(number) {
                 Some(host) => self.store(host as u8, size),
-                None => self.store_of(size, |e| dynasm!(e ; .arch x64 ; mov r10, [rsp + gpr_offset(number)])),
+                None => self.store_of(size, |e| e.load_env(T0, gpr_offset(number))),
             }
         } else {
             self.store_constant(insn.immediate(0) as i32, size);
@@ -109,7 +109,7 @@ impl Translator {
         self.checked_access_ends(stub);
     }
 
-    /// Stores scratch 1 at the place and moves the stack pointer.
+    /// Stores scratch 1 at T1 + T0 and moves the stack pointer.
     pub(super) fn store_scratch(&mut self, item: &Item) {
         // A CALL through memory pushes its return address; only PUSH comes here.
         let size = self.slot_size(&item.insn);
@@ -136,7 +136,7 @@ impl Translator {
                 self.load(10, size);
                 match size {
                     2 => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10w),
-                    _ => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10),
+                    _ => self.e.store_env(gpr_offset(number), T0),
                 }
             }
         }
@@ -202,8 +202,7 @@ impl Translator {
         self.checked_access_ends(stub);
     }
 
-    /// Stores the next instruction's address at the place and moves the stack pointer. An address that is not a sign-extended
-    /// word is in T0 afterwards.
+    /// Stores the next instruction's address at T1 + T0 and moves the stack pointer.
     pub(super) fn store_return(&mut self, item: &Item) {
         let next = item.insn.next_ip();
         if self.bits != 64 {

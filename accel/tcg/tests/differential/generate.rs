@@ -436,6 +436,14 @@ pub fn stream(codes: &Codes, rng: &mut Rng) -> (Program, Pools) {
     let counter = numbers.drain(..counter).next().expect("one register");
     pools.pointers.push(4);
     pools.free = numbers;
+    if rng.percent(40) {
+        // The registers that the translator keeps in memory, in most operands.
+        let cold: Vec<u8> =
+            pools.free.iter().copied().filter(|register| (9..12).contains(register)).collect();
+        for _ in 0..4 {
+            pools.free.extend_from_slice(&cold);
+        }
+    }
     let mix = match rng.below(6) {
         0 | 1 => Mix { vector: 0, x87: 0, string: 4, control: 15, stack: 8 },
         2 => Mix { vector: 80, x87: 0, string: 1, control: 8, stack: 4 },

@@ -11,6 +11,7 @@ use crate::mmu::soft_tlb::table_offset;
 use crate::operand::segment_index;
 use crate::ram::PAGE;
 use crate::translate::address::address_width;
+use crate::translate::cold::Held;
 use crate::translate::encode::{Memory, Op};
 use crate::translate::generator::Translator;
 use crate::translate::place::Place;
@@ -87,14 +88,14 @@ impl Translator {
             }
             _ => {
                 let offset = (linear - page) as i32;
-                self.constant_to_t0(page);
+                self.constant_to(10, page);
                 dynasm!(self.e ; .arch x64 ; cmp [rsp + at], r10);
                 (Place::Sum(offset), Linear::Above(offset))
             }
         };
         let patch = self.e.jcc(cc::NE);
         dynasm!(self.e ; .arch x64 ; mov r11, [rsp + at + 8]);
-        self.t1 = Some(at + 8);
+        self.t1 = Some(Held::Addend(at + 8));
         self.place = place;
         let packed = packed | (slot as u32) << helpers::SLOT_SHIFT;
         let thunk = self.thunks.slot_miss[tlb_mode][usize::from(write)];
@@ -125,7 +126,7 @@ impl Translator {
     pub(super) fn linear_for_stub(&mut self, linear: Linear) {
         match linear {
             Linear::Ready | Linear::Near(10, 0) => {}
-            Linear::Constant(value) => self.constant_to_t0(value),
+            Linear::Constant(value) => self.constant_to(10, value),
             Linear::Above(displacement) => self.lea_t0(10, displacement),
             Linear::Near(base, displacement) => self.lea_t0(base, displacement),
         }

@@ -1,13 +1,15 @@
 //! The checks of groups ([`crate::translate::groups`]).
 
-use dynasmrt::{DynasmApi, dynasm};
+use dynasmrt::dynasm;
 
 use super::{MissStub, NO_SLOT, Path, STACK_SLOT, Use, kept_offset};
 use crate::code::tb::mode;
+use crate::code::thunks::T1;
 use crate::env_offset;
 use crate::exec::helpers;
 use crate::translate::block::Item;
 use crate::translate::classify::Class;
+use crate::translate::cold::Held;
 use crate::translate::generator::Translator;
 use crate::translate::groups::{self, Access, Base, Head, RBP, RSP, Way};
 use crate::translate::native::has_memory;
@@ -31,8 +33,9 @@ impl Translator {
         let back = self.e.here();
         if let Way::Table(number) = head.way {
             let kept = kept_offset(number);
-            dynasm!(self.e ; .arch x64 ; lea r11, [r11 + r10] ; mov [rsp + kept], r11);
-            self.t1 = Some(kept);
+            dynasm!(self.e ; .arch x64 ; lea r11, [r11 + r10]);
+            self.e.store_env(kept, T1);
+            self.t1 = Some(Held::Addend(kept));
         }
         let slot = if let Way::Slot(slot) = head.way { slot } else { NO_SLOT };
         let packed = head.size | helpers::GROUP | (slot as u32) << helpers::SLOT_SHIFT;
