@@ -14,7 +14,7 @@ use crate::code::thunks::scratch_offset;
 use crate::env_offset;
 use crate::exec::helpers::{CHECK_ALIGNMENT, JUDGE};
 use crate::mmu::access::{MODE_SMAP, MODE_USER};
-use crate::mmu::soft_tlb::{TLB_ENTRIES, table_offset};
+use crate::mmu::soft_tlb::{PIECES, TLB_ENTRIES, table_offset};
 use crate::mmu::walk::PHYS_BITS;
 use crate::ram::SEVERAL;
 
@@ -28,6 +28,9 @@ const PARKED: [(u8, i32); 4] = [
 ];
 /// The thunk was called: the environment is so much further up.
 const DEPTH: i32 = 8;
+
+/// From an address to the piece of the table that it is in.
+const PIECE_SHIFT: i8 = 12 + (TLB_ENTRIES / PIECES).ilog2() as i8;
 
 const PRESENT_ACCESSED: i32 = 0x21;
 const WRITABLE: i32 = 1 << 1;
@@ -133,8 +136,11 @@ pub fn emit(e: &mut Emitter, mode: usize, write: bool, filled: Option<u64>, slow
         ; and rdx, -0x1000
         ; gs mov [rcx + table], rdx
         ; gs mov [rcx + table + 8], rax
-        ; mov rcx, [rsp + walk_offset!(used)]
-        ; mov BYTE [rcx + (mode * 2 + usize::from(write)) as i32], 1
+        ; mov ecx, r10d
+        ; shr ecx, PIECE_SHIFT
+        ; and ecx, PIECES as i32 - 1
+        ; add rcx, [rsp + walk_offset!(used)]
+        ; mov BYTE [rcx + ((mode * 2 + usize::from(write)) * PIECES) as i32], 1
         ; inc QWORD [rsp + env_offset!(counted.walks) + DEPTH]);
     if filled.is_none() {
         dynasm!(e ; .arch x64 ; sub rax, rdx ; mov r11, rax);

@@ -109,6 +109,44 @@ impl PageSet {
     }
 }
 
+/// Pieces of each table that [`Used`] tells apart.
+pub const PIECES: usize = 64;
+
+/// Which pieces of a table something was entered in. A flush empties no others: an address space that a kernel switches to
+/// for the sake of one store (Linux's `text_poke`) has a few entries, and tables of a hundred KiB.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Used([bool; PIECES]);
+
+impl Used {
+    const NONE: Self = Self([false; PIECES]);
+
+    /// Entry `index` of `table` is used.
+    fn set<T>(&mut self, table: &[T], index: usize) {
+        self.0[index / (table.len() / PIECES) % PIECES] = true;
+    }
+
+    fn any(&self) -> bool {
+        self.0 != [false; PIECES]
+    }
+
+    /// Has what is used of `table` be as it is in `empty`.
+    fn flush<T: Copy>(&mut self, table: &mut [T], empty: impl Fn(usize) -> T) {
+        if !self.any() {
+            return;
+        }
+        let len = table.len() / PIECES;
+        for (piece, used) in self.0.iter_mut().enumerate() {
+            if std::mem::take(used) {
+                let first = piece * len;
+                for (index, entry) in table[first..first + len].iter_mut().enumerate() {
+                    *entry = empty(first + index);
+                }
+            }
+        }
+    }
+}
+
 /// One address space.
 #[repr(C)]
 pub struct Context {
@@ -116,10 +154,10 @@ pub struct Context {
     jumps: [[JumpEntry; JUMP_ENTRIES]; mode::CLASSES],
     code_pages: [[u32; CODE_PAGES]; 2],
     fetch: [[FetchEntry; FETCH_ENTRIES]; 2],
-    used: [[bool; 2]; TLB_MODES],
-    fetch_used: [bool; 2],
-    jumps_used: [bool; mode::CLASSES],
-    code_pages_used: [bool; 2],
+    used: [[Used; 2]; TLB_MODES],
+    fetch_used: [Used; 2],
+    jumps_used: [Used; mode::CLASSES],
+    code_pages_used: [Used; 2],
     /// Where pieces of 2 MiB (or 4 MiB) pages are, by address: INVLPG in one must drop all of them.
     large: PageSet,
     /// Where pieces of 1 GiB pages are.
@@ -158,10 +196,10 @@ impl Context {
             jumps: [NO_JUMPS; mode::CLASSES],
             code_pages: [[0; CODE_PAGES]; 2],
             fetch: [[NO_FETCH; FETCH_ENTRIES]; 2],
-            used: [[false; 2]; TLB_MODES],
-            fetch_used: [false; 2],
-            jumps_used: [false; mode::CLASSES],
-            code_pages_used: [false; 2],
+            used: [[Used::NONE; 2]; TLB_MODES],
+            fetch_used: [Used::NONE; 2],
+            jumps_used: [Used::NONE; mode::CLASSES],
+            code_pages_used: [Used::NONE; 2],
             large: PageSet::new(),
             huge: PageSet::new(),
             jumped: PageSet::new(),
@@ -177,18 +215,12 @@ impl Context {
     fn flush(&mut self) {
         for mode in 0..TLB_MODES {
             for write in 0..2 {
-                if std::mem::take(&mut self.used[mode][write]) {
-                    self.tables[mode][write].fill(EMPTY);
-                }
+                self.used[mode][write].flush(&mut self.tables[mode][write], |_| EMPTY);
             }
         }
         for mode in 0..2 {
-            if std::mem::take(&mut self.fetch_used[mode]) {
-                self.fetch[mode].fill(NO_FETCH);
-            }
-            if std::mem::take(&mut self.code_pages_used[mode]) {
-                self.code_pages[mode].fill(0);
-            }
+            self.fetch_used[mode].flush(&mut self.fetch[mode], |_| NO_FETCH);
+            self.code_pages_used[mode].flush(&mut self.code_pages[mode], |_| 0);
         }
         self.flush_jumps();
         self.large.clear();
@@ -198,9 +230,7 @@ impl Context {
 
     fn flush_jumps(&mut self) {
         for class in 0..mode::CLASSES {
-            if std::mem::take(&mut self.jumps_used[class]) {
-                self.jumps[class] = NO_JUMPS;
-            }
+            self.jumps_used[class].flush(&mut self.jumps[class], |index| NO_JUMPS[index]);
         }
         self.jumped.clear();
     }
@@ -368,7 +398,8 @@ impl Mmu {
         }
         let index = table_index(linear);
         let context = self.current();
-        context.used[mode][usize::from(write)] = true;
+        let table = &context.tables[mode][usize::from(write)];
+        context.used[mode][usize::from(write)].set(table, index);
         context.note_size(linear, size);
         context.tables[mode][usize::from(write)][index] = TlbEntry { tag: linear & !0xfff, host: page.host };
     }
@@ -383,7 +414,7 @@ impl Mmu {
             SEVERAL => {
                 for context in &mut self.contexts {
                     for mode in 0..TLB_MODES {
-                        if context.used[mode][1] {
+                        if context.used[mode][1].any() {
                             for entry in
                                 context.tables[mode][1].iter_mut().filter(|entry| entry.host == page.host)
                             {
@@ -413,25 +444,28 @@ impl Mmu {
     /// Enters a page that code may be fetched from.
     pub fn insert_fetch(&mut self, user: bool, linear: u64, page: crate::ram::RamPage, size: u64) {
         let context = self.current();
-        context.fetch_used[usize::from(user)] = true;
+        let index = fetch_index(linear);
+        context.fetch_used[usize::from(user)].set(&context.fetch[usize::from(user)], index);
         context.note_size(linear, size);
-        context.fetch[usize::from(user)][fetch_index(linear)] = FetchEntry { tag: linear & !0xfff, page };
+        context.fetch[usize::from(user)][index] = FetchEntry { tag: linear & !0xfff, page };
     }
 
     /// Enters a block into the jump cache of `class`.
     pub fn insert_jump(&mut self, pc: u64, class: usize, code: u64) {
         let context = self.current();
-        context.jumps_used[class] = true;
+        let index = jump_index(pc);
+        context.jumps_used[class].set(&context.jumps[class], index);
         context.jumped.insert(pc >> 12);
         context.executed.insert(pc >> 12);
-        context.jumps[class][jump_index(pc)] = JumpEntry { tag: pc, code };
+        context.jumps[class][index] = JumpEntry { tag: pc, code };
     }
 
     /// Enters the page of `linear`, from which code may be fetched now, with the number of its mapping.
     pub fn insert_code_page(&mut self, user: bool, linear: u64, number: u32) {
         let context = self.current();
-        context.code_pages_used[usize::from(user)] = true;
-        context.code_pages[usize::from(user)][code_page_index(linear)] = number;
+        let index = code_page_index(linear);
+        context.code_pages_used[usize::from(user)].set(&context.code_pages[usize::from(user)], index);
+        context.code_pages[usize::from(user)][index] = number;
     }
 
     /// Forgets the block at `pc` in every context.
