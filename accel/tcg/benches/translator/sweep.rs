@@ -5,7 +5,7 @@ use accel_tcg::code::tb::{Tb, TbId, TbKey, mode};
 use accel_tcg::code::thunks::FpSave;
 use accel_tcg::cpuid::{self, MAX};
 use accel_tcg::engine::{CODE_BYTES, Code as EngineCode, Engine};
-use accel_tcg::ram::{PAGE, Ram, RamPage};
+use accel_tcg::ram::{PAGE, Ram};
 use accel_tcg::translate::block::MAX_INSN_BYTES;
 use accel_tcg::translate::features::Features;
 use accel_tcg::translate::generator::Job;
@@ -85,13 +85,11 @@ fn translate(code: &mut EngineCode, text: &Text, at: usize, mode: Mode) -> Tb {
     let number = |at: usize| (at / page_size) as u32 + 1;
     let physical = u64::from(number(at)) * PAGE + rip % PAGE;
     let mut key = TbKey { physical, rip, mode: mode.bits(), second_page: None };
-    let page = RamPage { host: 0, index: number(at) };
     for len in [page_size, page_size + MAX_INSN_BYTES] {
-        let first = code.cache.mapping_number(rip / PAGE, page.index);
+        let first = code.cache.mapping_number(rip / PAGE, number(at));
         let second = key.second_page.map(|second| code.cache.mapping_number(rip / PAGE + 1, second));
         let job = Job {
             key,
-            page,
             mappings: (first, second),
             bytes: &text.bytes[from..from + len],
             peek: text,
@@ -105,7 +103,7 @@ fn translate(code: &mut EngineCode, text: &Text, at: usize, mode: Mode) -> Tb {
         if let Some(block) = code.translator.translate(&job) {
             return block;
         }
-        key.second_page = Some(page.index + 1);
+        key.second_page = Some(number(at) + 1);
     }
     unreachable!("no instruction is longer than these bytes")
 }

@@ -17,13 +17,15 @@ pub struct CodeBuffer {
     reserved: usize,
     /// Bytes that have been asked of the host.
     populated: usize,
-    /// Bytes that are in huge pages, or on their way.
+    /// Bytes that huge pages were asked for.
     huge: usize,
     huge_pages: HugePages,
 }
 
 /// Bytes that the host is asked for at a time: one request costs it a third of what a fault for each page of both views does.
 const CHUNK: usize = 512 << 10;
+/// Bytes before its first one that a huge page is asked for: filled is later, and then it would have to be copied.
+const AHEAD: usize = 1 << 20;
 
 // SAFETY: plain memory; all writing goes through `&mut self`, and running code is never overwritten while a CPU may be
 // in it (see `code::cache`).
@@ -82,7 +84,7 @@ impl CodeBuffer {
         // SAFETY: the target lies within the writable view, past everything that is in use.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
         self.used = (self.used + code.len()).next_multiple_of(16).min(self.len);
-        while self.huge + HUGE_PAGE <= self.used {
+        while self.huge < self.used + AHEAD && self.huge + HUGE_PAGE <= self.len {
             self.huge_pages.want(self.executable as usize + self.huge, self.writable as usize + self.huge);
             self.huge += HUGE_PAGE;
         }

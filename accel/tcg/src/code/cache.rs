@@ -14,6 +14,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 
 use crate::code::buffer::CodeBuffer;
+use crate::code::huge_pages::roomy;
 use crate::code::key_table::KeyTable;
 use crate::code::tb::{Lists, Mark, NO_PAGE, NONE, Slot, Tb, TbId, TbKey, mode, of_way, way};
 use crate::ram::{CodeMark, Ram};
@@ -105,6 +106,8 @@ pub struct TbCache {
     ungrouped: HashSet<TbKey, BuildHasherDefault<KeyHasher>>,
 }
 
+/// Bytes of code memory that a block takes as a rule.
+const BLOCK_BYTES: usize = 512;
 /// Bytes of code memory that hold a few blocks.
 const STRETCH: u64 = 4096;
 /// Times that the checks of a block's groups may fail for good.
@@ -113,11 +116,13 @@ const FAILED_GROUPS: u8 = 32;
 impl TbCache {
     /// An empty cache over `buffer`, whose reserved start holds the thunks.
     pub fn new(buffer: CodeBuffer) -> Self {
+        let range = buffer.range();
+        let blocks = (range.end - range.start) as usize / BLOCK_BYTES;
         Self {
             buffer,
             counters: Counters::default(),
-            blocks: Vec::new(),
-            lists: Lists::default(),
+            blocks: roomy(blocks),
+            lists: Lists::with_room(blocks),
             by_key: KeyTable::default(),
             by_page: KeyMap::default(),
             by_code: Vec::new(),
@@ -233,15 +238,15 @@ impl TbCache {
     }
 
     /// Enters a block with its lists.
-    pub fn insert(&mut self, mut block: Tb, lists: &Lists) -> TbId {
+    pub fn insert(&mut self, mut block: Tb, lists: &mut Lists) -> TbId {
         let id = self.next_id();
-        block.parts = self.lists.add(lists);
         self.counters.translated += 1;
         self.counters.instructions += lists.insns.len() as u64 - 1;
+        block.parts = self.lists.add(lists);
         self.counters.guest_bytes += u64::from(block.guest_bytes);
         self.counters.host_bytes += u64::from(block.code_len);
         self.by_key.insert(&block.key, id, |id| &self.blocks[id as usize].key);
-        self.by_page.entry(block.page).or_default().push(id);
+        self.by_page.entry(block.page()).or_default().push(id);
         if let Some(second) = block.key.second_page {
             self.by_page.entry(second).or_default().push(id);
         }
@@ -346,7 +351,7 @@ impl TbCache {
         self.counters.invalidated += 1;
         let gone = self.supersede(id);
         let block = &self.blocks[id as usize];
-        let (key, page) = (block.key, block.page);
+        let (key, page) = (block.key, block.page());
         for page in [Some(page), key.second_page].into_iter().flatten() {
             if let Some(ids) = self.by_page.get_mut(&page) {
                 ids.retain(|&other| other != id);
@@ -394,7 +399,7 @@ impl Tb {
     /// Whether it was made from any of these bytes of RAM page `page`.
     fn covers(&self, page: u32, offset: u32, len: u32) -> bool {
         let Range { start, end } = self.span;
-        let on_first = page == self.page && offset < end && start < offset + len;
+        let on_first = page == self.page() && offset < end && start < offset + len;
         let on_second = self.key.second_page == Some(page) && offset < end.saturating_sub(4096);
         on_first || on_second
     }

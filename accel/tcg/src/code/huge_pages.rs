@@ -1,9 +1,9 @@
-//! Huge pages for code that has filled them: a guest's programs become many times as large as they were, and a miss of the
+//! Huge pages for code: a guest's programs become many times as large as they were, and a miss of the
 //! host's instruction TLB walks two sets of page tables where the host is a guest itself.
 //!
 //! The memory is shared (it is mapped twice), and hosts give huge pages to shared memory only where it is asked for each time
-//! (madvise(2), `MADV_COLLAPSE`, Linux 6.1). That takes milliseconds, so a thread does it; a CPU that comes along
-//! meanwhile waits for its page.
+//! (madvise(2), `MADV_COLLAPSE`, Linux 6.1). That can take milliseconds, so a thread does it, before there is much to copy;
+//! a CPU that comes along meanwhile waits for its page.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,7 @@ impl HugePages {
         Self::default()
     }
 
-    /// The huge page that is mapped at `executable` and at `writable` is full.
+    /// The huge page that is mapped at `executable` and at `writable` is going to be filled.
     pub fn want(&mut self, executable: usize, writable: usize) {
         if self.thread.is_none() {
             let (sender, receiver) = channel();
@@ -59,11 +59,20 @@ fn collapse_all(wanted: &Receiver<[usize; 2]>, stopped: &AtomicBool) {
     while let Ok(views) = wanted.recv()
         && !stopped.load(Ordering::Relaxed)
     {
-        // The first call makes the page, the second only maps it.
+        // It must have something to begin with. Then the first call makes the page, the second only maps it.
+        touch(views[1]);
         if !views.into_iter().all(collapse) {
             tracing::debug!(target: "memory", error = %std::io::Error::last_os_error(), "no huge pages for code");
             return;
         }
+    }
+}
+
+fn touch(at: usize) {
+    #[expect(unsafe_code, reason = "door: advice about the mappings of generated code")]
+    // SAFETY: as for `collapse`; a page that is there stays as it is.
+    unsafe {
+        libc::madvise(at as *mut libc::c_void, 4096, libc::MADV_POPULATE_WRITE);
     }
 }
 
@@ -72,4 +81,20 @@ fn collapse(at: usize) -> bool {
     // SAFETY: a stretch of a mapping that is there until `HugePages::stop` has returned; its contents do not change.
     let result = unsafe { libc::madvise(at as *mut libc::c_void, HUGE_PAGE, MADV_COLLAPSE) };
     result == 0
+}
+
+/// Room for `count` elements, for which the host is asked for huge pages: what is looked up here and there in megabytes misses
+/// the TLB each time. Room that is never used takes no memory.
+pub fn roomy<T>(count: usize) -> Vec<T> {
+    let room = Vec::<T>::with_capacity(count);
+    let start = (room.as_ptr() as usize).next_multiple_of(HUGE_PAGE);
+    let end = (room.as_ptr() as usize + room.capacity() * size_of::<T>()) / HUGE_PAGE * HUGE_PAGE;
+    if start < end {
+        #[expect(unsafe_code, reason = "door: advice about memory of our own")]
+        // SAFETY: within the room that was just allocated, whose contents it does not change.
+        unsafe {
+            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE);
+        }
+    }
+    room
 }

@@ -6,6 +6,7 @@
 
 use std::hash::BuildHasher;
 
+use crate::code::huge_pages::roomy;
 use crate::code::tb::{TbId, TbKey};
 
 const EMPTY: u32 = u32::MAX;
@@ -100,7 +101,9 @@ impl<S: BuildHasher> KeyTable<S> {
     /// More room, or the same without the places of what was removed.
     fn rebuild(&mut self) {
         let room = ((self.live + 1) * 4).next_power_of_two().max(MIN_PLACES);
-        let old = std::mem::replace(&mut self.places, vec![EMPTY_PLACE; room]);
+        let mut places = roomy(room);
+        places.resize(room, EMPTY_PLACE);
+        let old = std::mem::replace(&mut self.places, places);
         self.taken = 0;
         for place in old.into_iter().filter(|place| place.id < REMOVED) {
             self.put(place);

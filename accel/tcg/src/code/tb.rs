@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use iced_x86::Instruction;
 
+use crate::code::huge_pages::roomy;
 use crate::exception::Exception;
 
 /// Number of a block, its index in the cache.
@@ -220,47 +221,46 @@ pub struct Guard {
 /// Number of no page mapping: never in a table of code pages.
 pub const NO_PAGE: u32 = u32::MAX;
 
-/// A block.
+/// A block. What is looked at when it is found comes first, in one cache line: there are a hundred thousand blocks.
+#[repr(C, align(64))]
 pub struct Tb {
     /// What it was translated from.
     pub key: TbKey,
-    /// Number of its page.
-    pub page: u32,
-    /// The guest bytes that it is made of, as offsets in its page; those from 4096 on are on the second one.
-    pub span: Range<u32>,
-    /// Bytes of its instructions.
-    pub guest_bytes: u32,
+    /// Entry with the flags in `env.lahf`.
+    pub entry_saved: u64,
+    /// CPUs that may have it in a jump cache, a bit each.
+    pub cpus: u64,
+    /// Number of its page's mapping; see [`Guard`].
+    pub page_number: u32,
+    /// The first of the ways that were linked to this one ([`way`]), a list by [`Slot::next`]; [`NONE`] ends it. May name links
+    /// that are gone.
+    pub incoming: u32,
+    /// Bytes that the return at its end takes off the stack; 0 for other ends.
+    pub popped: u32,
+    /// Still to be found and linked to.
+    pub valid: bool,
+    /// Times that a check of a group could not be made good.
+    pub ungrouped: u8,
+    /// Entry with the flags in EFLAGS.
+    pub entry: u64,
+    /// As `entry`, behind the poll.
+    pub entry_forward: u64,
     /// Executable address.
     pub code: u64,
     /// Bytes of code.
     pub code_len: u32,
-    /// Entry with the flags in EFLAGS.
-    pub entry: u64,
-    /// Entry with the flags in `env.lahf`.
-    pub entry_saved: u64,
-    /// As `entry`, behind the poll.
-    pub entry_forward: u64,
-    /// Number of its page's mapping; see [`Guard`].
-    pub page_number: u32,
-    /// Number of the second page's mapping, if there is one.
-    pub second_page_number: Option<u32>,
     /// Where its part is in the cache's lists ([`Lists`]).
     pub parts: Parts,
-    /// The first of the ways that were linked to this one ([`way`]), a list by [`Slot::next`]; [`NONE`] ends it. May name links
-    /// that are gone.
-    pub incoming: u32,
-    /// Instructions for helpers.
-    // Boxed: generated code has their addresses.
-    pub sites: Vec<Box<Site>>,
-    /// Bytes that the return at its end takes off the stack; 0 for other ends.
-    pub popped: u32,
-    /// Times that a check of a group could not be made good.
-    pub ungrouped: u8,
-    /// CPUs that may have it in a jump cache, a bit each.
-    pub cpus: u64,
-    /// Still to be found and linked to.
-    pub valid: bool,
+    /// The guest bytes that it is made of, as offsets in its page; those from 4096 on are on the second one.
+    pub span: Range<u32>,
+    /// Bytes of its instructions.
+    pub guest_bytes: u32,
+    /// Number of the second page's mapping, if there is one.
+    pub second_page_number: Option<u32>,
 }
+
+// With one more field it would be three cache lines.
+const _: () = assert!(size_of::<Tb>() == 128);
 
 /// Lists of which each block has a part.
 #[derive(Default)]
@@ -271,6 +271,9 @@ pub struct Lists {
     pub marks: Vec<Mark>,
     /// Guest offset of each instruction from the key's RIP, and of the end.
     pub insns: Vec<i16>,
+    /// Instructions for helpers.
+    // Boxed: generated code has their addresses.
+    pub sites: Vec<Box<Site>>,
 }
 
 /// Where a block's parts of [`Lists`] begin, and how many there are of each.
@@ -290,10 +293,16 @@ impl Lists {
         self.slots.clear();
         self.marks.clear();
         self.insns.clear();
+        self.sites.clear();
     }
 
-    /// Adds those of one block.
-    pub fn add(&mut self, block: &Self) -> Parts {
+    /// Room for what `blocks` blocks have as a rule.
+    pub fn with_room(blocks: usize) -> Self {
+        Self { slots: roomy(3 * blocks), marks: roomy(20 * blocks), ..Self::default() }
+    }
+
+    /// Adds those of one block, whose sites it takes.
+    pub fn add(&mut self, block: &mut Self) -> Parts {
         let parts = Parts {
             slots: self.slots.len() as u32,
             marks: self.marks.len() as u32,
@@ -305,6 +314,7 @@ impl Lists {
         self.slots.extend_from_slice(&block.slots);
         self.marks.extend_from_slice(&block.marks);
         self.insns.extend_from_slice(&block.insns);
+        self.sites.append(&mut block.sites);
         parts
     }
 
@@ -327,6 +337,11 @@ impl Lists {
 }
 
 impl Tb {
+    /// Number of its page.
+    pub fn page(&self) -> u32 {
+        (self.key.physical >> 12) as u32
+    }
+
     /// Whether the block can be reached by a patched jump. One that runs over into another page looks itself whether
     /// that is still mapped as it was.
     pub fn chainable(&self) -> bool {

@@ -270,7 +270,6 @@ impl Vcpu {
         );
         let job = Job {
             key,
-            page,
             mappings,
             bytes: &self.copy[..len],
             peek: &Fetched { mmu: &self.cpu.mmu, key, page },

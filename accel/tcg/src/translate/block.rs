@@ -1,6 +1,6 @@
 //! Cutting a block out of guest code.
 
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
@@ -65,6 +65,40 @@ impl Item {
     }
 }
 
+/// The instructions of a block. Their room is used again from block to block, and what is in it written over.
+#[derive(Default)]
+pub struct Items {
+    room: Vec<Item>,
+    len: usize,
+}
+
+impl Items {
+    /// Another one, which is anything.
+    #[inline]
+    fn add(&mut self) -> &mut Item {
+        if self.len == self.room.len() {
+            self.room.push(Item::unknown());
+        }
+        self.len += 1;
+        &mut self.room[self.len - 1]
+    }
+}
+
+impl Deref for Items {
+    type Target = [Item];
+    #[inline]
+    fn deref(&self) -> &[Item] {
+        &self.room[..self.len]
+    }
+}
+
+impl DerefMut for Items {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [Item] {
+        &mut self.room[..self.len]
+    }
+}
+
 /// How a block's last instruction relates to the end of its page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
@@ -98,25 +132,23 @@ pub struct Source<'a> {
 }
 
 /// Decodes a block from `source`. Fills `items`.
-pub fn decode(source: &Source, kinds: &mut ModeKinds, peek: &dyn Peek, items: &mut Vec<Item>) -> Cut {
+pub fn decode(source: &Source, kinds: &mut ModeKinds, peek: &dyn Peek, items: &mut Items) -> Cut {
     let &Source { start, rip, bits, mode, limit, .. } = source;
     let end = window(start).end;
     // The page's end is where an instruction may run over into the next.
     let bytes = if end < 4096 { &source.bytes[..end] } else { source.bytes };
-    items.clear();
+    items.len = 0;
     let mut decoder = Decoder::new(bits, bytes, DecoderOptions::FORCE_RESERVED_NOP);
     decoder.set_position(start).expect("the block starts within its page");
     decoder.set_ip(rip);
     let limit = if mode & mode::SINGLE != 0 { 1 } else { limit };
     let mut jumps = 0;
-    let unknown = Item::unknown();
     while items.len() < limit && decoder.can_decode() {
         let position = decoder.position();
         let offset = (decoder.ip().wrapping_sub(rip)) as i16;
         // In place: what was written in pieces is slow to be copied as a whole.
-        items.push(unknown);
-        let before = items.len() - 1;
-        let item = &mut items[before];
+        let before = items.len();
+        let item = items.add();
         decoder.decode_out(&mut item.insn);
         let insn = &item.insn;
         if insn.code() == Code::INVALID && decoder.last_error() == DecoderError::NoMoreBytes {
@@ -124,7 +156,7 @@ pub fn decode(source: &Source, kinds: &mut ModeKinds, peek: &dyn Peek, items: &m
                 return Cut::NeedsNextPage;
             }
             if before != 0 {
-                items.pop();
+                items.len -= 1;
                 break;
             }
         }

@@ -12,11 +12,11 @@ use crate::env::POLL_AGAIN;
 use crate::env_offset;
 use crate::exception::Exception;
 use crate::mmu::soft_tlb::code_page_offset;
-use crate::ram::{PAGE, RamPage};
+use crate::ram::PAGE;
 use crate::stress::Stress;
 use crate::translate::address::MissStub;
 use crate::translate::address::ramps::Ramps;
-use crate::translate::block::{self, Cut, Item, MAX_INSNS, Source};
+use crate::translate::block::{self, Cut, Item, Items, MAX_INSNS, Source};
 use crate::translate::classify::Class;
 use crate::translate::cold::Held;
 use crate::translate::control::ExitStub;
@@ -39,8 +39,6 @@ pub(super) const POLL: i32 = 0;
 pub struct Job<'a> {
     /// What it will be found by.
     pub key: TbKey,
-    /// Its page.
-    pub page: RamPage,
     /// Numbers of the mappings of its page and of the second one ([`tb::Guard`]).
     pub mappings: (u32, Option<u32>),
     /// The bytes of its page, as far as it can reach, and of the second one if the key names it.
@@ -83,7 +81,7 @@ pub struct Translator {
     pub(super) bmi2: bool,
     /// For tests.
     pub stress: Stress,
-    items: Vec<Item>,
+    items: Items,
     pub(super) key: TbKey,
     pub(super) bits: u32,
     pub(super) id: TbId,
@@ -125,8 +123,6 @@ pub struct Translator {
     pub(super) ramps: Ramps,
     pub(super) lists: Lists,
     pub(super) popped: u32,
-    #[expect(clippy::vec_box, reason = "generated code has the sites' addresses")]
-    sites: Vec<Box<Site>>,
 }
 
 impl Translator {
@@ -142,7 +138,7 @@ impl Translator {
             kinds: Kinds::default(),
             bmi2,
             stress: Stress::default(),
-            items: Vec::new(),
+            items: Items::default(),
             key,
             bits: 64,
             id: 0,
@@ -169,7 +165,6 @@ impl Translator {
             ramps: Ramps::default(),
             lists: Lists::default(),
             popped: 0,
-            sites: Vec::new(),
         }
     }
 
@@ -184,8 +179,8 @@ impl Translator {
     }
 
     /// The lists of the block translated last.
-    pub fn lists(&self) -> &Lists {
-        &self.lists
+    pub fn lists(&mut self) -> &mut Lists {
+        &mut self.lists
     }
 
     /// Of [`Translator::code`] what is executed when nothing is missed and no way out is taken but the last.
@@ -202,7 +197,7 @@ impl Translator {
 
     /// Does `job`. `None`: the first instruction runs over the end of the bytes.
     pub fn translate(&mut self, job: &Job) -> Option<Tb> {
-        let &Job { key, page, mappings, id, base, hashed, .. } = job;
+        let &Job { key, mappings, id, base, hashed, .. } = job;
         self.bits = match key.mode & (mode::LONG | mode::CODE32) {
             0 => 16,
             mode::CODE32 => 32,
@@ -265,7 +260,7 @@ impl Translator {
         self.straight = self.e.len();
         self.emit_stubs(&items);
         let (mut first, mut end, mut guest_bytes) = (0, 0, 0);
-        for item in &items {
+        for item in items.iter() {
             let len = item.insn.len() as i16;
             (first, end) = (first.min(item.offset), end.max(item.offset + len));
             guest_bytes += len as u32;
@@ -276,7 +271,6 @@ impl Translator {
         self.items = items;
         Some(Tb {
             key,
-            page: page.index,
             span: start.wrapping_add_signed(first.into())..start.wrapping_add_signed(end.into()),
             guest_bytes,
             code: base,
@@ -288,7 +282,6 @@ impl Translator {
             second_page_number: mappings.1,
             parts: Parts::default(),
             incoming: NONE,
-            sites: mem::take(&mut self.sites),
             popped: self.popped,
             ungrouped: 0,
             cpus: 0,
@@ -461,7 +454,7 @@ impl Translator {
         self.nothing_held();
         let site = Box::new(Site { insn: *insn, raise, rip: insn.ip(), left: self.left() });
         let address = std::ptr::from_ref::<Site>(&site) as u64;
-        self.sites.push(site);
+        self.lists.sites.push(site);
         dynasm!(self.e ; .arch x64 ; mov r10, QWORD address as i64);
         self.e.call(self.thunks.complex);
         self.flags = Flags::Saved;

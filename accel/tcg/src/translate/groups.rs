@@ -176,6 +176,7 @@ impl Groups {
         self.members.resize(count, None);
         self.steps.clear();
         self.runs.clear();
+        (self.watched, self.watched_slots) = (0, 0);
         self.kept = 0;
         self.lows.clear();
         self.lows.resize(count, 0);
@@ -208,12 +209,13 @@ impl Groups {
             if let Some(access) = access {
                 self.add(items, index, access);
             }
-            self.end(items, |run| run.is_refilled(refills) || run.base.registers() & step.written != 0);
-            (self.watched, self.watched_slots) = (0, 0);
-            for run in &mut self.runs {
-                run.delta += step.change(run.base);
-                self.watched |= run.base.registers();
-                self.watched_slots |= run.slot.map_or(0, |slot| 1 << slot);
+            if refills & self.watched_slots != 0 || step.written & self.watched != 0 {
+                self.end(items, |run| run.is_refilled(refills) || run.base.registers() & step.written != 0);
+            }
+            if step.by != 0 {
+                for run in &mut self.runs {
+                    run.delta += step.change(run.base);
+                }
             }
         }
         self.end(items, |_| true);
@@ -221,8 +223,10 @@ impl Groups {
     }
 
     fn add(&mut self, items: &[Item], index: usize, access: Access) {
-        // Another base in the same slot: it may refill it.
-        self.end(items, |run| run.slot.is_some() && run.slot == access.slot && run.base != access.base);
+        if access.slot.is_some_and(|slot| self.watched_slots >> slot & 1 != 0) {
+            // Another base in the same slot: it may refill it.
+            self.end(items, |run| run.slot == access.slot && run.base != access.base);
+        }
         if let Some(run) = self.runs.iter_mut().find(|run| run.base == access.base) {
             let low = run.delta + access.displacement;
             let high = low + i64::from(access.size);
@@ -233,8 +237,8 @@ impl Groups {
                 self.lows[index] = low;
                 return;
             }
+            self.end(items, |run| run.base == access.base);
         }
-        self.end(items, |run| run.base == access.base);
         self.lows[index] = access.displacement;
         self.runs.push(Run {
             base: access.base,
@@ -246,48 +250,66 @@ impl Groups {
             write: access.write,
             members: 1 << index,
         });
+        self.watch();
+    }
+
+    /// Notes what the runs depend on.
+    fn watch(&mut self) {
+        (self.watched, self.watched_slots) = (0, 0);
+        for run in &self.runs {
+            self.watched |= run.base.registers();
+            self.watched_slots |= run.slot.map_or(0, |slot| 1 << slot);
+        }
     }
 
     /// Ends the runs that `which` chooses: they become groups if that pays.
     fn end(&mut self, items: &[Item], which: impl Fn(&Run) -> bool) {
-        let Self { heads, members, steps, runs, kept, lows, .. } = self;
-        if !runs.iter().any(&which) {
+        let mut index = 0;
+        while let Some(run) = self.runs.get(index) {
+            if which(run) {
+                let run = self.runs.remove(index);
+                self.make_group(items, &run);
+            } else {
+                index += 1;
+            }
+        }
+        self.watch();
+    }
+
+    /// Makes a group of what is in `run`, if that pays.
+    fn make_group(&mut self, items: &[Item], run: &Run) {
+        // One access alone is checked where it is, unless the flags are in the way there.
+        let alone = run.members.is_power_of_two();
+        if alone && items[run.start].live_in == 0 {
             return;
         }
-        runs.retain(|run| {
-            if !which(run) {
-                return true;
+        let (at, displacement) = place(items, &self.steps, run);
+        if alone && at == run.start {
+            return;
+        }
+        let Ok(displacement) = i32::try_from(displacement) else { return };
+        let way = match run.slot {
+            Some(slot) => Way::Slot(slot),
+            None if self.kept == TABLE_GROUPS => return,
+            None => {
+                self.kept += 1;
+                Way::Table(self.kept - 1)
             }
-            let (at, displacement) = place(items, steps, run);
-            // One access alone is checked where it is, unless the flags are in the way there.
-            if run.members.is_power_of_two() && at == run.start {
-                return false;
-            }
-            let Ok(displacement) = i32::try_from(displacement) else { return false };
-            let way = match run.slot {
-                Some(slot) => Way::Slot(slot),
-                None if *kept == TABLE_GROUPS => return false,
-                None => {
-                    *kept += 1;
-                    Way::Table(*kept - 1)
-                }
-            };
-            let mut left = run.members;
-            while left != 0 {
-                let index = left.trailing_zeros() as usize;
-                let distance = (lows[index] - run.low) as i32;
-                members[index] = Some(Member { write: run.write, way, distance });
-                left &= left - 1;
-            }
-            heads.push(Head {
-                at,
-                base: run.base,
-                displacement,
-                size: (run.high - run.low) as u32,
-                write: run.write,
-                way,
-            });
-            false
+        };
+        let mut left = run.members;
+        while left != 0 {
+            let index = left.trailing_zeros() as usize;
+            let distance = (self.lows[index] - run.low) as i32;
+            self.members[index] = Some(Member { write: run.write, way, distance });
+            left &= left - 1;
+        }
+        self.heads.push(Head {
+            at,
+            base: run.base,
+            displacement,
+            size: (run.high - run.low) as u32,
+            write: run.write,
+            way,
         });
     }
 }
