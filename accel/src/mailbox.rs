@@ -118,6 +118,8 @@ struct Inner {
     /// The thread hosts no more.
     ended: bool,
     rung: bool,
+    /// How many wait on `ack_cond`: waking nobody is a system call all the same, and a CPU halts and wakes often.
+    ack_waiters: usize,
     /// What the thread owes the [throttle](crate::throttle).
     debt: Duration,
 }
@@ -195,6 +197,7 @@ impl Mailbox {
                 arrivals: VecDeque::new(),
                 ended: false,
                 rung: false,
+                ack_waiters: 0,
                 debt: Duration::ZERO,
             }),
             halt_cond: Condvar::new(),
@@ -320,9 +323,11 @@ impl Mailbox {
     /// Waits until `done` holds for the CPU.
     pub(crate) fn wait_ack(&self, slot: usize, done: impl Fn(&Slot) -> bool) {
         let mut inner = self.lock();
+        inner.ack_waiters += 1;
         while !done(&inner.slots[slot]) {
             inner = inner.wait(&self.ack_cond);
         }
+        inner.ack_waiters -= 1;
     }
 
     // The owning thread.
@@ -360,7 +365,14 @@ impl Mailbox {
         tracing::trace!(target: "cpu", from = ?slot.state, to = ?next);
         slot.state = next;
         slot.open = next != CpuState::Exited;
-        self.ack_cond.notify_all();
+        self.acknowledge(&inner);
+    }
+
+    /// Wakes those who wait for something of `inner`, the lock of which is held.
+    fn acknowledge(&self, inner: &Inner) {
+        if inner.ack_waiters > 0 {
+            self.ack_cond.notify_all();
+        }
     }
 
     /// Whether some CPU of the thread is to be stopped or set going.
@@ -381,8 +393,9 @@ impl Mailbox {
         let slot = &mut inner.slots[slot];
         slot.open = false;
         slot.gone = true;
-        self.ack_cond.notify_all();
-        std::mem::take(&mut slot.work)
+        let work = std::mem::take(&mut slot.work);
+        self.acknowledge(&inner);
+        work
     }
 
     /// Announces a sleep. From here on a raised interrupt rings; look for one now, then [`Self::sleep`] or
