@@ -188,6 +188,11 @@ pub trait VcpuBackend {
     fn statistics(&mut self) -> Vec<String> {
         Vec::new()
     }
+    /// What waits for the CPU and what it waits for, on a line, for whoever finds that it hangs. Asked before the state, which
+    /// may act on it.
+    fn waiting(&mut self, io: &dyn CpuIo) -> String {
+        io.interrupts().map_or_else(String::new, |interrupts| interrupts.summary().to_string())
+    }
     /// A line or two of engine-specific diagnosis for crash reports; empty if there is none.
     fn describe(&mut self) -> String {
         String::new()

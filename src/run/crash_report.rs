@@ -67,6 +67,12 @@ pub fn line(cpu: usize, state: Option<Box<CpuArchState>>) -> String {
     }
 }
 
+/// What a CPU was found at ([`CpuHandle::diagnosis`](accel::CpuHandle::diagnosis)), and what waits for it.
+pub fn found(at: &str, waiting: &str) -> String {
+    let separator = if waiting.is_empty() { "" } else { "; " };
+    format!("  {at}{separator}{waiting}")
+}
+
 fn place(state: &CpuArchState) -> String {
     format!(" at {:04x}:{:016x}", state.segments[seg::CS].selector, state.rip)
 }
@@ -182,6 +188,8 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("Code at RIP: 0f 0b 00"));
+        assert_eq!(found("CPU 1: Halted", ""), "  CPU 1: Halted");
+        assert_eq!(found("CPU 1: Halted", "IRR 41"), "  CPU 1: Halted; IRR 41");
         assert!(text.contains("\nCPU 1 does not answer\nCOM1 said"), "{text}");
         assert!(text.ends_with("COM1 said last:\n  [1mhello\n  Kernel panic\n"));
         assert_eq!(stop.exit_code(), crate::exit_code::GUEST_CRASH);

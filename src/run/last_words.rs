@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use accel::{CpuHandle, VcpuBackend};
+use accel::{CpuContext, CpuHandle, VcpuBackend};
 
 use crate::machine::Machine;
 
@@ -16,14 +16,14 @@ pub fn ask<R: Send + 'static>(
     question: impl FnOnce(&mut dyn VcpuBackend) -> R + Send + 'static,
 ) -> Option<R> {
     let (sender, receiver) = mpsc::sync_channel(1);
-    put(cpu, question, sender);
+    put(cpu, |cpu| question(cpu.backend), sender);
     receiver.recv_timeout(LAST_WORDS).ok()
 }
 
 /// The same of all `cpus` at once: they share the time to answer.
 pub fn ask_all<R: Send + 'static>(
     cpus: &[CpuHandle],
-    question: impl FnOnce(&mut dyn VcpuBackend) -> R + Send + Clone + 'static,
+    question: impl FnOnce(&mut CpuContext<'_>) -> R + Send + Clone + 'static,
 ) -> Vec<Option<R>> {
     let ears: Vec<_> = cpus
         .iter()
@@ -40,12 +40,12 @@ pub fn ask_all<R: Send + 'static>(
 
 fn put<R: Send + 'static>(
     cpu: &CpuHandle,
-    question: impl FnOnce(&mut dyn VcpuBackend) -> R + Send + 'static,
+    question: impl FnOnce(&mut CpuContext<'_>) -> R + Send + 'static,
     answer: mpsc::SyncSender<R>,
 ) {
     let posted = cpu.post(move |cpu| {
         // Nobody may be listening any more.
-        let _ = answer.send(question(cpu.backend));
+        let _ = answer.send(question(cpu));
     });
     if posted.is_err() {
         tracing::debug!(target: "cpu", "the CPU is gone");

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use accel::{CpuArchState, CpuEvent, Shutdown};
+use accel::{CpuArchState, CpuEvent, CpuHandle, Shutdown};
 use devices::backend::CharDevice;
 use devices::serial::Uart16550;
 use devices::system::SystemRequest;
@@ -50,7 +50,7 @@ pub struct Stop {
     pub state: Option<Box<CpuArchState>>,
     /// The engine's diagnosis; may be empty.
     pub description: String,
-    /// Where the machine's other CPUs are, a line each, where that is of interest.
+    /// Where the machine's other CPUs are, and what all of them wait for, where that is of interest: lines.
     pub others: Vec<String>,
 }
 
@@ -80,6 +80,9 @@ impl Stop {
         }
     }
 }
+
+/// Of a CPU that is stuck in its engine.
+const NO_ANSWER: &str = "the CPU does not answer";
 
 /// Which descriptor an event is about.
 mod token {
@@ -312,16 +315,24 @@ impl Reactor<'_> {
         let _ = timer.wait();
         let reason = StopReason::Timeout { limit, phase: self.run_state.phase() };
         let cpus = self.machine.lifecycle().cpus().cpus();
-        let mut answers =
-            last_words::ask_all(&cpus, |backend| (backend.state().ok().map(Box::new), backend.describe()))
-                .into_iter();
-        let (state, description) =
-            answers.next().flatten().unwrap_or((None, "the CPU does not answer".into()));
-        let others = cpus.iter().skip(1).zip(answers);
-        let others =
-            others.map(|(cpu, answer)| crash_report::line(cpu.index(), answer.and_then(|(state, _)| state)));
-        let others = others.collect();
-        self.end(Outcome::Stopped(Stop { reason, cpu: 0, state, description, others }));
+        // Before they are asked: that sets them going.
+        let found: Vec<String> = cpus.iter().map(CpuHandle::diagnosis).collect();
+        let answers = last_words::ask_all(&cpus, |cpu| {
+            let waiting = cpu.backend.waiting(cpu.io);
+            (waiting, cpu.backend.state().ok().map(Box::new), cpu.backend.describe())
+        });
+        let mut stop =
+            Stop { reason, cpu: 0, state: None, description: NO_ANSWER.into(), others: Vec::new() };
+        for (index, (found, answer)) in found.into_iter().zip(answers).enumerate() {
+            let (waiting, state, description) = answer.unwrap_or((String::new(), None, NO_ANSWER.into()));
+            if index == 0 {
+                (stop.state, stop.description) = (state, description);
+            } else {
+                stop.others.push(crash_report::line(cpus[index].index(), state));
+            }
+            stop.others.push(crash_report::found(&found, &waiting));
+        }
+        self.end(Outcome::Stopped(stop));
     }
 
     /// An input's descriptor is readable.

@@ -24,6 +24,7 @@ mod run;
 mod run_page;
 mod segment;
 mod state;
+mod waiting;
 mod xsave;
 
 use interrupts::UserApic;
@@ -193,6 +194,10 @@ impl VcpuBackend for Vcpu {
         self.apply_debug(debug, debug.single_step)?;
         self.debug = debug.clone();
         Ok(())
+    }
+
+    fn waiting(&mut self, io: &dyn CpuIo) -> String {
+        self.waiting_text(io)
     }
 
     fn describe(&mut self) -> String {

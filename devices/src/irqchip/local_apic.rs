@@ -16,7 +16,7 @@ use super::apic_set::{DeliveryMode, Destination, LocalApicSet, Trigger};
 use super::ioapic::IoApic;
 use super::pic8259::Pic8259;
 use crate::clock::{Clock, GuestTsc};
-use crate::cpu_interrupts::{InterruptKind, InterruptTarget, LocalInterrupts, NoSuchRegister};
+use crate::cpu_interrupts::{ApicSummary, InterruptKind, InterruptTarget, LocalInterrupts, NoSuchRegister};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64};
 
 mod bits;
@@ -404,6 +404,15 @@ impl LocalInterrupts for LocalApic {
         };
         self.raise_if_deliverable();
         vector
+    }
+
+    fn summary(&self) -> ApicSummary {
+        ApicSummary {
+            irr: std::array::from_fn(|index| self.irr.word(index)),
+            isr: std::array::from_fn(|index| self.isr.word(index)),
+            tpr: self.tpr.load(SeqCst) as u8,
+            svr: self.svr.load(SeqCst),
+        }
     }
 
     fn take_sipi(&self) -> Option<u8> {
