@@ -5,7 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use accel::arch_state::{RunMode, SegmentState, reg, seg};
-use accel::{Accelerator, CpuArchState, DebugControl, Irqchip, MachineCheck, Shutdown, VcpuExit};
+use accel::contract::NoIo;
+use accel::{
+    Accelerator, CpuArchState, CpuHandle, DebugControl, Irqchip, MachineCheck, Shutdown, VcpuBackend,
+    VcpuConfig, VcpuExit,
+};
 use devices::interrupt::MsiMessage;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -299,6 +303,41 @@ fn memory_can_be_mapped_anew(kvm: &crate::Kvm) {
     drop(std::mem::replace(&mut machine.memory, other));
     assert_eq!(machine.run(), VcpuExit::Kicked);
     assert_eq!(machine.said(), "12");
+}
+
+/// An INIT and a SIPI that a CPU had not acted on when it was reset do not start it; those that come later do.
+#[test]
+fn a_reset_forgets_init_and_sipi() {
+    let Some(kvm) = open("a_reset_forgets_init_and_sipi", KernelIrqchip::On) else { return };
+    // With the bootstrap CPU, which there must be.
+    let machine = Machine::new(&kvm, &[0xf4]);
+    machine.memory.write_slice(&[0xf4], GuestAddress(0x2000)).unwrap();
+    let config = VcpuConfig { index: 1, apic_id: 1, cpu_count: 2, model: Arc::default() };
+    let seed = kvm.new_vcpu(&config).unwrap();
+    let cpu = CpuHandle::new(1);
+    cpu.set_kicker(seed.kicker());
+    let mut backend = seed.bind(cpu.clone()).unwrap();
+    let Irqchip::Kernel(sink) = kvm.irqchip() else { unreachable!("asked for") };
+    // To APIC ID 1: INIT, then SIPI with the page 2.
+    let start = || [0x500, 0x602].map(|data| sink.send_msi(MsiMessage { address: 0xfee0_1000, data }));
+    let run_mode_after_a_run = |backend: &mut dyn VcpuBackend| {
+        let kicker = cpu.clone();
+        let kick = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            kicker.request_exit();
+        });
+        assert_eq!(backend.run(&NoIo).unwrap(), VcpuExit::Kicked);
+        kick.join().unwrap();
+        assert!(cpu.take_exit_request());
+        backend.state().unwrap().run_mode
+    };
+    // The kernel delivers to an APIC that was written to.
+    backend.reset().unwrap();
+    start();
+    assert_eq!(run_mode_after_a_run(&mut *backend), RunMode::Halted);
+    start();
+    backend.reset().unwrap();
+    assert_eq!(run_mode_after_a_run(&mut *backend), RunMode::WaitForSipi);
 }
 
 #[test]

@@ -167,6 +167,7 @@ impl VcpuBackend for Vcpu {
         self.incomplete = false;
         self.deferred = None;
         self.at_breakpoint = None;
+        self.forget_init_and_sipi()?;
         self.clear_events()?;
         // Out of x2APIC mode first: that moves the ID in its register, and not every kernel moves it back.
         self.set_apic_base(interrupts::power_on_apic_base(self.index))?;

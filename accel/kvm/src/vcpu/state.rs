@@ -75,6 +75,15 @@ impl Vcpu {
         Ok(())
     }
 
+    /// INIT and SIPI that wait in the kernel's local APIC would start the CPU anew after a reset. There is no way to drop
+    /// them; the kernel acts on them when it is asked for the run mode, and all that this changes is to be overwritten.
+    pub(super) fn forget_init_and_sipi(&self) -> Result<(), VcpuError> {
+        if self.user_apic.is_none() {
+            self.fd.get_mp_state().map_err(host("KVM_GET_MP_STATE failed"))?;
+        }
+        Ok(())
+    }
+
     fn read_run_mode(&self) -> Result<RunMode, VcpuError> {
         if let Some(apic) = &self.user_apic {
             return Ok(apic.run_mode);
