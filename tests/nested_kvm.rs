@@ -153,17 +153,17 @@ fn linux_boots_on_several_cpus_under_kvm() {
     println!("nested, several CPUs: {:.1} s", outcome.elapsed.as_secs_f64());
 }
 
-/// The micro-kernel, on a KVM that does not emulate: with as many CPUs as there may be, and reset with its CPUs in use. Under the
-/// kernel's interrupt controllers a halted CPU of this emulated host was seen to miss an IPI: with 64 CPUs once in some ten
-/// runs, and with four that were reset twice, at an INIT, in three runs of six. Why is not known; neither is done here.
+/// The micro-kernel, on a KVM that does not emulate: with as many CPUs as there may be, and reset with its CPUs in use. The emulated
+/// host forgets the shadow of STI when it leaves the guest within it, so that an interrupt may come before HLT and be slept
+/// over (`resources/design/0001-nested-kvm.md`). The kernel is told: it does not count on the shadow, and says how often it was lost.
 #[test]
 fn many_cpus_under_nested_kvm() {
     let kernel = micro_kernels().join("smp");
-    let machines = [(4, "on", 0), (4, "off", 2), (16, "on", 0), (64, "off", 0)];
+    let machines = [(4, "on", 2), (4, "off", 2), (64, "on", 0), (64, "off", 0)];
     let commands = machines.map(|(cpus, irqchip, resets)| {
         format!(
             "{} -accel kvm,kernel-irqchip={irqchip} -smp {cpus} -M microvm -m 128 -kernel /files/smp -nographic \
-             -device isa-debug-exit,iobase=0xf4,iosize=4 -timeout 400 -append 'verbose cpus={cpus} resets={resets}'",
+             -device isa-debug-exit,iobase=0xf4,iosize=4 -timeout 400 -append 'verbose cpus={cpus} resets={resets} no-sti-shadow'",
             program()
         )
     });
@@ -172,6 +172,9 @@ fn many_cpus_under_nested_kvm() {
         let (printed, status) = part(&outcome, n + 1);
         let holds = status == "33" && printed.contains("all claims hold\n") && !printed.contains("FAILED");
         outcome.check(holds, &format!("{cpus} CPUs, kernel-irqchip={irqchip}: status {status}\n{printed}"));
+        for line in printed.lines().filter(|line| line.starts_with("interrupts between STI and HLT: ")) {
+            println!("{cpus} CPUs, kernel-irqchip={irqchip}: {line}");
+        }
     }
     println!("nested, many CPUs: {:.1} s", outcome.elapsed.as_secs_f64());
 }
