@@ -1,5 +1,6 @@
 //! The host's end of devices: where a character device's bytes go to and come from.
 
+pub mod block;
 mod buffer;
 mod file;
 mod null;

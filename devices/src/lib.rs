@@ -11,6 +11,7 @@ pub mod chipset;
 pub mod clock;
 pub mod cpu_interrupts;
 pub mod device;
+pub mod dma;
 pub mod interrupt;
 pub mod irqchip;
 pub mod lock_rank;
@@ -19,3 +20,4 @@ mod sync;
 pub mod system;
 #[cfg(test)]
 mod testing;
+pub mod virtio;

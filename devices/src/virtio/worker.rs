@@ -1,0 +1,262 @@
+//! The thread that works on one queue.
+//!
+//! It sleeps on the queue's doorbell, so that a CPU that notifies goes on at once. On a machine whose time is what was executed
+//! (icount), where every run is to be the same, there is no thread: the doorbell sets a timer, and the work is done when
+//! guest time has come there.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
+
+use super::Doorbell;
+use crate::clock::{Clock, Timer};
+
+const LOCK: &str = "no holder of a worker's lock panics";
+
+/// How long a device takes to answer where guest time does not pass by itself: about what a fast disk takes.
+const LATENCY_NS: u64 = 50_000;
+
+/// What drives the devices' work.
+#[derive(Clone)]
+pub enum Pace {
+    /// Threads, as the host runs them.
+    Threads,
+    /// Guest time.
+    Clock(Arc<dyn Clock>),
+}
+
+/// Works on a queue.
+pub trait QueueWork: Send {
+    /// The driver has notified, or may have. Called with no lock held that a CPU wants.
+    fn notified(&mut self);
+}
+
+type Work = Box<dyn QueueWork>;
+
+#[derive(Default)]
+struct State {
+    /// Work that has been given and not been begun.
+    next: Option<Work>,
+    /// To be forgotten.
+    stale: bool,
+    paused: bool,
+    busy: bool,
+    /// A notification came while paused (where there is no thread).
+    missed: bool,
+    ended: bool,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Held while it is at work; never waited for by a CPU.
+    work: Mutex<Option<Work>>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect(LOCK)
+    }
+
+    /// Takes over new work; false: there is none at all, or the end has come.
+    fn begin(&self, state: &mut State) -> bool {
+        let mut work = self.work.lock().expect(LOCK);
+        if std::mem::take(&mut state.stale) {
+            *work = None;
+        }
+        if let Some(next) = state.next.take() {
+            *work = Some(next);
+        }
+        state.busy = work.is_some();
+        state.busy
+    }
+
+    fn work(&self) {
+        if let Some(work) = &mut *self.work.lock().expect(LOCK) {
+            work.notified();
+        }
+        self.lock().busy = false;
+        self.changed.notify_all();
+    }
+
+    /// The thread, until the worker is dropped.
+    fn run(&self, doorbell: &Doorbell) {
+        let Doorbell::Event(event) = doorbell else { return };
+        loop {
+            if let Err(error) = event.read()
+                && error.kind() != std::io::ErrorKind::Interrupted
+            {
+                tracing::error!(target: "virtio", %error, "a doorbell cannot be read");
+                return;
+            }
+            let mut state = self.lock();
+            while state.paused && !state.ended {
+                state = self.changed.wait(state).expect(LOCK);
+            }
+            if state.ended {
+                return;
+            }
+            let busy = self.begin(&mut state);
+            drop(state);
+            if busy {
+                self.work();
+            }
+        }
+    }
+
+    /// Guest time has come.
+    fn timer_expired(&self) {
+        let mut state = self.lock();
+        if state.paused {
+            state.missed = true;
+            return;
+        }
+        let busy = self.begin(&mut state);
+        drop(state);
+        if busy {
+            self.work();
+        }
+    }
+}
+
+/// One queue's thread, or timer, and doorbell.
+pub struct Worker {
+    label: &'static str,
+    doorbell: Arc<Doorbell>,
+    shared: Arc<Shared>,
+    started: OnceLock<()>,
+}
+
+impl Worker {
+    /// A worker without work. `label` names its thread.
+    pub fn new(label: &'static str, pace: &Pace) -> std::io::Result<Self> {
+        let shared =
+            Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), work: Mutex::new(None) });
+        let doorbell = match pace {
+            Pace::Threads => Doorbell::Event(EventFd::new(EFD_CLOEXEC)?),
+            Pace::Clock(clock) => {
+                let at_work = Arc::clone(&shared);
+                let timer = clock.new_timer(label, Arc::new(move || at_work.timer_expired()));
+                Doorbell::Call(soon(Arc::clone(clock), timer))
+            }
+        };
+        Ok(Self { label, doorbell: Arc::new(doorbell), shared, started: OnceLock::new() })
+    }
+
+    /// What wakes it.
+    pub fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.doorbell
+    }
+
+    /// From now on it does `work`, to begin with as if it had been notified.
+    pub fn start(&self, work: Work) {
+        self.shared.lock().next = Some(work);
+        if matches!(&*self.doorbell, Doorbell::Event(_)) {
+            self.started.get_or_init(|| {
+                let (shared, doorbell) = (Arc::clone(&self.shared), Arc::clone(&self.doorbell));
+                let thread = std::thread::Builder::new().name(self.label.into());
+                thread.spawn(move || shared.run(&doorbell)).expect("the host has a thread for a queue");
+            });
+        }
+        self.doorbell.ring();
+    }
+
+    /// Forgets its work, which finds out by its session that it is over. Does not wait.
+    pub fn stop(&self) {
+        let mut state = self.shared.lock();
+        state.next = None;
+        state.stale = true;
+    }
+
+    /// Returns when it is idle, and it stays so.
+    pub fn pause(&self) {
+        let mut state = self.shared.lock();
+        state.paused = true;
+        while state.busy {
+            state = self.shared.changed.wait(state).expect(LOCK);
+        }
+    }
+
+    /// Undoes [`Worker::pause`].
+    pub fn resume(&self) {
+        let mut state = self.shared.lock();
+        state.paused = false;
+        let missed = std::mem::take(&mut state.missed);
+        drop(state);
+        self.shared.changed.notify_all();
+        if missed {
+            self.doorbell.ring();
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.shared.lock().ended = true;
+        self.shared.changed.notify_all();
+        if let Doorbell::Event(_) = &*self.doorbell {
+            self.doorbell.ring();
+        }
+    }
+}
+
+/// Sets `timer` a little ahead of now.
+fn soon(clock: Arc<dyn Clock>, timer: Box<dyn Timer>) -> Box<dyn Fn() + Send + Sync> {
+    Box::new(move || timer.arm(clock.now_ns().saturating_add(LATENCY_NS)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    struct Teller(mpsc::Sender<()>);
+    impl QueueWork for Teller {
+        fn notified(&mut self) {
+            self.0.send(()).unwrap();
+        }
+    }
+
+    const SOON: Duration = Duration::from_secs(20);
+    const NEVER: Duration = Duration::from_millis(20);
+
+    #[test]
+    fn a_thread_works_unless_paused() {
+        let worker = Worker::new("test", &Pace::Threads).unwrap();
+        let (teller, told) = mpsc::channel();
+        worker.doorbell().ring();
+        worker.start(Box::new(Teller(teller)));
+        told.recv_timeout(SOON).unwrap();
+        worker.pause();
+        while told.try_recv().is_ok() {}
+        worker.doorbell().ring();
+        assert!(told.recv_timeout(NEVER).is_err());
+        worker.resume();
+        told.recv_timeout(SOON).unwrap();
+        worker.stop();
+        worker.doorbell().ring();
+        // Its end of the channel goes with the work.
+        while told.recv_timeout(SOON) != Err(mpsc::RecvTimeoutError::Disconnected) {}
+    }
+
+    #[test]
+    fn guest_time_works_where_there_are_no_threads() {
+        let clock = Arc::new(ManualClock::default());
+        let worker = Worker::new("test", &Pace::Clock(clock.clone())).unwrap();
+        let (teller, told) = mpsc::channel();
+        worker.start(Box::new(Teller(teller)));
+        assert!(told.try_recv().is_err());
+        clock.advance(LATENCY_NS);
+        told.try_recv().unwrap();
+        worker.pause();
+        worker.doorbell().ring();
+        clock.advance(LATENCY_NS);
+        assert!(told.try_recv().is_err());
+        worker.resume();
+        clock.advance(LATENCY_NS);
+        told.try_recv().unwrap();
+    }
+}
