@@ -32,6 +32,8 @@ pub struct Platform {
     pub power: Power,
     /// Serial ports: first port and ISA interrupt.
     pub serial: Vec<(u16, u8)>,
+    /// Virtio-mmio devices: window and interrupt.
+    pub virtio: Vec<(u32, u32)>,
     /// First port and ISA interrupt of the real-time clock.
     pub rtc: (u16, u8),
     /// Where its RAM holds the century.

@@ -4,6 +4,7 @@ pub mod accelerator;
 pub mod acpi;
 pub mod boot;
 pub mod console;
+pub mod disks;
 pub mod exit_code;
 pub mod log;
 pub mod machine;

@@ -3,26 +3,31 @@
 pub mod cpu_io;
 pub mod memory;
 mod microvm;
+pub mod virtio;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use accel::cpu_model::CpuTopology;
 use accel::cpu_set::{CpuSet, SpawnError};
 use accel::machine_lifecycle::MachineResetError;
 use accel::{Accelerator, CpuModel, Irqchip, MachineLifecycle, MemoryError, VcpuConfig, VcpuError};
+use devices::backend::block::BlockBackend;
 use devices::bus::{Bus, BusError};
 use devices::clock::Clock;
 use devices::device::Device;
 use devices::interrupt::InterruptSink;
 use devices::irqchip::UserspaceIrqchip;
 use devices::serial::Uart16550;
+use devices::virtio::mmio::VirtioMmio;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use self::cpu_io::MachineIo;
 use self::memory::{Ram, RamError};
 use crate::boot::error::BootError;
 use crate::boot::{BootSource, Unpacking, layout};
+use crate::disks::VirtioPart;
 use crate::options::devices::DeviceChoice;
 use crate::options::icount::RtcBase;
 use crate::run_state::RunState;
@@ -56,6 +61,9 @@ pub enum MachineError {
     /// Two devices are at one place.
     #[error("-device isa-debug-exit")]
     Bus(#[from] BusError),
+    /// The virtio devices cannot be there.
+    #[error(transparent)]
+    Virtio(#[from] virtio::VirtioError),
     /// The kernel could not be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -84,6 +92,8 @@ pub struct Blueprint {
     pub rtc: RtcBase,
     /// Added devices.
     pub devices: Vec<DeviceChoice>,
+    /// Those of them that are virtio devices, with what is behind them.
+    pub virtio: Vec<VirtioPart>,
 }
 
 /// CPUs and interrupt controllers on buses that have no devices yet. Making one touches nothing outside the process.
@@ -184,6 +194,8 @@ impl Board {
                 (layout::MP_TABLE, mp_table::table(&platform, layout::MP_TABLE)),
             ],
             serial: equipment.serial,
+            virtio: equipment.virtio.into_iter().map(|(_, transport)| transport).collect(),
+            disks: disks(&self.blueprint.virtio),
         })
     }
 }
@@ -198,6 +210,19 @@ pub struct Machine {
     /// Tables for the operating system, each with its address.
     tables: [(u64, Vec<u8>); 2],
     serial: Vec<Option<Arc<Uart16550>>>,
+    virtio: Vec<Arc<VirtioMmio>>,
+    disks: Vec<Arc<dyn BlockBackend>>,
+}
+
+/// How long the end waits for disks. A disk that takes longer is not going to come back.
+const FLUSH_LIMIT: Duration = Duration::from_secs(60);
+
+fn disks(parts: &[VirtioPart]) -> Vec<Arc<dyn BlockBackend>> {
+    let disk = |part: &VirtioPart| match part {
+        VirtioPart::Blk { backend, .. } => Some(Arc::clone(backend)),
+        VirtioPart::Rng(_) => None,
+    };
+    parts.iter().filter_map(disk).collect()
 }
 
 impl Machine {
@@ -224,6 +249,30 @@ impl Machine {
     /// Guest RAM.
     pub fn memory(&self) -> &GuestMemoryMmap {
         self.ram.map()
+    }
+
+    /// At the end: requests that were begun are finished, and what the images' caches hold is on the host's disk. CPUs may
+    /// run on; their further requests are not served.
+    pub fn flush_disks(&self) {
+        if self.disks.is_empty() {
+            return;
+        }
+        let (transports, disks) = (self.virtio.clone(), self.disks.clone());
+        let (done, wait) = std::sync::mpsc::channel();
+        let flush = move || {
+            transports.iter().for_each(|transport| transport.pause());
+            for disk in disks {
+                if let Err(error) = disk.flush() {
+                    tracing::error!(target: "virtio", %error, "a disk could not be flushed at the end");
+                }
+            }
+            let _ = done.send(());
+        };
+        // On a thread that may be left behind: a disk that hangs, or a CPU that does not take notice.
+        let thread = std::thread::Builder::new().name("flush".into()).spawn(flush);
+        if thread.is_err() || wait.recv_timeout(FLUSH_LIMIT).is_err() {
+            tracing::error!(target: "virtio", "disks could not be flushed at the end");
+        }
     }
 
     /// Loads the kernel and sets the machine going. Once.

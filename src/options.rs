@@ -3,6 +3,7 @@
 pub mod accel;
 pub mod cpu;
 pub mod devices;
+pub mod drive;
 pub mod error;
 pub mod icount;
 pub mod log;
@@ -12,7 +13,7 @@ pub mod smp;
 pub mod syntax;
 mod table;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,7 +22,8 @@ use ::accel::cpu_model::{CpuModel, CpuTopology};
 use ::devices::clock::icount::Pace;
 
 use self::accel::{AccelChoice, AccelList, KvmChoice};
-use self::devices::{DeviceChoice, MAX_SERIAL, SerialBackend};
+use self::devices::{BlkChoice, DeviceChoice, MAX_SERIAL, SerialBackend};
+use self::drive::{DriveChoice, Interface, Nodes};
 use self::error::{Context, OptionError};
 use self::icount::RtcBase;
 use self::log::LogItem;
@@ -63,8 +65,12 @@ pub struct Options {
     pub append: String,
     /// COM1 to COM4.
     pub serial: Vec<SerialBackend>,
-    /// Added devices.
+    /// Added devices. The drives and objects that they name are there.
     pub devices: Vec<DeviceChoice>,
+    /// Images; `snapshot` is said of each.
+    pub drives: Vec<DriveChoice>,
+    /// Files that random bytes come from, by the names of their objects.
+    pub rng_sources: BTreeMap<String, PathBuf>,
     /// The escape character of a stdio serial port.
     pub escape: u8,
     /// A reset ends the program.
@@ -123,6 +129,11 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, O
                 {
                     return Ok(Command::Print(text));
                 }
+                if value == Value::Device
+                    && let Some(text) = devices::properties_help(context.value)
+                {
+                    return Ok(Command::Print(text));
+                }
                 draft.value(value, context)?;
             }
         }
@@ -135,7 +146,7 @@ fn topic(value: Value) -> Option<String> {
     match value {
         Value::Accel => Some(accel::HELP.into()),
         Value::Machine => Some(machine::HELP.into()),
-        Value::Device => Some(devices::HELP.into()),
+        Value::Device => Some(devices::help()),
         Value::Cpu => Some(cpu::help()),
         Value::Debug => Some(log::help()),
         _ => None,
@@ -166,6 +177,10 @@ struct Draft {
     append: String,
     serial: Vec<SerialBackend>,
     devices: Vec<DeviceChoice>,
+    drives: Vec<DriveChoice>,
+    nodes: Nodes,
+    rng_sources: BTreeMap<String, PathBuf>,
+    snapshot: bool,
     escape: Option<u8>,
     no_defaults: bool,
     no_graphic: bool,
@@ -188,6 +203,7 @@ impl Draft {
             Flag::NoGraphic => self.no_graphic = true,
             Flag::NoReboot => self.no_reboot = true,
             Flag::NoShutdown => self.no_shutdown = true,
+            Flag::Snapshot => self.snapshot = true,
             Flag::Help | Flag::Version => unreachable!("answered where they are read"),
         }
         Ok(())
@@ -197,6 +213,12 @@ impl Draft {
         match value {
             Value::Accel => self.accel.add(context)?,
             Value::Append => self.append = context.value.into(),
+            Value::Blockdev => self.nodes.add(context)?,
+            Value::Cdrom | Value::HardDisk => {
+                let read_only = value == Value::Cdrom;
+                let drive = drive::image(context, self.drives.len(), read_only)?;
+                self.add_drive(drive, Interface::Virtio);
+            }
             Value::Cpu => self.cpu = cpu::model(context)?,
             Value::Debug => self.log.extend(log::items(context)?),
             Value::DebugFile => self.log_file = Some(path(context)?),
@@ -205,6 +227,16 @@ impl Draft {
                 "none" => self.display_none = true,
                 _ => return Err(context.not_built("a display")),
             },
+            Value::Drive => {
+                let (drive, interface) = drive::drive(context, self.drives.len())?;
+                self.add_drive(drive, interface);
+            }
+            Value::Object => {
+                let (name, file) = devices::object(context)?;
+                if self.rng_sources.insert(name, file).is_some() {
+                    return Err(context.bad("there is an object of that name already"));
+                }
+            }
             Value::Echr => {
                 let code = syntax::integer(context.value).and_then(|n| u8::try_from(n).ok());
                 self.escape = Some(code.ok_or_else(|| context.bad("takes a character's code, 0 to 255"))?);
@@ -237,6 +269,49 @@ impl Draft {
         Ok(())
     }
 
+    fn add_drive(&mut self, drive: DriveChoice, interface: Interface) {
+        if interface == Interface::Virtio {
+            self.devices.push(DeviceChoice::VirtioBlk(BlkChoice::of(drive.id.clone())));
+        }
+        self.drives.push(drive);
+    }
+
+    /// The drives, with the nodes that devices name. Each device has what it names, and for itself.
+    fn drives(&mut self) -> Result<Vec<DriveChoice>, OptionError> {
+        let mut drives = std::mem::take(&mut self.drives);
+        let mut ids = BTreeSet::new();
+        if let Some(twice) = drives.iter().find(|drive| !ids.insert(drive.id.clone())) {
+            return Err(OptionError::DriveTaken(twice.id.clone()));
+        }
+        let mut taken = BTreeSet::new();
+        for device in &self.devices {
+            match device {
+                DeviceChoice::IsaDebugExit { .. } | DeviceChoice::VirtioRng { rng: None } => {}
+                DeviceChoice::VirtioRng { rng: Some(object) } => {
+                    if !self.rng_sources.contains_key(object) {
+                        return Err(OptionError::NoObject { device: "virtio-rng", object: object.clone() });
+                    }
+                }
+                DeviceChoice::VirtioBlk(BlkChoice { drive, .. }) => {
+                    if !ids.contains(drive) {
+                        let node = self.nodes.get(drive);
+                        let missing = || OptionError::NoDrive { device: "virtio-blk", drive: drive.clone() };
+                        drives.push(node.ok_or_else(missing)?.clone());
+                        ids.insert(drive.clone());
+                    }
+                    if !taken.insert(drive) {
+                        return Err(OptionError::DriveTaken(drive.clone()));
+                    }
+                }
+            }
+        }
+        for drive in &mut drives {
+            // A disk that can only be read has nothing to throw away.
+            drive.snapshot = Some(!drive.read_only && drive.snapshot.unwrap_or(self.snapshot));
+        }
+        Ok(drives)
+    }
+
     fn name(&mut self, context: Context) -> Result<(), OptionError> {
         for pair in syntax::pairs(context.value, "guest") {
             match pair.key.as_str() {
@@ -251,7 +326,8 @@ impl Draft {
         Ok(())
     }
 
-    fn finish(self) -> Result<Options, OptionError> {
+    fn finish(mut self) -> Result<Options, OptionError> {
+        let drives = self.drives()?;
         let kernel = self.kernel.ok_or(OptionError::NoKernel)?;
         let machine = self.machine.kind;
         let smp = self.smp.topology()?;
@@ -281,6 +357,8 @@ impl Draft {
             append: self.append,
             serial,
             devices: self.devices,
+            drives,
+            rng_sources: self.rng_sources,
             escape: self.escape.unwrap_or(1),
             no_reboot: self.no_reboot,
             no_shutdown: self.no_shutdown,

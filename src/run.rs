@@ -17,6 +17,7 @@ use crate::accelerator::{self, AccelError, chain};
 use crate::boot::error::BootError;
 use crate::boot::{BootSource, Randomness};
 use crate::console::{self, ConsoleError, Input, Output};
+use crate::disks::{self, DiskError};
 use crate::log::Log;
 use crate::machine::{Blueprint, Board, MachineError};
 use crate::options::Options;
@@ -34,6 +35,9 @@ pub enum RunError {
     /// There is no engine.
     #[error(transparent)]
     Accel(#[from] AccelError),
+    /// A disk's image cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The machine cannot be built.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -81,6 +85,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
         BootSource::open(&options.kernel, options.initrd.as_deref(), &options.append, options.memory_bytes)?;
     let randomness = if options.icount.is_some() { Randomness::None } else { Randomness::OfHost };
     let boot = boot.with_randomness(randomness);
+    let virtio = disks::open(options)?;
     let accelerator = accelerator::choose(&options.accel, options.icount, tell::line)?;
     let run_state = RunState::new().map_err(host("eventfd"))?;
     signals::install().map_err(host("signal handlers"))?;
@@ -91,6 +96,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
         boot,
         rtc: options.rtc,
         devices: options.devices.clone(),
+        virtio,
     };
     let board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
 
@@ -114,6 +120,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
         last_words::log_icount(&machine);
     }
 
+    machine.flush_disks();
     ends.close();
     for uart in machine.serial().iter().flatten() {
         uart.flush();

@@ -83,6 +83,7 @@ impl Guest {
             cpu: options.cpu.clone(),
             boot: boot.expect("the kernel can be booted"),
             rtc: options.rtc,
+            virtio: Vec::new(),
             devices: options.devices.clone(),
         };
         let run_state = RunState::new().expect("an eventfd");

@@ -9,8 +9,10 @@ use std::time::Duration;
 use devices::clock::{Clock, GuestTsc};
 use devices::cpu_interrupts::LocalInterrupts;
 use devices::device::Device;
+use devices::dma::DmaObserver;
 use devices::interrupt::InterruptSink;
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch_state::CpuArchState;
 use crate::cpu_handle::CpuHandle;
@@ -33,6 +35,16 @@ pub trait Accelerator: Send + Sync {
     /// guest does itself.
     fn translates(&self) -> bool {
         false
+    }
+    /// Who is to hear of what devices write to guest memory. `None`: nobody need.
+    fn dma_observer(&self) -> Option<Arc<dyn DmaObserver>> {
+        None
+    }
+    /// From now on a CPU's store of the 32 bits `value` to `gpa`, which is not RAM, writes `event` instead of reaching the
+    /// bus. Once for each. False: the accelerator has no such thing, and the store goes on to the bus.
+    fn add_doorbell(&self, gpa: u64, value: u32, event: &EventFd) -> std::io::Result<bool> {
+        let _ = (gpa, value, event);
+        Ok(false)
     }
     /// Guest time.
     fn clock(&self) -> Arc<dyn Clock>;

@@ -10,8 +10,9 @@ use vm_memory::{Address, GuestAddress, GuestMemoryMmap};
 
 /// Is told of what devices write to guest RAM.
 pub trait DmaObserver: Send + Sync {
-    /// A device has written `len` bytes at `gpa`. Called after they were written and before the guest is told of them;
-    /// when it returns, no CPU executes anything that was made of what was there before.
+    /// A device has written `len` bytes at `gpa`. Called after they were written and before the guest is told of them; when
+    /// it returns, no CPU begins anything that was made of what was there before. (One that is in the midst of it
+    /// does some instructions more, as if the bytes came after.)
     ///
     /// May wait until a running CPU has taken notice. So the caller holds no lock that a CPU may want in an access to a
     /// device; on a CPU's own thread that CPU takes notice before it executes more.

@@ -2,8 +2,11 @@
 //! cannot be found otherwise, and the S5 state.
 
 use acpi_tables::Aml;
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, Scope};
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope,
+};
 use acpi_tables::sdt::Sdt;
+use devices::virtio::mmio::spec;
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, Platform, bytes};
 
@@ -33,7 +36,10 @@ pub fn table(platform: &Platform) -> Vec<u8> {
         .collect();
     let (port, irq) = platform.rtc;
     let rtc = Isa { name: "RTC_".into(), id: "PNP0B00", uid: 0, port, ports: RTC_PORTS, irq };
-    let devices = serial.iter().chain([&rtc]).map(|device| device as &dyn Aml).collect();
+    let virtio: Vec<_> =
+        (0u8..).zip(&platform.virtio).map(|(index, &(base, gsi))| Virtio { index, base, gsi }).collect();
+    let isa = serial.iter().chain([&rtc]).map(|device| device as &dyn Aml);
+    let devices = isa.chain(virtio.iter().map(|device| device as &dyn Aml)).collect();
     dsdt.append_slice(&bytes(&Scope::new("_SB_".into(), devices)));
     dsdt.as_slice().to_vec()
 }
@@ -58,5 +64,29 @@ impl Aml for Isa {
         let resources = ResourceTemplate::new(vec![&io, &interrupt]);
         let crs = Name::new("_CRS".into(), &resources);
         Device::new(self.name.as_str().into(), vec![&hid, &uid, &crs]).to_aml_bytes(sink);
+    }
+}
+
+/// A virtio-mmio device, as Linux knows it by the name that Linaro gave it.
+struct Virtio {
+    index: u8,
+    base: u32,
+    gsi: u32,
+}
+
+impl Aml for Virtio {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        let window = u32::try_from(spec::WINDOW).expect("512 bytes");
+        let memory = Memory32Fixed::new(true, self.base, window);
+        // Level-triggered, active high, shared: there are more devices than pins.
+        let interrupt = Interrupt::new(true, false, false, true, self.gsi);
+        let hid = Name::new("_HID".into(), &"LNRO0005");
+        let uid = Name::new("_UID".into(), &self.index);
+        // Caches need no care.
+        let cca = Name::new("_CCA".into(), &1u8);
+        let resources = ResourceTemplate::new(vec![&memory, &interrupt]);
+        let crs = Name::new("_CRS".into(), &resources);
+        let name = format!("VR{:02X}", self.index);
+        Device::new(name.as_str().into(), vec![&hid, &uid, &cca, &crs]).to_aml_bytes(sink);
     }
 }

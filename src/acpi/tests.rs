@@ -21,6 +21,7 @@ pub fn platform() -> Platform {
             reset: (0xcf9, 6),
         },
         serial: vec![(0x3f8, 4), (0x2f8, 3)],
+        virtio: vec![(0xfeb0_0000, 16), (0xfeb0_0200, 17)],
         rtc: (0x70, 8),
         rtc_century: 0x32,
     }
@@ -112,5 +113,10 @@ fn devices_and_s5() {
         assert!(has(name));
     }
     assert!(!has(b"COM3"));
+    for name in [&b"VR00"[..], b"VR01", b"\x0dLNRO0005\0"] {
+        assert!(has(name));
+    }
+    // Memory32Fixed, read and write, 512 bytes; then a level-triggered, active-high interrupt.
+    assert!(has(&[0x86, 9, 0, 1, 0, 2, 0xb0, 0xfe, 0, 2, 0, 0, 0x89, 6, 0, 0x09, 1, 17, 0, 0, 0]));
     assert!(has(&[0x47, 1, 0xf8, 0x03, 0xf8, 0x03, 1, 8]), "COM1's ports");
 }

@@ -18,8 +18,10 @@ use devices::interrupt::{Gsi, InterruptSink, IrqLine, IrqPin};
 use devices::irqchip::{TIMER_PIN, UserspaceIrqchip, ioapic};
 use devices::serial::Uart16550;
 use devices::system::SystemControl;
+use devices::virtio::mmio::VirtioMmio;
 
-use super::Board;
+use super::virtio::{Place, Wires};
+use super::{Board, MachineError};
 use crate::acpi::{Platform, Power};
 use crate::boot::memory_map;
 use crate::options::devices::DeviceChoice;
@@ -136,12 +138,14 @@ fn post_port(_wiring: &mut Wiring) -> Placed {
     Placed { device: port.clone(), windows: vec![(post_port::spec::PORT, 1, port)] }
 }
 
-fn added(choice: DeviceChoice, wiring: &Wiring) -> Placed {
-    match choice {
+/// An added device that has ports. Virtio devices have none.
+fn added(choice: &DeviceChoice, wiring: &Wiring) -> Option<Placed> {
+    match *choice {
         DeviceChoice::IsaDebugExit { iobase, iosize } => {
             let device = DebugExit::new(Arc::clone(&wiring.system));
-            Placed { device: device.clone(), windows: vec![(iobase, u64::from(iosize), device)] }
+            Some(Placed { device: device.clone(), windows: vec![(iobase, u64::from(iosize), device)] })
         }
+        DeviceChoice::VirtioBlk(_) | DeviceChoice::VirtioRng { .. } => None,
     }
 }
 
@@ -151,6 +155,8 @@ pub struct Equipment {
     pub devices: Vec<Arc<dyn Device>>,
     /// COM1 to COM4, those that are there.
     pub serial: Vec<Option<Arc<Uart16550>>>,
+    /// Virtio devices, where they are.
+    pub virtio: Vec<(Place, Arc<VirtioMmio>)>,
 }
 
 /// Puts our own interrupt controllers on the buses.
@@ -163,7 +169,7 @@ fn place_irqchip(irqchip: &UserspaceIrqchip, pio: &Bus, mmio: &Bus) -> Result<()
 }
 
 /// Makes the devices and puts them on the board's buses.
-pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, BusError> {
+pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, MachineError> {
     if let Some(own) = &board.own_chips {
         place_irqchip(own, &board.pio, &board.mmio)?;
     }
@@ -182,7 +188,7 @@ pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, BusErr
             board.pio.insert(u64::from(port), length, window)?;
         }
         devices.push(placed.device);
-        Ok(())
+        Ok::<(), MachineError>(())
     };
     for row in ROWS.iter().filter(|row| board.own_chips.is_some() || !row.of_irqchip) {
         place((row.make)(&mut wiring))?;
@@ -196,9 +202,20 @@ pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, BusErr
         serial.push(uart);
     }
     for choice in &board.blueprint.devices {
-        place(added(*choice, &wiring))?;
+        if let Some(placed) = added(choice, &wiring) {
+            place(placed)?;
+        }
     }
-    Ok(Equipment { devices, serial })
+    let wires = Wires {
+        accelerator: &*board.accelerator,
+        clock: &board.clock,
+        memory: board.ram.map(),
+        sink: &board.sink,
+        mmio: &board.mmio,
+    };
+    let virtio = wires.place(&board.blueprint.virtio)?;
+    devices.extend(virtio.iter().map(|(_, transport)| Arc::clone(transport) as Arc<dyn Device>));
+    Ok(Equipment { devices, serial, virtio })
 }
 
 /// The machine as ACPI describes it.
@@ -220,6 +237,7 @@ pub fn platform(topology: CpuTopology, equipment: &Equipment) -> Platform {
             reset: (reset_control::spec::RC_PORT, reset_control::spec::rc::HARD_RESET),
         },
         serial: present.map(|(place, _)| place).collect(),
+        virtio: equipment.virtio.iter().map(|(place, _)| (place.base, place.gsi)).collect(),
         rtc: (rtc_mc146818::spec::PORT, rtc_mc146818::spec::IRQ),
         rtc_century: rtc_mc146818::spec::register::CENTURY,
     }

@@ -49,6 +49,7 @@ fn blueprint(kernel: &vmm_sys_util::tempfile::TempFile, topology: CpuTopology) -
         cpu: CpuModel::default(),
         boot: BootSource::open(kernel.as_path(), None, "hello", 16 * MIB).unwrap(),
         devices: vec![DeviceChoice::IsaDebugExit { iobase: 0xf4, iosize: 4 }],
+        virtio: Vec::new(),
         rtc: RtcBase::Host,
     }
 }
@@ -221,4 +222,30 @@ fn the_engine_limits_the_cpus() {
     let blueprint = blueprint(&kernel, CpuTopology::flat(65));
     let board = Board::new(blueprint, Arc::new(QtestAccelerator::new()), RunState::new().unwrap());
     assert!(matches!(board.err(), Some(MachineError::TooManyCpus { cpus: 65, limit: 64, .. })));
+}
+
+#[test]
+fn virtio_devices_are_where_acpi_says() {
+    let kernel = kernel();
+    let source = || VirtioPart::Rng(Arc::new(std::fs::File::open("/dev/urandom").unwrap()));
+    let parts = |count: usize| (0..count).map(|_| source()).collect();
+    let board = |count| {
+        let blueprint = Blueprint { virtio: parts(count), ..blueprint(&kernel, CpuTopology::default()) };
+        Board::new(blueprint, Arc::new(QtestAccelerator::new()), RunState::new().unwrap()).unwrap()
+    };
+    let board_of_9 = board(9);
+    let mmio = Arc::clone(&board_of_9.mmio);
+    let machine = board_of_9.equip(Vec::new()).unwrap();
+    for (base, there) in [(0xfeb0_0000, true), (0xfeb0_1000, true), (0xfeb0_1200, false)] {
+        let mut magic = [0; 4];
+        assert_eq!(mmio.read(base, &mut magic), there, "{base:#x}");
+        assert_eq!(&magic == b"virt", there, "{base:#x}");
+    }
+    machine.start().unwrap();
+    let mut tables = vec![0; 0x2000];
+    machine.memory().read_slice(&mut tables, GuestAddress(layout::ACPI)).unwrap();
+    let described = tables.windows(8).filter(|window| window == b"LNRO0005").count();
+    assert_eq!(described, 9);
+    machine.flush_disks();
+    assert!(matches!(board(33).equip(Vec::new()), Err(MachineError::Virtio(_))));
 }

@@ -1,9 +1,11 @@
-//! `-serial` and `-device` (QEMU, *Invocation*).
+//! `-serial`, `-device` and `-object` (QEMU, *Invocation*).
 
 use std::path::PathBuf;
 
+use devices::virtio::blk::{BlkOptions, MAX_QUEUES};
+
 use super::error::{Context, OptionError};
-use super::syntax;
+use super::syntax::{self, Pair};
 
 /// What is behind a serial port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +50,7 @@ pub fn serial(context: Context) -> Result<SerialBackend, OptionError> {
 }
 
 /// A device that `-device` added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// A write ends the program with status `(value << 1) | 1`.
     IsaDebugExit {
@@ -57,22 +59,126 @@ pub enum DeviceChoice {
         /// Number of ports: 1, 2 or 4.
         iosize: u8,
     },
+    /// A disk.
+    VirtioBlk(BlkChoice),
+    /// Random bytes.
+    VirtioRng {
+        /// The object that they come from; `None`: the host's `/dev/urandom`.
+        rng: Option<String>,
+    },
+}
+
+/// A virtio-blk device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlkChoice {
+    /// Which drive.
+    pub drive: String,
+    /// What it shows of itself. `write_cache` is the drive's unless the device was asked for one.
+    pub options: BlkOptions,
+    /// `write-cache=`.
+    pub write_cache: Option<bool>,
+}
+
+impl BlkChoice {
+    /// The device of `drive`, as it is unless more is said.
+    pub fn of(drive: String) -> Self {
+        Self { drive, options: BlkOptions::default(), write_cache: None }
+    }
+}
+
+/// A property of a device.
+struct Property {
+    name: &'static str,
+    /// What it takes.
+    takes: &'static str,
+}
+
+/// A device that `-device` takes.
+struct Model {
+    name: &'static str,
+    alias: Option<&'static str>,
+    help: &'static str,
+    properties: &'static [Property],
+    read: fn(Context, Vec<Pair>) -> Result<DeviceChoice, OptionError>,
+}
+
+const fn property(name: &'static str, takes: &'static str) -> Property {
+    Property { name, takes }
+}
+
+const MODELS: &[Model] = &[
+    Model {
+        name: "isa-debug-exit",
+        alias: None,
+        help: "the guest's write of V ends the program with status (V << 1) | 1",
+        properties: &[
+            property("id", "NAME"),
+            property("iobase", "PORT (default 0x501)"),
+            property("iosize", "1|2|4 (default 2)"),
+        ],
+        read: debug_exit,
+    },
+    Model {
+        name: "virtio-blk-device",
+        alias: Some("virtio-blk"),
+        help: "a disk",
+        properties: &[
+            property("id", "NAME"),
+            property("drive", "NAME of a -drive or -blockdev"),
+            property("serial", "TEXT, of which the guest sees 20 bytes"),
+            property("num-queues", "N, 1 to 16 (default 1)"),
+            property("logical_block_size", "BYTES, 512 to 32768 (default 512)"),
+            property("physical_block_size", "BYTES, the same at least (default 512)"),
+            property("write-cache", "on|off|auto (default auto: as the drive's cache=)"),
+            property("discard", "on|off (default on)"),
+        ],
+        read: virtio_blk,
+    },
+    Model {
+        name: "virtio-rng-device",
+        alias: Some("virtio-rng"),
+        help: "random bytes",
+        properties: &[
+            property("id", "NAME"),
+            property("rng", "NAME of an -object (default: the host's /dev/urandom)"),
+        ],
+        read: virtio_rng,
+    },
+];
+
+fn model(name: &str) -> Option<&'static Model> {
+    MODELS.iter().find(|model| model.name == name || model.alias == Some(name))
 }
 
 /// Reads the argument of `-device`.
 pub fn device(context: Context) -> Result<DeviceChoice, OptionError> {
-    let mut pairs = syntax::pairs(context.value, "driver").into_iter();
-    let driver = pairs.next().expect("a list has at least one item");
+    let mut pairs = syntax::pairs(context.value, "driver");
+    let driver = pairs.remove(0);
     if driver.key != "driver" {
         return Err(context.bad("the device's name comes first"));
     }
-    if driver.value != "isa-debug-exit" {
+    let Some(model) = model(&driver.value) else {
+        // What a script says for another machine.
+        let here = ["-pci", "-pci-non-transitional", "-ccw"];
+        let here =
+            here.iter().find_map(|bus| driver.value.strip_suffix(bus)).map(|name| format!("{name}-device"));
+        if let Some(model) = here.as_deref().and_then(self::model) {
+            return Err(context.bad(format!("there is no PCI on this machine: use {}", model.name)));
+        }
         return Err(if is_qemu_device(&driver.value) {
             context.not_built(&format!("device '{}'", driver.value))
         } else {
             context.bad(format!("no device '{}' (see -device help)", driver.value))
         });
+    };
+    let known = || model.properties.iter().map(|property| property.name);
+    if let Some(pair) = pairs.iter().find(|pair| !known().any(|name| name == pair.key)) {
+        return Err(context.unknown_of(&pair.key, known()));
     }
+    (model.read)(context, pairs)
+}
+
+fn debug_exit(context: Context, pairs: Vec<Pair>) -> Result<DeviceChoice, OptionError> {
     let (mut iobase, mut iosize) = (0x501, 2);
     for pair in pairs {
         let number = syntax::integer(&pair.value);
@@ -88,8 +194,7 @@ pub fn device(context: Context) -> Result<DeviceChoice, OptionError> {
                     .and_then(|n| u8::try_from(n).ok())
                     .ok_or_else(|| context.bad("iosize= takes 1, 2 or 4"))?;
             }
-            "id" => {}
-            _ => return Err(context.unknown(&pair.key)),
+            _ => {}
         }
     }
     if u32::from(iobase) + u32::from(iosize) > 0x1_0000 {
@@ -97,6 +202,71 @@ pub fn device(context: Context) -> Result<DeviceChoice, OptionError> {
     }
     Ok(DeviceChoice::IsaDebugExit { iobase, iosize })
 }
+
+fn virtio_blk(context: Context, pairs: Vec<Pair>) -> Result<DeviceChoice, OptionError> {
+    let mut choice = BlkChoice::of(String::new());
+    for pair in pairs {
+        let block = || {
+            let size = syntax::integer(&pair.value).and_then(|n| u32::try_from(n).ok());
+            let size = size.filter(|size| size.is_power_of_two() && (512..=32768).contains(size));
+            size.ok_or_else(|| context.bad(format!("{}= takes a power of two, 512 to 32768", pair.key)))
+        };
+        let switch = || {
+            syntax::on_off(&pair.value).ok_or_else(|| context.bad(format!("{}= takes on or off", pair.key)))
+        };
+        match pair.key.as_str() {
+            "drive" => choice.drive = pair.value,
+            "serial" => choice.options.serial = pair.value,
+            "num-queues" => {
+                let queues = syntax::integer(&pair.value).and_then(|n| u16::try_from(n).ok());
+                let queues = queues.filter(|n| (1..=MAX_QUEUES).contains(n));
+                choice.options.num_queues =
+                    queues.ok_or_else(|| context.bad(format!("num-queues= takes 1 to {MAX_QUEUES}")))?;
+            }
+            "logical_block_size" => choice.options.logical_block_size = block()?,
+            "physical_block_size" => choice.options.physical_block_size = block()?,
+            "write-cache" if pair.value == "auto" => choice.write_cache = None,
+            "write-cache" => choice.write_cache = Some(switch()?),
+            "discard" => choice.options.discard = switch()?,
+            _ => {}
+        }
+    }
+    let options = &mut choice.options;
+    options.physical_block_size = options.physical_block_size.max(options.logical_block_size);
+    if choice.drive.is_empty() {
+        return Err(context.bad("needs drive=NAME"));
+    }
+    Ok(DeviceChoice::VirtioBlk(choice))
+}
+
+fn virtio_rng(_context: Context, pairs: Vec<Pair>) -> Result<DeviceChoice, OptionError> {
+    let rng = pairs.into_iter().find(|pair| pair.key == "rng").map(|pair| pair.value);
+    Ok(DeviceChoice::VirtioRng { rng })
+}
+
+/// Reads the argument of `-object`: a name, and the file that random bytes come from.
+pub fn object(context: Context) -> Result<(String, PathBuf), OptionError> {
+    let mut pairs = syntax::pairs(context.value, "qom-type");
+    let kind = pairs.remove(0).value;
+    let (mut id, mut filename) = (None, None);
+    let known: &[&str] = match kind.as_str() {
+        "rng-random" => &["id", "filename"],
+        "rng-builtin" => &["id"],
+        _ => return Err(context.not_built(&format!("object '{kind}'"))),
+    };
+    for pair in pairs {
+        match pair.key.as_str() {
+            "id" => id = Some(pair.value),
+            "filename" if known.contains(&"filename") => filename = Some(pair.value.into()),
+            key => return Err(context.unknown_of(key, known.iter().copied())),
+        }
+    }
+    let id = id.ok_or_else(|| context.bad("needs id=NAME"))?;
+    Ok((id, filename.unwrap_or_else(|| RNG_SOURCE.into())))
+}
+
+/// Where random bytes come from.
+pub const RNG_SOURCE: &str = "/dev/urandom";
 
 /// Families of devices that QEMU has and scripts use.
 fn is_qemu_device(name: &str) -> bool {
@@ -128,11 +298,25 @@ fn is_qemu_device(name: &str) -> bool {
 }
 
 /// The text of `-device help`.
-pub const HELP: &str = "\
-Devices:
-  isa-debug-exit   iobase=PORT (default 0x501), iosize=1|2|4 (default 2)
-                   the guest's write of V ends the program with status (V << 1) | 1
-";
+pub fn help() -> String {
+    let mut text = String::from("Devices (NAME,help lists a device's properties):\n");
+    for model in MODELS {
+        let alias = model.alias.map(|alias| format!(" (or {alias})")).unwrap_or_default();
+        text += &format!("  {}{alias}: {}\n", model.name, model.help);
+    }
+    text
+}
+
+/// The text of `-device NAME,help`; `None`: there is no such device.
+pub fn properties_help(value: &str) -> Option<String> {
+    let name = value.strip_suffix(",help").or_else(|| value.strip_suffix(",?"))?;
+    let model = model(name)?;
+    let mut text = format!("{} properties:\n", model.name);
+    for Property { name, takes } in model.properties {
+        text += &format!("  {name}={takes}\n");
+    }
+    Some(text)
+}
 
 #[cfg(test)]
 mod tests {
@@ -173,6 +357,37 @@ mod tests {
         ] {
             assert!(dev(bad).is_err(), "{bad}");
         }
-        assert!(dev("virtio-blk-device,drive=d").unwrap_err().to_string().ends_with("not built yet"));
+        assert!(dev("virtio-net-device,netdev=n").unwrap_err().to_string().ends_with("not built yet"));
+    }
+
+    #[test]
+    fn virtio_devices() {
+        let text =
+            "virtio-blk-device,drive=d,serial=s,num-queues=4,logical_block_size=4096,write-cache=off,id=x";
+        let Ok(DeviceChoice::VirtioBlk(choice)) = dev(text) else { panic!() };
+        assert_eq!((choice.drive.as_str(), choice.options.serial.as_str()), ("d", "s"));
+        assert_eq!((choice.options.num_queues, choice.options.physical_block_size), (4, 4096));
+        assert_eq!(choice.write_cache, Some(false));
+        assert_eq!(dev("virtio-rng,rng=r"), Ok(DeviceChoice::VirtioRng { rng: Some("r".into()) }));
+        for (text, named) in [
+            ("virtio-blk", "needs drive=NAME"),
+            ("virtio-blk,drive=d,seriel=s", "unknown property 'seriel' (did you mean 'serial'?)"),
+            ("virtio-blk,drive=d,num-queues=17", "num-queues= takes 1 to 16"),
+            ("virtio-blk,drive=d,logical_block_size=513", "power of two"),
+            ("virtio-blk-pci,drive=d", "no PCI on this machine: use virtio-blk-device"),
+        ] {
+            let error = dev(text).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn objects() {
+        let object = |value| object(Context { option: "-object", value });
+        assert_eq!(object("rng-random,id=r,filename=/dev/hwrng"), Ok(("r".into(), "/dev/hwrng".into())));
+        assert_eq!(object("rng-builtin,id=r"), Ok(("r".into(), RNG_SOURCE.into())));
+        assert!(object("rng-random").unwrap_err().to_string().ends_with("needs id=NAME"));
+        assert!(object("rng-random,id=r,filenam=x").unwrap_err().to_string().contains("'filename'?"));
+        assert!(object("secret,id=s").unwrap_err().to_string().ends_with("not built yet"));
     }
 }

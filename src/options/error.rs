@@ -23,7 +23,7 @@ pub enum OptionError {
         expected: String,
     },
     /// A property that this option does not have.
-    #[error("{option} {value}: unknown property '{property}'")]
+    #[error("{option} {value}: unknown property '{property}'{}", nearest.as_ref().map(|name| format!(" (did you mean '{name}'?)")).unwrap_or_default())]
     UnknownProperty {
         /// The option as written.
         option: String,
@@ -31,6 +31,27 @@ pub enum OptionError {
         value: String,
         /// The property.
         property: String,
+        /// One that it has and that is written much the same.
+        nearest: Option<String>,
+    },
+    /// A device names a drive that there is not.
+    #[error("-device {device}: there is no drive '{drive}'")]
+    NoDrive {
+        /// The device.
+        device: &'static str,
+        /// The drive's name.
+        drive: String,
+    },
+    /// Two devices name one drive, or two drives have one name.
+    #[error("drive '{0}' is there twice, or for two devices")]
+    DriveTaken(String),
+    /// A device names an object that there is not.
+    #[error("-device {device}: there is no object '{object}'")]
+    NoObject {
+        /// The device.
+        device: &'static str,
+        /// The object's name.
+        object: String,
     },
     /// Two options exclude each other.
     #[error("{0} and {1} exclude each other")]
@@ -77,6 +98,17 @@ impl Context<'_> {
             option: self.option.into(),
             value: self.value.into(),
             property: property.into(),
+            nearest: None,
+        }
+    }
+
+    /// `property` is none of `known`, of which the nearest is named.
+    pub fn unknown_of<'k>(&self, property: &str, known: impl Iterator<Item = &'k str>) -> OptionError {
+        OptionError::UnknownProperty {
+            option: self.option.into(),
+            value: self.value.into(),
+            property: property.into(),
+            nearest: super::syntax::nearest(property, known).map(str::to_owned),
         }
     }
 

@@ -11,7 +11,8 @@ use devices::interrupt::InterruptSink;
 use kvm_bindings::{
     KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_BLOCKIRQ, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
-use kvm_ioctls::{Cap, Kvm as KvmFd, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm as KvmFd, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock::KvmClock;
 use crate::device::{self, KernelIrqchip, OpenError};
@@ -166,6 +167,15 @@ impl Accelerator for Kvm {
 
     fn irqchip_device(&self) -> Option<Arc<dyn Device>> {
         self.shared.chips.as_ref().map(|chips| Arc::clone(chips) as Arc<dyn Device>)
+    }
+
+    fn add_doorbell(&self, gpa: u64, value: u32, event: &EventFd) -> io::Result<bool> {
+        let vm = &self.shared.vm;
+        if !vm.check_extension(Cap::Ioeventfd) {
+            return Ok(false);
+        }
+        let registered = vm.register_ioevent(event, &IoEventAddress::Mmio(gpa), value);
+        registered.map(|()| true).map_err(|error| io::Error::from_raw_os_error(error.errno()))
     }
 
     fn clock(&self) -> Arc<dyn Clock> {

@@ -1,6 +1,6 @@
 //! The translator as an accelerator.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::ThreadId;
 
@@ -11,6 +11,7 @@ use accel::contract::{
 use accel::{CpuArchState, CpuHandle};
 use devices::clock::icount::Pace;
 use devices::clock::{Clock, GuestTsc, HostClock, IcountClock, ScaledTsc};
+use devices::dma::DmaObserver;
 use vm_memory::GuestMemoryMmap;
 
 use crate::code::thunks::FpSave;
@@ -20,7 +21,7 @@ use crate::engine::{CODE_BYTES, Engine, MIN_CODE_BYTES};
 use crate::env::{EnvMapping, EnvRef, KICKED};
 use crate::exec::{Vcpu, counters};
 use crate::icount::{Counting, CountingKicker, IcountTime};
-use crate::ram::{MAX_CPUS, Ram};
+use crate::ram::{MAX_CPUS, PAGE, Ram};
 use crate::stress::Stress;
 use crate::translate::features::Features;
 
@@ -136,6 +137,10 @@ impl Accelerator for Tcg {
         &*self.shared
     }
 
+    fn dma_observer(&self) -> Option<Arc<dyn DmaObserver>> {
+        Some(Arc::clone(&self.shared) as Arc<dyn DmaObserver>)
+    }
+
     fn irqchip(&self) -> Irqchip {
         Irqchip::Userspace
     }
@@ -191,6 +196,38 @@ impl MemoryListener for Shared {
             engine.empty(&mut engine.code(), &before);
         }
         Ok(())
+    }
+}
+
+impl DmaObserver for Shared {
+    /// As a CPU's store to a page with code ([`crate::code::cache`]): the bytes come first, then the look at the page's mark.
+    /// A CPU that translates sets the mark first, then reads the bytes. So it reads the new ones, or its block is found.
+    fn written(&self, gpa: u64, len: u64) {
+        let Some(ram) = self.ram() else { return };
+        fence(Ordering::SeqCst);
+        let mut pieces = Vec::new();
+        let (mut at, end) = (gpa, gpa.saturating_add(len));
+        while at < end {
+            let next = (at | (PAGE - 1)).saturating_add(1).min(end);
+            if let Some(page) = ram.page(at)
+                && ram.is_code(page.index)
+            {
+                pieces.push((page.index, (at % PAGE) as u32, (next - at) as u32));
+            }
+            at = next;
+        }
+        if pieces.is_empty() {
+            return;
+        }
+        let Some(engine) = self.engine.lock().expect("no holder of this lock panics").clone() else { return };
+        let mut gone = Vec::new();
+        {
+            let mut code = engine.code();
+            for (page, offset, len) in pieces {
+                gone.extend(code.cache.written(&ram, page, offset, len));
+            }
+        }
+        engine.peers.forget_blocks(&gone);
     }
 }
 

@@ -14,7 +14,10 @@
 //! ```
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::Duration;
+
+use accel::CpuHandle;
 
 use crate::code::cache::Gone;
 use crate::cpu::Cpu;
@@ -25,6 +28,9 @@ const LOCK: &str = "no holder of a lock of the CPUs' requests panics";
 
 /// Looks at an unserved request before the thread that looks gives up its time.
 const SPINS: u32 = 200;
+/// Looks before a thread that is no CPU's sleeps in between, and for how long.
+const YIELDS: u32 = 1000;
+const NAP: Duration = Duration::from_micros(50);
 
 /// What one CPU asks of another.
 #[derive(Clone, Copy, Debug)]
@@ -84,15 +90,18 @@ impl Peer {
         self.mapping.icount_decr().store(KICKED, Ordering::SeqCst);
     }
 
+    /// Leaves `requests`, to be served before the CPU enters generated code again.
+    fn leave(&self, requests: &[Request]) -> u64 {
+        let mut queue = self.queue.lock().expect(LOCK);
+        queue.requests.extend_from_slice(requests);
+        queue.asked += requests.len() as u64;
+        self.pending.store(true, Ordering::SeqCst);
+        queue.asked
+    }
+
     /// Leaves `requests`. Which is to be waited for, if the CPU is inside.
     fn ask(&self, requests: &[Request]) -> Option<u64> {
-        let ticket = {
-            let mut queue = self.queue.lock().expect(LOCK);
-            queue.requests.extend_from_slice(requests);
-            queue.asked += requests.len() as u64;
-            self.pending.store(true, Ordering::SeqCst);
-            queue.asked
-        };
+        let ticket = self.leave(requests);
         fence(Ordering::SeqCst);
         self.inside.load(Ordering::SeqCst).then(|| {
             self.kick();
@@ -110,6 +119,8 @@ impl Peer {
 pub struct Peers {
     list: RwLock<Vec<Arc<Peer>>>,
     count: AtomicUsize,
+    /// [`membarrier`] can be used.
+    registered: OnceLock<()>,
 }
 
 impl Peers {
@@ -119,7 +130,53 @@ impl Peers {
         list.push(Arc::clone(peer));
         self.count.store(list.len(), Ordering::SeqCst);
         if list.len() == 2 {
+            self.register();
+        }
+    }
+
+    /// Before the first thread patches code that another one may be executing.
+    fn register(&self) {
+        self.registered.get_or_init(|| {
             membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE);
+        });
+    }
+
+    /// No CPU goes on to these blocks, which were invalidated by a thread that executes no guest code, when this returns.
+    /// No lock is held that a CPU in the guest may want.
+    ///
+    /// On the thread of a CPU (a device at work there, which is between blocks or outside, as all CPUs of that thread are): they
+    /// forget before they execute more.
+    pub fn forget_blocks(&self, gone: &[Gone]) {
+        if gone.is_empty() {
+            return;
+        }
+        self.register();
+        let patched = membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE);
+        let cpus = gone.iter().fold(0, |cpus, block| cpus | block.cpus);
+        let requests: Vec<_> = gone.iter().filter_map(Gone::request).collect();
+        if requests.is_empty() {
+            return;
+        }
+        let list = self.list.read().expect(LOCK).clone();
+        let asked = list.iter().filter(|peer| !patched || cpus >> peer.index & 1 != 0);
+        if CpuHandle::current().is_some() {
+            for peer in asked {
+                peer.leave(&requests);
+            }
+            return;
+        }
+        let tickets: Vec<_> =
+            asked.filter_map(|peer| peer.ask(&requests).map(|ticket| (peer, ticket))).collect();
+        for (peer, ticket) in tickets {
+            let mut looks = 0;
+            while !peer.is_served(ticket) {
+                looks += 1;
+                match looks {
+                    ..SPINS => std::hint::spin_loop(),
+                    ..YIELDS => std::thread::yield_now(),
+                    _ => std::thread::sleep(NAP),
+                }
+            }
         }
     }
 
@@ -139,6 +196,13 @@ impl Peers {
     fn others(&self, me: &Peer, which: impl Fn(usize) -> bool) -> Vec<Arc<Peer>> {
         let list = self.list.read().expect(LOCK);
         list.iter().filter(|peer| peer.index != me.index && which(peer.index)).cloned().collect()
+    }
+}
+
+impl Gone {
+    /// What its CPUs are asked, if it can be in their jump caches.
+    fn request(&self) -> Option<Request> {
+        self.class.map(|class| Request::ForgetJump { rip: self.rip, class })
     }
 }
 
@@ -201,9 +265,7 @@ impl Cpu {
         for block in gone {
             cpus |= block.cpus;
             self.forget_block_here(block);
-            if let Some(class) = block.class {
-                requests.push(Request::ForgetJump { rip: block.rip, class });
-            }
+            requests.extend(block.request());
         }
         let Some(engine) = self.engine.clone().filter(|engine| engine.peers.several()) else { return };
         // Jumps to these blocks were patched.

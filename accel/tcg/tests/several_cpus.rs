@@ -1,4 +1,5 @@
-//! Two CPUs that run at once over one code cache: it is emptied under them, and one rewrites what the other executes.
+//! CPUs that run at once over one code cache: it is emptied under them, one rewrites what the other executes, and so does a
+//! device.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ impl CpuObserver for NoEvents {
 struct Machine {
     memory: GuestMemoryMmap,
     cpus: CpuSet,
-    _tcg: Tcg,
+    tcg: Tcg,
 }
 
 impl Machine {
@@ -63,12 +64,17 @@ impl Machine {
                 .expect("it is there")
                 .expect("the state is good");
         }
-        Self { memory, cpus, _tcg: tcg }
+        Self { memory, cpus, tcg }
     }
 
     /// Runs until all CPUs have halted, and says what the translator says of itself.
     fn run(&self) -> String {
         self.cpus.resume_all();
+        self.run_on()
+    }
+
+    /// As [`Machine::run`], of CPUs that run already.
+    fn run_on(&self) -> String {
         let begun = Instant::now();
         let running = |cpu: &CpuHandle| cpu.state() != CpuState::Halted;
         while self.cpus.cpus().iter().any(running) {
@@ -152,4 +158,76 @@ fn lock_holds_across_pages() {
     let machine = Machine::new(&[(0x1000, code)], &[0x1000, 0x1000], ROUNDS);
     machine.run();
     assert_eq!(machine.word(0x4fff), 2 * ROUNDS);
+}
+
+/// Stores the constant of its first instruction to [0x500] until [0x502] is set.
+#[rustfmt::skip]
+const RUNNER: &[u8] = &[
+    0xbb, 0, 0,                     // mov bx, the version
+    0x89, 0x1e, 0x00, 0x05,         // mov [0x500], bx
+    0x83, 0x3e, 0x02, 0x05, 0,      // cmp word [0x502], 0
+    0x74, 0xf2,                     // je to the start
+    0xf4,                           // hlt
+];
+
+/// A thread that is no CPU's writes version after version into the loop that the CPUs execute, as a device does. Once that
+/// is told, no CPU begins the version before; each may be in the midst of it.
+fn what_a_device_writes_is_executed(cpus: usize) {
+    const VERSIONS: u16 = 2000;
+    const NOBODY: u16 = 0xffff;
+    let machine = Machine::new(&[(0x3000, RUNNER)], &vec![0x3000; cpus], 0);
+    let observer = machine.tcg.dma_observer().expect("the translator wants to know");
+    machine.cpus.resume_all();
+    let put = |at: u64, value: u16| machine.memory.write_obj(value, GuestAddress(at)).expect("in memory");
+    for version in 1..=VERSIONS {
+        put(0x3001, version);
+        observer.written(0x3001, 2);
+        let begun = Instant::now();
+        let mut last_ones = 0;
+        let mut seen = || {
+            put(0x500, NOBODY);
+            loop {
+                match machine.word(0x500) {
+                    NOBODY => assert!(begun.elapsed() < LIMIT, "version {version}: nobody executes any more"),
+                    seen => return seen,
+                }
+            }
+        };
+        while seen() != version {
+            last_ones += 1;
+            assert!(last_ones <= cpus, "version {version}: an old one is begun again");
+        }
+    }
+    put(0x502, 1);
+    let told = machine.run_on();
+    let gone = told.split(" invalidated").next().and_then(|rest| rest.rsplit(' ').next()).unwrap();
+    assert!(gone.parse::<u32>().unwrap() >= u32::from(VERSIONS) - 1, "{told}");
+}
+
+#[test]
+fn what_a_device_writes_is_executed_by_one() {
+    what_a_device_writes_is_executed(1);
+}
+
+#[test]
+fn what_a_device_writes_is_executed_by_two() {
+    what_a_device_writes_is_executed(2);
+}
+
+/// Data beside code, and code that nobody has executed: the blocks stay.
+#[test]
+fn what_a_device_writes_beside_code_leaves_it() {
+    let machine = Machine::new(&[(0x3000, RUNNER)], &[0x3000], 0);
+    let observer = machine.tcg.dma_observer().expect("the translator wants to know");
+    machine.cpus.resume_all();
+    machine.memory.write_obj(7u16, GuestAddress(0x500)).expect("in memory");
+    while machine.word(0x500) != 0 {
+        std::thread::yield_now();
+    }
+    observer.written(0x3000 + RUNNER.len() as u64, 500);
+    observer.written(0x5000, 0x8000);
+    observer.written(u64::MAX - 10, 10);
+    machine.memory.write_obj(1u16, GuestAddress(0x502)).expect("in memory");
+    let told = machine.run_on();
+    assert!(told.contains(", 0 invalidated"), "{told}");
 }

@@ -13,7 +13,7 @@ use vm_memory::VolatileSlice;
 
 pub use lock::{LockConflict, lock_image};
 pub use overlay::Overlay;
-pub use qcow2::Qcow2Image;
+pub use qcow2::{Qcow2Error, Qcow2Image};
 pub use raw::{RawError, RawImage, RawOptions};
 
 /// Unit of every position and length.

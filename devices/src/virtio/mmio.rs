@@ -242,7 +242,7 @@ impl BusDevice for VirtioMmio {
         match offset.checked_sub(register::CONFIG) {
             Some(offset) => self.device.read_config(offset, data),
             None => match <&mut [u8; 4]>::try_from(&mut *data) {
-                Ok(data) if offset % 4 == 0 => *data = self.read_register(offset).to_le_bytes(),
+                Ok(data) if offset.is_multiple_of(4) => *data = self.read_register(offset).to_le_bytes(),
                 _ => data.fill(0),
             },
         }
@@ -253,7 +253,7 @@ impl BusDevice for VirtioMmio {
             Some(offset) => self.device.write_config(offset, data),
             None => {
                 if let Ok(&data) = <&[u8; 4]>::try_from(data)
-                    && offset % 4 == 0
+                    && offset.is_multiple_of(4)
                 {
                     self.write_register(offset, u32::from_le_bytes(data));
                 }

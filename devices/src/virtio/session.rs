@@ -5,39 +5,35 @@
 //! was written ([`crate::dma`]), so the reset cannot wait for the thread. It waits for its touching memory only, which
 //! happens within [`Session::run`]; telling of it, and waiting for the CPUs, outside.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::RwLock;
 
 const LOCK: &str = "nothing panics within a session";
 
-/// One such time.
+/// One such time. Its queues work at once.
 #[derive(Debug)]
-pub struct Session(Mutex<bool>);
+pub struct Session(RwLock<bool>);
 
 impl Session {
     /// One that has begun.
     pub fn new() -> Self {
-        Self(Mutex::new(true))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.0.lock().expect(LOCK)
+        Self(RwLock::new(true))
     }
 
     /// Runs `work`, which touches guest memory, unless the session is over. The end waits until it is done, so it waits for
-    /// no CPU.
+    /// no CPU. Not to be called within `work`.
     pub fn run<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
-        let live = self.lock();
+        let live = self.0.read().expect(LOCK);
         live.then(work)
     }
 
     /// Ends it: no [`Session::run`] does anything any more when this returns.
     pub fn end(&self) {
-        *self.lock() = false;
+        *self.0.write().expect(LOCK) = false;
     }
 
     /// Whether it is over.
     pub fn is_over(&self) -> bool {
-        !*self.lock()
+        !*self.0.read().expect(LOCK)
     }
 }
 

@@ -173,6 +173,8 @@ impl Vcpu {
             if self.turn_is_over(quota == Quota::Unlimited) {
                 return VcpuExit::Yielded;
             }
+            // The new turn may have run timers, on which devices work that write to memory.
+            self.cpu.serve();
             if quota == Quota::Unlimited && self.cpu.handle.exit_requested() {
                 return VcpuExit::Kicked;
             }

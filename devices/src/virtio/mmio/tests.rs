@@ -145,7 +145,8 @@ fn rings_outside_of_memory_need_a_reset() {
 
 #[test]
 fn rings_that_make_no_sense_need_a_reset() {
-    let broken: [(&str, fn(&mut Driver)); 5] = [
+    type Lay = fn(&mut Driver);
+    let broken: [(&str, Lay); 5] = [
         ("more chains than there is room for", |driver| driver.set_available_index(0, 17)),
         ("a head outside the table", |driver| driver.offer(0, 16)),
         ("a circle", |driver| {

@@ -1,0 +1,154 @@
+//! The host's ends of disks and other virtio devices, opened before anything is created.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use devices::backend::block::{
+    BlockBackend, Overlay, Qcow2Error, Qcow2Image, RawError, RawImage, RawOptions,
+};
+use devices::virtio::blk::BlkOptions;
+
+use crate::options::Options;
+use crate::options::devices::{DeviceChoice, RNG_SOURCE};
+use crate::options::drive::{DriveChoice, ImageFormat};
+
+/// Why a disk cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The image cannot be used.
+    #[error("{option}: {}", file.display())]
+    Raw {
+        /// The option that named it.
+        option: String,
+        /// The image.
+        file: PathBuf,
+        /// Why.
+        source: RawError,
+    },
+    /// The image cannot be used.
+    #[error("{option}")]
+    Qcow2 {
+        /// The option that named it.
+        option: String,
+        /// Why.
+        source: Qcow2Error,
+    },
+    /// Nothing was said of the format, and the image is not plainly raw.
+    #[error("{option}: {} looks like a {looks} image: say -drive file=...,format=qcow2 (or format=raw, to show the guest its very bytes)", file.display())]
+    Format {
+        /// The option that named it.
+        option: String,
+        /// The image.
+        file: PathBuf,
+        /// What it looks like.
+        looks: &'static str,
+    },
+    /// There is nowhere to write what is thrown away.
+    #[error("{option}: no temporary file in {} (TMPDIR moves it)", folder.display())]
+    Overlay {
+        /// The option that named the image.
+        option: String,
+        /// Where.
+        folder: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// The source of random bytes cannot be opened.
+    #[error("-object rng-random: {}", file.display())]
+    Rng {
+        /// The file.
+        file: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+/// A virtio device and what is behind it.
+#[derive(Clone)]
+pub enum VirtioPart {
+    /// A disk.
+    Blk {
+        /// The image.
+        backend: Arc<dyn BlockBackend>,
+        /// What it shows of itself.
+        options: BlkOptions,
+    },
+    /// Random bytes from here.
+    Rng(Arc<File>),
+}
+
+/// Opens what the virtio devices of the command line need, in their order. Creates nothing that has a name.
+pub fn open(options: &Options) -> Result<Vec<VirtioPart>, DiskError> {
+    let mut images = BTreeMap::new();
+    for drive in &options.drives {
+        images.insert(drive.id.as_str(), (open_drive(drive)?, drive.cache));
+    }
+    let mut parts = Vec::new();
+    for device in &options.devices {
+        match device {
+            DeviceChoice::IsaDebugExit { .. } => {}
+            DeviceChoice::VirtioBlk(blk) => {
+                let (backend, cache) = images.get(blk.drive.as_str()).expect("the options are consistent");
+                let mut shown = blk.options.clone();
+                shown.write_cache = blk.write_cache.unwrap_or(cache.is_writeback());
+                parts.push(VirtioPart::Blk { backend: Arc::clone(backend), options: shown });
+            }
+            DeviceChoice::VirtioRng { rng } => {
+                let named = rng.as_ref().and_then(|name| options.rng_sources.get(name));
+                let file = named.map_or(Path::new(RNG_SOURCE), PathBuf::as_path);
+                let source = File::options().read(true).custom_flags(libc::O_CLOEXEC).open(file);
+                let source = source.map_err(|source| DiskError::Rng { file: file.into(), source })?;
+                parts.push(VirtioPart::Rng(Arc::new(source)));
+            }
+        }
+    }
+    Ok(parts)
+}
+
+fn open_drive(drive: &DriveChoice) -> Result<Arc<dyn BlockBackend>, DiskError> {
+    let snapshot = drive.snapshot.unwrap_or(false);
+    let options = RawOptions {
+        read_only: drive.read_only || snapshot,
+        cache: drive.cache,
+        unmap: drive.unmap,
+        lock: drive.lock,
+    };
+    let raw = |source| DiskError::Raw { option: drive.option.clone(), file: drive.file.clone(), source };
+    let image: Arc<dyn BlockBackend> = match drive.format {
+        ImageFormat::Qcow2 => {
+            let image = Qcow2Image::open(&drive.file, options);
+            Arc::new(image.map_err(|source| DiskError::Qcow2 { option: drive.option.clone(), source })?)
+        }
+        ImageFormat::Raw | ImageFormat::Unsaid => {
+            let image = RawImage::open(&drive.file, options).map_err(raw)?;
+            if drive.format == ImageFormat::Unsaid
+                && let Some(looks) = looks_like(&drive.file)
+            {
+                let (option, file) = (drive.option.clone(), drive.file.clone());
+                return Err(DiskError::Format { option, file, looks });
+            }
+            Arc::new(image)
+        }
+    };
+    if !snapshot {
+        return Ok(image);
+    }
+    // QEMU's place: /tmp may be in memory.
+    let folder = std::env::var_os("TMPDIR").map_or(PathBuf::from("/var/tmp"), PathBuf::from);
+    let overlay = Overlay::new(image, &folder);
+    let error = |source| DiskError::Overlay { option: drive.option.clone(), folder: folder.clone(), source };
+    Ok(Arc::new(overlay.map_err(error)?))
+}
+
+/// Another format's first bytes. A guest can write them to a raw disk of its own: so nobody guesses, and nobody is
+/// surprised.
+fn looks_like(file: &Path) -> Option<&'static str> {
+    const MAGICS: &[(&[u8], &str)] = &[(b"QFI\xfb", "qcow2"), (b"KDMV", "VMDK"), (b"vhdxfile", "VHDX")];
+    let mut start = [0; 8];
+    File::open(file).ok()?.read_exact(&mut start).ok()?;
+    MAGICS.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, name)| *name)
+}
