@@ -178,3 +178,6 @@ impl BlockBackend for Qcow2Image {
         self.access.write_zeroes(offset, len)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,18 +6,18 @@ use vmm_sys_util::tempfile::TempFile;
 use super::vectored::AlignedBuffer;
 use super::*;
 
-fn image(content: &[u8]) -> TempFile {
+pub fn image(content: &[u8]) -> TempFile {
     let file = TempFile::new_in(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
     std::fs::write(file.as_path(), content).unwrap();
     file
 }
 
-fn noise(len: usize) -> Vec<u8> {
+pub fn noise(len: usize) -> Vec<u8> {
     let mut random = crate::testing::Random::new(7);
     (0..len).map(|_| random.next() as u8).collect()
 }
 
-fn read(backend: &dyn BlockBackend, offset: u64, len: usize) -> Vec<u8> {
+pub fn read(backend: &dyn BlockBackend, offset: u64, len: usize) -> Vec<u8> {
     // At an address that O_DIRECT does not like, in two parts.
     let mut bytes = AlignedBuffer::new(len + 8);
     let (first, second) = (len / 3, len - len / 3);
@@ -34,7 +34,7 @@ fn write(backend: &dyn BlockBackend, offset: u64, bytes: &[u8]) {
 }
 
 /// Reads, writes and zeroes anywhere, beside a copy in memory.
-fn behaves_like_memory(backend: &dyn BlockBackend, mut model: Vec<u8>) -> Vec<u8> {
+pub fn behaves_like_memory(backend: &dyn BlockBackend, mut model: Vec<u8>) -> Vec<u8> {
     let mut random = crate::testing::Random::new(11);
     let sectors = backend.capacity() / SECTOR_BYTES;
     model.resize(usize::try_from(backend.capacity()).unwrap(), 0);
