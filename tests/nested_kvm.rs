@@ -178,3 +178,32 @@ fn many_cpus_under_nested_kvm() {
     }
     println!("nested, many CPUs: {:.1} s", outcome.elapsed.as_secs_f64());
 }
+
+/// A disk, whose doorbell the kernel rings (`ioeventfd`), under the kernel's interrupt controllers and under ours.
+#[test]
+fn linux_uses_a_disk_under_kvm() {
+    let test = "linux_uses_a_disk_under_kvm";
+    if !fetch(test, &["cloud", "disk"]) {
+        return;
+    }
+    let (image, initrd) = (path("disk.ext4"), path("disk.gz"));
+    let machines = [("kvm", 1, 1), ("kvm,kernel-irqchip=off", 2, 2)];
+    let commands = machines.map(|(accel, cpus, queues)| {
+        format!(
+            "{} -accel {accel} -M microvm -m 256 -smp {cpus} -kernel /guests/vmlinuz-cloud -initrd /files/disk.gz -nographic \
+             -drive file=/files/disk.ext4,format=raw,if=none,id=d -device virtio-blk-device,drive=d,num-queues={queues} \
+             -append 'console=ttyS0 panic=-1 jobs=write,run'",
+            program()
+        )
+    });
+    let files = [Path::new(&image), Path::new(&initrd)];
+    let Some(outcome) = run_in_l1(test, &files, &commands) else { return };
+    for (n, (accel, ..)) in machines.into_iter().enumerate() {
+        let (printed, status) = part(&outcome, n + 1);
+        let well = status == "0"
+            && printed.contains("found the data of the time before\n")
+            && printed.contains("\nran 36 programs\n");
+        outcome.check(well, &format!("-accel {accel}: status {status}\n{printed}"));
+    }
+    println!("nested, a disk: {:.1} s", outcome.elapsed.as_secs_f64());
+}

@@ -12,6 +12,7 @@ use accel::{
 };
 use devices::interrupt::MsiMessage;
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::KernelIrqchip;
 use crate::testing::{Machine, RAM, START, open, start};
@@ -45,6 +46,7 @@ on_and_off! {
     reset_gives_the_power_on_state,
     memory_can_be_mapped_anew,
     a_machine_check_reaches_the_guest,
+    the_kernel_rings_doorbells,
 }
 
 /// An uncorrected error is in its bank and raises #MC.
@@ -79,6 +81,33 @@ fn a_machine_check_reaches_the_guest(kvm: &crate::Kvm) {
     machine.backend.machine_check(&check).unwrap();
     assert_eq!(machine.run(), VcpuExit::Kicked);
     assert_eq!(machine.said(), "m");
+}
+
+/// A store of its value goes to its eventfd, others to the bus.
+fn the_kernel_rings_doorbells(kvm: &crate::Kvm) {
+    let events = [0, 1].map(|_| EventFd::new(EFD_NONBLOCK).unwrap());
+    for (event, value) in events.iter().zip([0u32, 7]) {
+        if !kvm.add_doorbell(0xd_0050, value, event).unwrap() {
+            eprintln!("skipped: the_kernel_rings_doorbells: KVM_CAP_IOEVENTFD is absent");
+            return;
+        }
+    }
+    assert!(kvm.add_doorbell(0xd_0050, 7, &events[0]).is_err(), "there is one already");
+    #[rustfmt::skip]
+    let program = [
+        0xb8, 0x00, 0xd0,                                     // mov ax, 0xd000
+        0x8e, 0xd8,                                           // mov ds, ax
+        0x66, 0xc7, 0x06, 0x50, 0x00, 0, 0, 0, 0,             // mov dword [0x50], 0
+        0x66, 0xc7, 0x06, 0x50, 0x00, 7, 0, 0, 0,             // mov dword [0x50], 7
+        0x66, 0xc7, 0x06, 0x50, 0x00, 7, 0, 0, 0,             // mov dword [0x50], 7
+        0x66, 0xc7, 0x06, 0x50, 0x00, 8, 0, 0, 0,             // mov dword [0x50], 8
+        0xe6, 0xf4,                                           // out END, al
+        0xf4,                                                 // hlt
+    ];
+    let mut machine = Machine::new(kvm, &program);
+    assert_eq!(machine.run(), VcpuExit::Kicked);
+    assert_eq!(events.map(|event| event.read().unwrap()), [1, 2]);
+    assert_eq!(*machine.io.mmio.lock().unwrap(), [(0xd_0050, vec![8, 0, 0, 0])]);
 }
 
 fn ports_and_mmio_go_out(kvm: &crate::Kvm) {

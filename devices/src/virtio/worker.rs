@@ -4,7 +4,7 @@
 //! (icount), where every run is to be the same, there is no thread: the doorbell sets a timer, and the work is done when
 //! guest time has come there.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
@@ -121,10 +121,8 @@ impl Shared {
 
 /// One queue's thread, or timer, and doorbell.
 pub struct Worker {
-    label: &'static str,
     doorbell: Arc<Doorbell>,
     shared: Arc<Shared>,
-    started: OnceLock<()>,
 }
 
 impl Worker {
@@ -140,7 +138,13 @@ impl Worker {
                 Doorbell::Call(soon(Arc::clone(clock), timer))
             }
         };
-        Ok(Self { label, doorbell: Arc::new(doorbell), shared, started: OnceLock::new() })
+        let doorbell = Arc::new(doorbell);
+        if let Pace::Threads = pace {
+            // At once, while there is somebody to tell that the host has none left.
+            let (shared, doorbell) = (Arc::clone(&shared), Arc::clone(&doorbell));
+            std::thread::Builder::new().name(label.into()).spawn(move || shared.run(&doorbell))?;
+        }
+        Ok(Self { doorbell, shared })
     }
 
     /// What wakes it.
@@ -151,13 +155,6 @@ impl Worker {
     /// From now on it does `work`, to begin with as if it had been notified.
     pub fn start(&self, work: Work) {
         self.shared.lock().next = Some(work);
-        if matches!(&*self.doorbell, Doorbell::Event(_)) {
-            self.started.get_or_init(|| {
-                let (shared, doorbell) = (Arc::clone(&self.shared), Arc::clone(&self.doorbell));
-                let thread = std::thread::Builder::new().name(self.label.into());
-                thread.spawn(move || shared.run(&doorbell)).expect("the host has a thread for a queue");
-            });
-        }
         self.doorbell.ring();
     }
 
