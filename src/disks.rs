@@ -20,12 +20,10 @@ use crate::options::drive::{DriveChoice, ImageFormat};
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The image cannot be used.
-    #[error("{option}: {}", file.display())]
+    #[error("{option}")]
     Raw {
         /// The option that named it.
         option: String,
-        /// The image.
-        file: PathBuf,
         /// Why.
         source: RawError,
     },
@@ -38,12 +36,12 @@ pub enum DiskError {
         source: Qcow2Error,
     },
     /// Nothing was said of the format, and the image is not plainly raw.
-    #[error("{option}: {} looks like a {looks} image: say -drive file=...,format=qcow2 (or format=raw, to show the guest its very bytes)", file.display())]
+    #[error(
+        "{option}: this looks like a {looks} image: say format=qcow2 with -drive (or format=raw: the guest then sees its very bytes)"
+    )]
     Format {
         /// The option that named it.
         option: String,
-        /// The image.
-        file: PathBuf,
         /// What it looks like.
         looks: &'static str,
     },
@@ -117,7 +115,7 @@ fn open_drive(drive: &DriveChoice) -> Result<Arc<dyn BlockBackend>, DiskError> {
         unmap: drive.unmap,
         lock: drive.lock,
     };
-    let raw = |source| DiskError::Raw { option: drive.option.clone(), file: drive.file.clone(), source };
+    let raw = |source| DiskError::Raw { option: drive.option.clone(), source };
     let image: Arc<dyn BlockBackend> = match drive.format {
         ImageFormat::Qcow2 => {
             let image = Qcow2Image::open(&drive.file, options);
@@ -128,8 +126,7 @@ fn open_drive(drive: &DriveChoice) -> Result<Arc<dyn BlockBackend>, DiskError> {
             if drive.format == ImageFormat::Unsaid
                 && let Some(looks) = looks_like(&drive.file)
             {
-                let (option, file) = (drive.option.clone(), drive.file.clone());
-                return Err(DiskError::Format { option, file, looks });
+                return Err(DiskError::Format { option: drive.option.clone(), looks });
             }
             Arc::new(image)
         }
@@ -144,8 +141,8 @@ fn open_drive(drive: &DriveChoice) -> Result<Arc<dyn BlockBackend>, DiskError> {
     Ok(Arc::new(overlay.map_err(error)?))
 }
 
-/// Another format's first bytes. A guest can write them to a raw disk of its own: so nobody guesses, and nobody is
-/// surprised.
+/// Whether these are another format's first bytes. A guest can write them to a raw disk of its own: so nobody guesses, and
+/// nobody is surprised.
 fn looks_like(file: &Path) -> Option<&'static str> {
     const MAGICS: &[(&[u8], &str)] = &[(b"QFI\xfb", "qcow2"), (b"KDMV", "VMDK"), (b"vhdxfile", "VHDX")];
     let mut start = [0; 8];
