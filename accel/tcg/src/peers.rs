@@ -173,7 +173,7 @@ impl Peers {
                 looks += 1;
                 match looks {
                     ..SPINS => std::hint::spin_loop(),
-                    ..YIELDS => std::thread::yield_now(),
+                    SPINS..YIELDS => std::thread::yield_now(),
                     _ => std::thread::sleep(NAP),
                 }
             }

@@ -184,7 +184,7 @@ fn what_a_device_writes_is_executed(cpus: usize) {
         observer.written(0x3001, 2);
         let begun = Instant::now();
         let mut last_ones = 0;
-        let mut seen = || {
+        let seen = || {
             put(0x500, NOBODY);
             loop {
                 match machine.word(0x500) {
