@@ -1,7 +1,6 @@
 //! Bad disks: each is refused in one line that names it, with exit code 1, and nothing is created.
 
 #[path = "cli/support.rs"]
-#[allow(dead_code, reason = "each test program uses a part")]
 mod support;
 #[path = "cli/tiny_guest.rs"]
 #[allow(dead_code, reason = "each test program uses a part")]
