@@ -15,6 +15,7 @@ pub mod dma;
 pub mod interrupt;
 pub mod irqchip;
 pub mod lock_rank;
+pub mod net;
 pub mod serial;
 mod sync;
 pub mod system;
