@@ -9,6 +9,7 @@ pub mod exit_code;
 pub mod log;
 pub mod machine;
 pub mod mp_table;
+pub mod networks;
 pub mod options;
 pub mod run;
 pub mod run_state;

@@ -9,6 +9,7 @@ pub mod icount;
 pub mod log;
 pub mod machine;
 pub mod memory;
+pub mod network;
 pub mod smp;
 pub mod syntax;
 mod table;
@@ -28,6 +29,7 @@ use self::error::{Context, OptionError};
 use self::icount::RtcBase;
 use self::log::LogItem;
 use self::machine::{MachineArgument, MachineKind};
+use self::network::Network;
 use self::smp::SmpArgument;
 use self::table::{Flag, Kind, Value};
 
@@ -71,6 +73,8 @@ pub struct Options {
     pub drives: Vec<DriveChoice>,
     /// Files that random bytes come from, by the names of their objects.
     pub rng_sources: BTreeMap<String, PathBuf>,
+    /// Networks for cards.
+    pub networks: Vec<Network>,
     /// The escape character of a stdio serial port.
     pub escape: u8,
     /// A reset ends the program.
@@ -149,6 +153,7 @@ fn topic(value: Value) -> Option<String> {
         Value::Device => Some(devices::help()),
         Value::Cpu => Some(cpu::help()),
         Value::Debug => Some(log::help()),
+        Value::Netdev | Value::Nic => Some(network::HELP.into()),
         _ => None,
     }
 }
@@ -181,6 +186,7 @@ struct Draft {
     nodes: Nodes,
     rng_sources: BTreeMap<String, PathBuf>,
     snapshot: bool,
+    networks: Vec<Network>,
     escape: Option<u8>,
     no_defaults: bool,
     no_graphic: bool,
@@ -247,6 +253,14 @@ impl Draft {
             Value::Machine => self.machine.add(context)?,
             Value::Memory => self.memory_bytes = Some(memory::bytes(context)?),
             Value::Name => self.name(context)?,
+            Value::Netdev => {
+                let network = network::netdev(context)?;
+                if self.networks.iter().any(|other| other.id == network.id) {
+                    return Err(OptionError::NetworkTaken(network.id));
+                }
+                self.networks.push(network);
+            }
+            Value::Nic => network::nic(context)?,
             Value::PidFile => self.pidfile = Some(path(context)?),
             Value::Rtc => self.rtc = icount::rtc(context)?.or(self.rtc),
             Value::Serial => {
@@ -359,6 +373,7 @@ impl Draft {
             devices: self.devices,
             drives,
             rng_sources: self.rng_sources,
+            networks: self.networks,
             escape: self.escape.unwrap_or(1),
             no_reboot: self.no_reboot,
             no_shutdown: self.no_shutdown,

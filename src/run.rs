@@ -20,6 +20,7 @@ use crate::console::{self, ConsoleError, Input, Output};
 use crate::disks::{self, DiskError};
 use crate::log::Log;
 use crate::machine::{Blueprint, Board, MachineError};
+use crate::networks::{self, NetworkError};
 use crate::options::Options;
 use crate::options::log::LogItem;
 use crate::run_state::{Phase, RunState};
@@ -44,6 +45,9 @@ pub enum RunError {
     /// A serial port has no host's end.
     #[error(transparent)]
     Console(#[from] ConsoleError),
+    /// A network cannot be had.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// A file cannot be written.
     #[error("{option} {}", path.display())]
     Create {
@@ -101,6 +105,11 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     let board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
 
     check_files(options)?;
+    let networks = networks::open(&options.networks)?;
+    for (id, _) in &networks {
+        // QEMU's word for it; there are no cards yet.
+        tell::line(format_args!("warning: netdev {id} has no peer"));
+    }
     if let Some(path) = &options.log_file {
         log.redirect(create("-D", path)?);
     }

@@ -56,6 +56,26 @@ fn counting_that_cannot_be() {
 }
 
 #[test]
+fn networks_that_cannot_be() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap();
+    let scratch = Scratch::new("cli_networks");
+    let kernel = tiny_guest::write(&scratch, "kernel", &[&tiny_guest::halt()]);
+    let log = scratch.path("log");
+    let netdev = format!("user,id=n0,hostfwd=tcp:{taken}-:22");
+    let words = ["-netdev", &netdev, "-kernel", kernel.to_str().unwrap(), "-D", log.to_str().unwrap()];
+    refused(
+        &[&words[..], &["-accel", "tcg"]].concat(),
+        &format!("-netdev user,id=n0: hostfwd=tcp:{taken}-10.0.2.15:22: Address already in use"),
+    );
+    assert!(!log.exists());
+    refused(&["-netdev", "user,id=n0,hostfw=tcp::1-:1"], "did you mean 'hostfwd'?");
+    refused(&["-netdev", "user,id=n0", "-netdev", "user,id=n0"], "-netdev: there are two with id=n0");
+    refused(&["-netdev", "tap,id=n0"], "tap: not built yet");
+    refused(&["-nic", "user"], "-nic user: a network card: not built yet");
+}
+
+#[test]
 fn impossible_memory() {
     refused(&["-m", "1k"], "-m 1k");
     refused(&["-m", "99T"], "-m 99T");

@@ -53,6 +53,9 @@ pub enum OptionError {
         /// The object's name.
         object: String,
     },
+    /// Two networks have one name.
+    #[error("-netdev: there are two with id={0}")]
+    NetworkTaken(String),
     /// Two options exclude each other.
     #[error("{0} and {1} exclude each other")]
     Conflict(String, String),

@@ -50,6 +50,8 @@ pub enum Value {
     Memory,
     Name,
     Object,
+    Netdev,
+    Nic,
     PidFile,
     Rtc,
     Serial,
@@ -171,6 +173,13 @@ pub const ROWS: &[Row] = &[
         "rng-random,id=NAME[,filename=FILE]",
         "where a virtio-rng device has its bytes from",
     ),
+    value(
+        "netdev",
+        Value::Netdev,
+        "user,id=ID[,net=ADDR/BITS][,host=ADDR][,dns=ADDR][,dhcpstart=ADDR][,hostname=NAME]\n        [,domainname=NAME][,restrict=on|off][,ipv6=off][,hostfwd=tcp|udp:[ADDR]:PORT-[ADDR]:PORT]...",
+        "a network for a card: the guest goes where you can go, and is reached through forwarded ports",
+    ),
+    value("nic", Value::Nic, "none|user[,...]", "a network and its card; none: no card"),
     flag("no-reboot", Flag::NoReboot, "a reset ends the program"),
     flag("no-shutdown", Flag::NoShutdown, "a power-off stops the guest and keeps the program"),
     value(
@@ -189,7 +198,6 @@ pub const ROWS: &[Row] = &[
     no_op("no-fd-bootchk"),
     no_op_with("vga", &["none"]),
     no_op_with("net", &["none"]),
-    no_op_with("nic", &["none"]),
     no_op_with("monitor", &["none"]),
     no_op_with("parallel", &["none"]),
 ];
@@ -234,7 +242,6 @@ pub const NOT_BUILT: &[&str] = &[
     "mon",
     "msg",
     "mtdblock",
-    "netdev",
     "no-acpi",
     "numa",
     "old-param",
