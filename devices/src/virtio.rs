@@ -8,6 +8,7 @@
 
 pub mod blk;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod session;

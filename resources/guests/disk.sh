@@ -5,27 +5,8 @@
 # shellcheck source=resources/guests/lib.sh
 . "$(dirname "$0")/lib.sh"
 HERE=$REPO/resources/guests
-MODULES=$GUESTS/kernel-cloud/root/lib/modules
 WANTED="virtio_mmio virtio_blk virtio-rng ext4 crc32c_generic"
 VERSIONS="3 5 7"
-
-# Copies module $1 (- and _ are the same) and, before it, those that it depends on; each once. Their order is /modules/order.
-add_module() {
-    local root=$1 name=${2//-/_} file depends
-    [ ! -e "$root/modules/$name.ko" ] || return 0
-    file=$(find "$MODULES" -regex ".*/${name//_/[-_]}\.ko\(\.xz\|\.zst\)?" | head -n 1)
-    [ -n "$file" ] || { say "no module $name: taken to be in the kernel"; return 0; }
-    case $file in
-    *.xz) xz -dc "$file" >"$GUESTS/disk.module" ;;
-    *.zst) zstd -qdc "$file" >"$GUESTS/disk.module" ;;
-    *) cp "$file" "$GUESTS/disk.module" ;;
-    esac
-    depends=$(tr '\0' '\n' <"$GUESTS/disk.module" | sed -n 's/^depends=//p' | head -n 1)
-    mv "$GUESTS/disk.module" "$root/modules/$name.partial"
-    for depend in ${depends//,/ }; do add_module "$root" "$depend"; done
-    mv "$root/modules/$name.partial" "$root/modules/$name.ko"
-    echo "$name" >>"$root/modules/order"
-}
 
 initramfs() {
     ! newer_than "$GUESTS/disk.gz" "$HERE/disk.sh" "$HERE/init/disk" "$HERE/lib.sh" "$GUESTS/busybox" "$GUESTS/vmlinuz-cloud" || return 0

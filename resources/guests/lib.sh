@@ -162,6 +162,25 @@ busybox_root() {
     done
 }
 
+# add_module ROOT NAME: copies a module of the cloud kernel (- and _ are the same) and, before it, those that it depends on; each
+# once. Their order is /modules/order.
+add_module() {
+    local root=$1 name=${2//-/_} file depends depend
+    [ ! -e "$root/modules/$name.ko" ] || return 0
+    file=$(find "$GUESTS/kernel-cloud/root/lib/modules" -regex ".*/${name//_/[-_]}\.ko\(\.xz\|\.zst\)?" | head -n 1)
+    [ -n "$file" ] || { say "no module $name: taken to be in the kernel"; return 0; }
+    case $file in
+    *.xz) xz -dc "$file" >"$root/modules/module" ;;
+    *.zst) zstd -qdc "$file" >"$root/modules/module" ;;
+    *) cp "$file" "$root/modules/module" ;;
+    esac
+    depends=$(tr '\0' '\n' <"$root/modules/module" | sed -n 's/^depends=//p' | head -n 1)
+    mv "$root/modules/module" "$root/modules/$name.partial"
+    for depend in ${depends//,/ }; do add_module "$root" "$depend"; done
+    mv "$root/modules/$name.partial" "$root/modules/$name.ko"
+    echo "$name" >>"$root/modules/order"
+}
+
 # newer_than TARGET SOURCE...: true if TARGET exists and no SOURCE is newer.
 newer_than() {
     local target=$1 source

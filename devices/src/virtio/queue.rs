@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
 use super::{Session, VirtioInterrupt};
 use crate::dma::DmaMemory;
@@ -125,6 +125,11 @@ impl ActiveQueue {
         self.index
     }
 
+    /// Its length in descriptors, as the driver chose it.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
     /// Does `work` on guest memory, unless the device has been reset: `None` then. What is written must lie in the
     /// writable segments of a chain that is then given to [`ActiveQueue::finish`]. `work` waits for no CPU: see
     /// [`Session`].
@@ -185,6 +190,37 @@ impl ActiveQueue {
             Ok(())
         });
         told.unwrap_or(Ok(())).map_err(error)
+    }
+
+    /// Gives chains back that hold one thing together, in their order, each with its valid bytes: the driver sees all of
+    /// them or none. Called with no lock held.
+    pub fn finish_together(&mut self, chains: &[Chain], written: &[u32]) -> Result<(), RingError> {
+        let (Some((last, first)), Some(last_written)) = (chains.split_last(), written.last()) else {
+            return Ok(());
+        };
+        if first.is_empty() {
+            return self.finish(last, *last_written);
+        }
+        for segment in first.iter().flat_map(|chain| &chain.writable) {
+            self.dma.written(segment.address, segment.len.into());
+        }
+        let (queue, memory) = (&mut self.queue, self.dma.memory());
+        let (ring, size) = (queue.used_ring(), u64::from(queue.size()));
+        let placed = self.session.run(|| {
+            for (chain, written) in first.iter().zip(written) {
+                // The queue's own index moves; the driver's stays until the last one is there.
+                let slot = GuestAddress(ring + 4 + u64::from(queue.next_used()) % size * 8);
+                let element = u64::from(chain.head) | u64::from(*written) << 32;
+                memory.write_obj(element.to_le(), slot).map_err(virtio_queue::Error::GuestMemory)?;
+                queue.set_next_used(queue.next_used().wrapping_add(1));
+            }
+            Ok(())
+        });
+        placed.unwrap_or(Ok(())).map_err(|source| RingError::Ring { queue: self.index, source })?;
+        self.finish(last, *last_written)?;
+        // Whether the driver wants to know was asked for the last one only.
+        self.session.run(|| self.interrupt.queue_used(self.index));
+        Ok(())
     }
 
     /// Whether there is more, after the driver was asked to notify of what comes next.

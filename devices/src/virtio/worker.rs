@@ -4,8 +4,10 @@
 //! (icount), where every run is to be the same, there is no thread: the doorbell sets a timer, and the work is done when
 //! guest time has come there.
 
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use super::Doorbell;
@@ -80,10 +82,10 @@ impl Shared {
     }
 
     /// The thread, until the worker is dropped.
-    fn run(&self, doorbell: &Doorbell) {
+    fn run(&self, doorbell: &Doorbell, also: Option<&Epoll>) {
         let Doorbell::Event(event) = doorbell else { return };
         loop {
-            if let Err(error) = event.read()
+            if let Err(error) = wait(event, also)
                 && error.kind() != std::io::ErrorKind::Interrupted
             {
                 tracing::error!(target: "virtio", %error, "a doorbell cannot be read");
@@ -119,6 +121,32 @@ impl Shared {
     }
 }
 
+/// The doorbell's place in a set of descriptors.
+const DOORBELL: u64 = 0;
+const OTHER: u64 = 1;
+
+/// Waits until the doorbell has been rung, or another descriptor has something new.
+fn wait(event: &EventFd, also: Option<&Epoll>) -> std::io::Result<()> {
+    if let Some(epoll) = also {
+        let mut events = [EpollEvent::default(); 2];
+        let count = epoll.wait(-1, &mut events)?;
+        if events[..count].iter().all(|event| event.data() != DOORBELL) {
+            return Ok(());
+        }
+    }
+    event.read().map(|_| ())
+}
+
+/// The doorbell `event` and `fd`, to be waited for together.
+fn watch(event: &EventFd, fd: RawFd) -> std::io::Result<Epoll> {
+    let epoll = Epoll::new()?;
+    let add = |fd, set, token| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(set, token));
+    add(event.as_raw_fd(), EventSet::IN, DOORBELL)?;
+    // Edge-triggered: what nobody works on now, because of a reset or a pause, must not keep the thread awake.
+    add(fd, EventSet::IN | EventSet::EDGE_TRIGGERED, OTHER)?;
+    Ok(epoll)
+}
+
 /// One queue's thread, or timer, and doorbell.
 pub struct Worker {
     doorbell: Arc<Doorbell>,
@@ -128,6 +156,15 @@ pub struct Worker {
 impl Worker {
     /// A worker without work. `label` names its thread.
     pub fn new(label: &'static str, pace: &Pace) -> std::io::Result<Self> {
+        Self::make(label, pace, None)
+    }
+
+    /// One that also works when `fd` becomes readable, as often as it does so anew. Where there is no thread, it does not.
+    pub fn watching(label: &'static str, pace: &Pace, fd: RawFd) -> std::io::Result<Self> {
+        Self::make(label, pace, Some(fd))
+    }
+
+    fn make(label: &'static str, pace: &Pace, also: Option<RawFd>) -> std::io::Result<Self> {
         let shared =
             Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), work: Mutex::new(None) });
         let doorbell = match pace {
@@ -139,10 +176,12 @@ impl Worker {
             }
         };
         let doorbell = Arc::new(doorbell);
-        if let Pace::Threads = pace {
+        if let Doorbell::Event(event) = &*doorbell {
+            let also = also.map(|fd| watch(event, fd)).transpose()?;
             // At once, while there is somebody to tell that the host has none left.
             let (shared, doorbell) = (Arc::clone(&shared), Arc::clone(&doorbell));
-            std::thread::Builder::new().name(label.into()).spawn(move || shared.run(&doorbell))?;
+            let thread = std::thread::Builder::new().name(label.into());
+            thread.spawn(move || shared.run(&doorbell, also.as_ref()))?;
         }
         Ok(Self { doorbell, shared })
     }
