@@ -11,10 +11,14 @@ use devices::backend::block::{
     BlockBackend, Overlay, Qcow2Error, Qcow2Image, RawError, RawImage, RawOptions,
 };
 use devices::virtio::blk::BlkOptions;
+use devices::virtio::net::Network;
 
 use crate::options::Options;
 use crate::options::devices::{DeviceChoice, RNG_SOURCE};
 use crate::options::drive::{DriveChoice, ImageFormat};
+
+/// The first card's address, and the next ones' but for the last byte: QEMU's.
+const DEFAULT_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
 /// Why a disk cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -77,10 +81,17 @@ pub enum VirtioPart {
     },
     /// Random bytes from here.
     Rng(Arc<File>),
+    /// A network card.
+    Net {
+        /// What it is on.
+        network: Network,
+        /// Its address.
+        mac: [u8; 6],
+    },
 }
 
 /// Opens what the virtio devices of the command line need, in their order. Creates nothing that has a name.
-pub fn open(options: &Options) -> Result<Vec<VirtioPart>, DiskError> {
+pub fn open(options: &Options, networks: &BTreeMap<String, Network>) -> Result<Vec<VirtioPart>, DiskError> {
     let mut images = BTreeMap::new();
     for drive in &options.drives {
         images.insert(drive.id.as_str(), (open_drive(drive)?, drive.cache));
@@ -101,6 +112,14 @@ pub fn open(options: &Options) -> Result<Vec<VirtioPart>, DiskError> {
                 let source = File::options().read(true).custom_flags(libc::O_CLOEXEC).open(file);
                 let source = source.map_err(|source| DiskError::Rng { file: file.into(), source })?;
                 parts.push(VirtioPart::Rng(Arc::new(source)));
+            }
+            DeviceChoice::VirtioNet { netdev, mac } => {
+                let network = networks.get(netdev).expect("the options are consistent");
+                let before = parts.iter().filter(|part| matches!(part, VirtioPart::Net { .. })).count();
+                let [.., last] = DEFAULT_MAC;
+                let default = [&DEFAULT_MAC[..5], &[last.wrapping_add(before as u8)]].concat();
+                let mac = mac.unwrap_or_else(|| default.try_into().expect("six bytes"));
+                parts.push(VirtioPart::Net { network: Arc::clone(network), mac });
             }
         }
     }

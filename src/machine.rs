@@ -220,7 +220,7 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 fn disks(parts: &[VirtioPart]) -> Vec<Arc<dyn BlockBackend>> {
     let disk = |part: &VirtioPart| match part {
         VirtioPart::Blk { backend, .. } => Some(Arc::clone(backend)),
-        VirtioPart::Rng(_) => None,
+        VirtioPart::Rng(_) | VirtioPart::Net { .. } => None,
     };
     parts.iter().filter_map(disk).collect()
 }

@@ -1,6 +1,11 @@
 //! The networks of a run, opened before anything is created: a port that is taken ends it.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use devices::net::NetBackend;
 use devices::net::user::{OpenError, UserNet};
+use devices::virtio::net;
 
 use crate::options::network::Network;
 
@@ -12,11 +17,12 @@ pub struct NetworkError {
     source: OpenError,
 }
 
-/// Opens the networks, each with its name.
-pub fn open(networks: &[Network]) -> Result<Vec<(String, UserNet)>, NetworkError> {
+/// Opens the networks, to be found by their names.
+pub fn open(networks: &[Network]) -> Result<BTreeMap<String, net::Network>, NetworkError> {
     let open = |network: &Network| {
         let error = |source| NetworkError { id: network.id.clone(), source };
-        Ok((network.id.clone(), UserNet::open(network.user.clone()).map_err(error)?))
+        let user: Box<dyn NetBackend> = Box::new(UserNet::open(network.user.clone()).map_err(error)?);
+        Ok((network.id.clone(), Arc::new(Mutex::new(user))))
     };
     networks.iter().map(open).collect()
 }

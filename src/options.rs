@@ -260,7 +260,12 @@ impl Draft {
                 }
                 self.networks.push(network);
             }
-            Value::Nic => network::nic(context)?,
+            Value::Nic => {
+                if let Some((network, card)) = network::nic(context, self.networks.len())? {
+                    self.networks.push(network);
+                    self.devices.push(card);
+                }
+            }
             Value::PidFile => self.pidfile = Some(path(context)?),
             Value::Rtc => self.rtc = icount::rtc(context)?.or(self.rtc),
             Value::Serial => {
@@ -297,13 +302,21 @@ impl Draft {
         if let Some(twice) = drives.iter().find(|drive| !ids.insert(drive.id.clone())) {
             return Err(OptionError::DriveTaken(twice.id.clone()));
         }
-        let mut taken = BTreeSet::new();
+        let (mut taken, mut cards) = (BTreeSet::new(), BTreeSet::new());
         for device in &self.devices {
             match device {
                 DeviceChoice::IsaDebugExit { .. } | DeviceChoice::VirtioRng { rng: None } => {}
                 DeviceChoice::VirtioRng { rng: Some(object) } => {
                     if !self.rng_sources.contains_key(object) {
                         return Err(OptionError::NoObject { device: "virtio-rng", object: object.clone() });
+                    }
+                }
+                DeviceChoice::VirtioNet { netdev, .. } => {
+                    if !self.networks.iter().any(|network| network.id == *netdev) {
+                        return Err(OptionError::NoNetwork { netdev: netdev.clone() });
+                    }
+                    if !cards.insert(netdev) {
+                        return Err(OptionError::CardTaken(netdev.clone()));
                     }
                 }
                 DeviceChoice::VirtioBlk(BlkChoice { drive, .. }) => {
@@ -349,6 +362,9 @@ impl Draft {
         let mut accel = machine::merge_accel(self.machine, self.accel)?;
         let mut rtc = RtcBase::Host;
         if self.icount.is_some() {
+            if self.devices.iter().any(|device| matches!(device, DeviceChoice::VirtioNet { .. })) {
+                return Err(OptionError::IcountNetwork);
+            }
             accel = icount::restrict(accel, asked)?;
             rtc = icount::ICOUNT_DATE;
         }

@@ -89,7 +89,8 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
         BootSource::open(&options.kernel, options.initrd.as_deref(), &options.append, options.memory_bytes)?;
     let randomness = if options.icount.is_some() { Randomness::None } else { Randomness::OfHost };
     let boot = boot.with_randomness(randomness);
-    let virtio = disks::open(options)?;
+    let networks = networks::open(&options.networks)?;
+    let virtio = disks::open(options, &networks)?;
     let accelerator = accelerator::choose(&options.accel, options.icount, tell::line)?;
     let run_state = RunState::new().map_err(host("eventfd"))?;
     signals::install().map_err(host("signal handlers"))?;
@@ -105,11 +106,6 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     let board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
 
     check_files(options)?;
-    let networks = networks::open(&options.networks)?;
-    for (id, _) in &networks {
-        // QEMU's word for it; there are no cards yet.
-        tell::line(format_args!("warning: netdev {id} has no peer"));
-    }
     if let Some(path) = &options.log_file {
         log.redirect(create("-D", path)?);
     }

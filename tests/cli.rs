@@ -72,7 +72,10 @@ fn networks_that_cannot_be() {
     refused(&["-netdev", "user,id=n0,hostfw=tcp::1-:1"], "did you mean 'hostfwd'?");
     refused(&["-netdev", "user,id=n0", "-netdev", "user,id=n0"], "-netdev: there are two with id=n0");
     refused(&["-netdev", "tap,id=n0"], "tap: not built yet");
-    refused(&["-nic", "user"], "-nic user: a network card: not built yet");
+    refused(&["-nic", "user,mac=1"], "mac= takes");
+    let kernel = ["-kernel", "/dev/null"];
+    refused(&[&["-device", "virtio-net-device,netdev=n9"], &kernel[..]].concat(), "no -netdev with id=n9");
+    refused(&[&["-nic", "user", "-icount", "3"], &kernel[..]].concat(), "-icount: what a network brings");
 }
 
 #[test]

@@ -145,7 +145,7 @@ fn added(choice: &DeviceChoice, wiring: &Wiring) -> Option<Placed> {
             let device = DebugExit::new(Arc::clone(&wiring.system));
             Some(Placed { device: device.clone(), windows: vec![(iobase, u64::from(iosize), device)] })
         }
-        DeviceChoice::VirtioBlk(_) | DeviceChoice::VirtioRng { .. } => None,
+        DeviceChoice::VirtioBlk(_) | DeviceChoice::VirtioRng { .. } | DeviceChoice::VirtioNet { .. } => None,
     }
 }
 

@@ -13,6 +13,7 @@ use devices::dma::DmaMemory;
 use devices::interrupt::{Gsi, InterruptSink, IrqPin};
 use devices::virtio::blk::Blk;
 use devices::virtio::mmio::{VirtioMmio, spec};
+use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
 use devices::virtio::worker::Pace;
 use devices::virtio::{Doorbell, VirtioDevice};
@@ -80,6 +81,7 @@ impl Wires<'_> {
         Ok(match part {
             VirtioPart::Blk { backend, options } => Blk::new(Arc::clone(backend), options, &pace)?,
             VirtioPart::Rng(source) => Rng::new(source.try_clone()?, &pace)?,
+            VirtioPart::Net { network, mac } => Net::new(Arc::clone(network), *mac, &pace)?,
         })
     }
 

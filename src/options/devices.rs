@@ -66,6 +66,13 @@ pub enum DeviceChoice {
         /// The object that they come from; `None`: the host's `/dev/urandom`.
         rng: Option<String>,
     },
+    /// A network card.
+    VirtioNet {
+        /// Which network it is on.
+        netdev: String,
+        /// Its address, if it is not the usual one.
+        mac: Option<[u8; 6]>,
+    },
 }
 
 /// A virtio-blk device.
@@ -143,6 +150,17 @@ const MODELS: &[Model] = &[
             property("rng", "NAME of an -object (default: the host's /dev/urandom)"),
         ],
         read: virtio_rng,
+    },
+    Model {
+        name: "virtio-net-device",
+        alias: Some("virtio-net"),
+        help: "a network card",
+        properties: &[
+            property("id", "NAME"),
+            property("netdev", "NAME of a -netdev"),
+            property("mac", "ADDRESS (default 52:54:00:12:34:56, the next card's 57 ...)"),
+        ],
+        read: virtio_net,
     },
 ];
 
@@ -242,6 +260,28 @@ fn virtio_blk(context: Context, pairs: Vec<Pair>) -> Result<DeviceChoice, Option
 fn virtio_rng(_context: Context, pairs: Vec<Pair>) -> Result<DeviceChoice, OptionError> {
     let rng = pairs.into_iter().find(|pair| pair.key == "rng").map(|pair| pair.value);
     Ok(DeviceChoice::VirtioRng { rng })
+}
+
+fn virtio_net(context: Context, pairs: Vec<Pair>) -> Result<DeviceChoice, OptionError> {
+    let (mut netdev, mut address) = (None, None);
+    for pair in pairs {
+        match pair.key.as_str() {
+            "netdev" => netdev = Some(pair.value),
+            "mac" => address = Some(mac(context, &pair.value)?),
+            _ => {}
+        }
+    }
+    let netdev = netdev.ok_or_else(|| context.bad("needs netdev=NAME"))?;
+    Ok(DeviceChoice::VirtioNet { netdev, mac: address })
+}
+
+/// The address of a card: six hexadecimal bytes, not a group's.
+pub fn mac(context: Context, text: &str) -> Result<[u8; 6], OptionError> {
+    let byte = |text: &str| u8::from_str_radix(text, 16).ok().filter(|_| (1..=2).contains(&text.len()));
+    let bytes: Option<Vec<u8>> = text.split([':', '-']).map(byte).collect();
+    let bytes = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+    let bytes = bytes.filter(|bytes| bytes[0] & 1 == 0);
+    bytes.ok_or_else(|| context.bad("mac= takes a card's address, such as 52:54:00:12:34:56"))
 }
 
 /// Reads the argument of `-object`: a name, and the file that random bytes come from.

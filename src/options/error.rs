@@ -53,6 +53,20 @@ pub enum OptionError {
         /// The object's name.
         object: String,
     },
+    /// A card names a network that there is not.
+    #[error("-device virtio-net: there is no -netdev with id={netdev}")]
+    NoNetwork {
+        /// The network's name.
+        netdev: String,
+    },
+    /// Two cards are on one network.
+    #[error("-device virtio-net: netdev '{0}' has a card already")]
+    CardTaken(String),
+    /// What a network brings depends on the host's time.
+    #[error(
+        "-icount: what a network brings is not recorded, so no two runs would be the same (leave the card out)"
+    )]
+    IcountNetwork,
     /// Two networks have one name.
     #[error("-netdev: there are two with id={0}")]
     NetworkTaken(String),

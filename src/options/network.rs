@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use devices::net::user::{Config, HostForward, Protocol};
 
+use super::devices::{DeviceChoice, mac};
 use super::error::{Context, OptionError};
 use super::syntax::{self, Pair};
 
@@ -84,16 +85,29 @@ pub fn netdev(context: Context) -> Result<Network, OptionError> {
     Ok(Network { id, user: config(context, user)? })
 }
 
-/// Reads the argument of `-nic`. There are no cards yet.
-pub fn nic(context: Context) -> Result<(), OptionError> {
+/// Reads the argument of `-nic`: a network, and a card on it. `index` is the network's number.
+pub fn nic(context: Context, index: usize) -> Result<Option<(Network, DeviceChoice)>, OptionError> {
     if context.value == "none" {
-        return Ok(());
+        return Ok(None);
     }
     let mut pairs = syntax::pairs(context.value, "type").into_iter();
     kind(context, pairs.next())?;
-    let of_card = |pair: &Pair| matches!(pair.key.as_str(), "model" | "mac" | "addr" | "macaddr" | "id");
-    config(context, pairs.filter(|pair| !of_card(pair)).collect())?;
-    Err(context.not_built("a network card"))
+    let (mut address, mut user) = (None, Vec::new());
+    for pair in pairs {
+        match pair.key.as_str() {
+            "mac" => address = Some(mac(context, &pair.value)?),
+            "model" => match pair.value.as_str() {
+                "virtio" | "virtio-net" | "virtio-net-device" => {}
+                other => return Err(context.not_built(&format!("model={other}"))),
+            },
+            "id" => {}
+            _ => user.push(pair),
+        }
+    }
+    // A name that no -netdev can have.
+    let id = format!("#nic{index}");
+    let card = DeviceChoice::VirtioNet { netdev: id.clone(), mac: address };
+    Ok(Some((Network { id, user: config(context, user)? }, card)))
 }
 
 fn kind(context: Context, first: Option<Pair>) -> Result<(), OptionError> {
@@ -291,12 +305,20 @@ mod tests {
             assert!(matches!(read(text), Err(OptionError::NotBuilt(_))), "{text}");
         }
         assert!(matches!(read("user,id=n,hostfwd=tcp:[::1]:1-:1"), Err(OptionError::NotBuilt(_))));
-        let nic = |value| nic(Context { option: "-nic", value }).map_err(|error| error.to_string());
-        assert_eq!(nic("none"), Ok(()));
-        assert_eq!(
-            nic("user,model=virtio").unwrap_err(),
-            "-nic user,model=virtio: a network card: not built yet"
-        );
+    }
+
+    #[test]
+    fn a_network_with_its_card() {
+        let nic = |value| nic(Context { option: "-nic", value }, 3).map_err(|error| error.to_string());
+        assert_eq!(nic("none"), Ok(None));
+        let (network, card) = nic("user,model=virtio,mac=52:54:0:1:2:3,hostfwd=tcp::1-:1").unwrap().unwrap();
+        assert_eq!(network.user.forwards.len(), 1);
+        let mac = Some([0x52, 0x54, 0, 1, 2, 3]);
+        assert_eq!(card, DeviceChoice::VirtioNet { netdev: network.id, mac });
+        assert!(nic("user,model=e1000").unwrap_err().contains("model=e1000: not built yet"));
         assert!(nic("user,hostfw=x").unwrap_err().contains("'hostfwd'"));
+        for mac in ["52:54:0:1:2", "53:54:0:1:2:3", "52:54:0:1:2:333", "x"] {
+            assert!(nic(&format!("user,mac={mac}")).unwrap_err().contains("mac= takes"), "{mac}");
+        }
     }
 }

@@ -24,7 +24,8 @@ const BATCH: usize = 64;
 
 const LOCK: &str = "no user of the network panics";
 
-type Network = Arc<Mutex<Box<dyn NetBackend>>>;
+/// A network that one card is on. Its lock is the card's.
+pub type Network = Arc<Mutex<Box<dyn NetBackend>>>;
 
 /// The device.
 pub struct Net {
@@ -37,14 +38,14 @@ pub struct Net {
 
 impl Net {
     /// A card with the address `mac` on `network`.
-    pub fn new(network: Box<dyn NetBackend>, mac: [u8; 6], pace: &Pace) -> io::Result<Arc<Self>> {
+    pub fn new(network: Network, mac: [u8; 6], pace: &Pace) -> io::Result<Arc<Self>> {
         let mut space = [0; config::BYTES];
         space[config::MAC..][..6].copy_from_slice(&mac);
         space[config::STATUS..][..2].copy_from_slice(&config::LINK_UP.to_le_bytes());
         space[config::MAX_VIRTQUEUE_PAIRS..][..2].copy_from_slice(&1u16.to_le_bytes());
-        let worker = Worker::watching("virtio-net", pace, network.wakeup_fd())?;
+        let worker = Worker::watching("virtio-net", pace, network.lock().expect(LOCK).wakeup_fd())?;
         let doorbells = [worker.doorbell(), worker.doorbell()].map(Arc::clone);
-        Ok(Arc::new(Self { network: Arc::new(Mutex::new(network)), config: space, worker, doorbells }))
+        Ok(Arc::new(Self { network, config: space, worker, doorbells }))
     }
 }
 

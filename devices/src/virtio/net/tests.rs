@@ -43,7 +43,7 @@ const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 fn card() -> (Driver, Arc<Mutex<Wire>>) {
     let wire = Arc::new(Mutex::new(Wire::default()));
     let plug = Plug(Arc::clone(&wire), vmm_sys_util::eventfd::EventFd::new(0).unwrap());
-    let driver = Driver::new(|pace| Net::new(Box::new(plug), MAC, pace).unwrap());
+    let driver = Driver::new(|pace| Net::new(Arc::new(Mutex::new(Box::new(plug))), MAC, pace).unwrap());
     (driver, wire)
 }
 
