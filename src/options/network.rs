@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_network_with_its_card() {
-        let nic = |value| nic(Context { option: "-nic", value }, 3).map_err(|error| error.to_string());
+        let nic = |value: &str| nic(Context { option: "-nic", value }, 3).map_err(|error| error.to_string());
         assert_eq!(nic("none"), Ok(None));
         let (network, card) = nic("user,model=virtio,mac=52:54:0:1:2:3,hostfwd=tcp::1-:1").unwrap().unwrap();
         assert_eq!(network.user.forwards.len(), 1);
