@@ -397,7 +397,7 @@ mod tests {
         ] {
             assert!(dev(bad).is_err(), "{bad}");
         }
-        assert!(dev("virtio-net-device,netdev=n").unwrap_err().to_string().ends_with("not built yet"));
+        assert!(dev("virtio-balloon-device").unwrap_err().to_string().ends_with("not built yet"));
     }
 
     #[test]
