@@ -3,7 +3,6 @@
 
 mod harness;
 #[path = "cli/support.rs"]
-#[allow(dead_code, reason = "each test program uses a part")]
 mod support;
 
 use std::io::{Read, Write};

@@ -87,7 +87,8 @@ impl Traffic {
                 continue;
             }
             let more_to_send = self.transmit.has_more()?;
-            if !more_to_send && !(is_full && self.receive.has_more()?) {
+            let more_room = is_full && self.receive.has_more()?;
+            if !more_to_send && !more_room {
                 return Ok(());
             }
         }
