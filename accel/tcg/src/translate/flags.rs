@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use iced_x86::{Code, Instruction, Mnemonic, RflagsBits};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, RflagsBits};
 
 /// CF PF AF ZF SF OF as bits of this module.
 pub const ALL: u8 = 0x3f;
@@ -66,6 +66,11 @@ fn shifts(mnemonic: Mnemonic) -> bool {
     )
 }
 
+/// Whether the last operand of a shift, its count, is CL.
+fn counts_by_register(insn: &Instruction) -> bool {
+    insn.op_kind(insn.op_count() - 1) == OpKind::Register
+}
+
 fn compares_elements(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(mnemonic, M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq | M::Scasb | M::Scasw | M::Scasd | M::Scasq)
@@ -101,8 +106,10 @@ fn effect_of_operands(insn: &Instruction) -> Effect {
     let mut killed = pack(insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set());
     let writes = killed | undefined != 0;
     match insn.mnemonic() {
-        // A count of zero leaves all flags alone.
-        other if shifts(other) => read |= if killed | undefined != 0 { ALL } else { 0 },
+        // A count of zero leaves all flags alone. One that is a constant is known not to be, where any are said to change.
+        other if shifts(other) && counts_by_register(insn) => {
+            read |= if killed | undefined != 0 { ALL } else { 0 };
+        }
         // So does one of elements.
         other if compares_elements(other) && (insn.has_rep_prefix() || insn.has_repne_prefix()) => {
             read |= ALL;
