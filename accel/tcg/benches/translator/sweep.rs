@@ -98,6 +98,7 @@ fn translate(code: &mut EngineCode, text: &Text, at: usize, mode: Mode) -> Tb {
             hashed: 0,
             extended: true,
             grouped: true,
+            straddling: false,
             emptied: code.cache.counters.emptied,
         };
         if let Some(block) = code.translator.translate(&job) {

@@ -102,6 +102,8 @@ pub struct TbCache {
     last_mapping: ((u64, u32), u32),
     /// Sites that miss their slots often: a bit for each instruction of a block.
     hashed: KeyMap<TbKey, u64>,
+    /// Blocks with groups that often lie on two pages.
+    straddling: HashSet<TbKey, BuildHasherDefault<KeyHasher>>,
     /// Blocks whose groups do not pay.
     ungrouped: HashSet<TbKey, BuildHasherDefault<KeyHasher>>,
 }
@@ -131,6 +133,7 @@ impl TbCache {
             next_mapping: 1,
             last_mapping: ((u64::MAX, u32::MAX), 0),
             hashed: KeyMap::default(),
+            straddling: HashSet::default(),
             ungrouped: HashSet::default(),
         }
     }
@@ -157,16 +160,30 @@ impl TbCache {
         !self.ungrouped.contains(key)
     }
 
-    /// The check of a group in block `id` could not be made good. The block, if it is to be translated anew, without groups.
-    pub fn failed_group(&mut self, id: TbId) -> Option<Gone> {
+    /// Whether groups of a block for `key` often lie on two pages, for which it is to have a way on.
+    pub fn straddles(&self, key: &TbKey) -> bool {
+        self.straddling.contains(key)
+    }
+
+    /// Whether jump `slot` of block `from` leads to a version without groups.
+    pub fn leads_to_ungrouped(&mut self, from: TbId, slot: usize) -> bool {
+        let Some(block) = self.blocks.get(from as usize) else { return false };
+        self.lists.slots(block.parts).get(slot).is_some_and(|jump| jump.ungrouped)
+    }
+
+    /// The check of a group in block `id` could not be made good; `two_pages`: because the group lies on two. The block, if it is
+    /// to be translated anew: with a way on for groups on two pages, or without groups.
+    pub fn failed_group(&mut self, id: TbId, two_pages: bool) -> Option<Gone> {
         let block = &mut self.blocks[id as usize];
         block.ungrouped = block.ungrouped.saturating_add(1);
         if !block.valid || block.ungrouped < FAILED_GROUPS {
             return None;
         }
         let key = block.key;
-        self.counters.ungrouped += 1;
-        self.ungrouped.insert(key);
+        if !two_pages || !self.straddling.insert(key) {
+            self.counters.ungrouped += 1;
+            self.ungrouped.insert(key);
+        }
         Some(self.supersede(id))
     }
 
@@ -380,6 +397,7 @@ impl TbCache {
         self.mappings.clear();
         self.last_mapping = ((u64::MAX, u32::MAX), 0);
         self.hashed.clear();
+        self.straddling.clear();
         self.ungrouped.clear();
         self.buffer.clear();
     }

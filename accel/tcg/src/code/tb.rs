@@ -157,8 +157,10 @@ pub const PARKING_ORDER: [usize; 6] = [3, 6, 7, 2, 1, 0];
 /// First scratch word for parked registers.
 pub const PARKED: usize = 4;
 
+/// Direct ways on that a block has before it gets further ones for its groups, at most.
+pub const GROUP_WAYS: usize = 12;
 /// Direct ways on that a block can have, as a power of two.
-const WAY_BITS: u32 = 4;
+const WAY_BITS: u32 = 5;
 
 /// The number of slot `slot` of block `id`.
 pub fn way(id: TbId, slot: usize) -> u64 {
@@ -180,6 +182,8 @@ pub struct Slot {
     pub stub: u16,
     /// The target block is entered with its flags saved.
     pub flags_saved: bool,
+    /// The target is the version without groups of what the block goes on with.
+    pub ungrouped: bool,
     /// The target is at a higher address: no loop closes here, so the poll is passed over.
     pub forward: bool,
     /// The jump goes to another page: what has to be so for it to be taken.
@@ -199,6 +203,7 @@ impl Slot {
         displacement: 0,
         stub: 0,
         flags_saved: false,
+        ungrouped: false,
         forward: false,
         guard: None,
         linked: NONE,

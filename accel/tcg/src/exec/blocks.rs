@@ -278,6 +278,7 @@ impl Vcpu {
             hashed: if self.stress.hashed { u64::MAX } else { code.cache.hashed_sites(&key) },
             extended: !self.stress.short,
             grouped: code.cache.groups_pay(&key),
+            straddling: self.stress.ungrouped || code.cache.straddles(&key),
             emptied: code.cache.counters.emptied,
         };
         let Some(block) = code.translator.translate(&job) else { return Ok(None) };

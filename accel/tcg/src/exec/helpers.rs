@@ -297,7 +297,7 @@ fn group_miss(block: *mut EnvBlock, (linear, packed): (u64, u32), write: bool, r
     }
     // A page that is not there yet is no reason to do without groups for long.
     let often = target.is_some() || !one_page;
-    vcpu.ungroup(return_address - 1, often && !vcpu.stress.ungrouped);
+    vcpu.ungroup(return_address - 1, !one_page, often && !vcpu.stress.ungrouped);
     LEAVE
 }
 

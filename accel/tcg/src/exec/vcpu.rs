@@ -324,6 +324,11 @@ impl Vcpu {
                     if self.is_to_look() {
                         return Ok(true);
                     }
+                    if link.is_some_and(|(from, slot, _)| {
+                        self.engine.code().cache.leads_to_ungrouped(from, slot)
+                    }) {
+                        variant |= mode::UNGROUPED;
+                    }
                 }
                 exit::BLOCK_END => {
                     self.cpu.env.flags_from_code();
@@ -400,15 +405,15 @@ impl Vcpu {
         }
     }
 
-    /// The check of a group at `pc` cannot be made good. `often`: not just this time.
-    pub(super) fn ungroup(&mut self, pc: u64, often: bool) {
+    /// The check of a group at `pc` cannot be made good, because it lies on two pages or else. `often`: not just this time.
+    pub(super) fn ungroup(&mut self, pc: u64, two_pages: bool, often: bool) {
         self.cpu.env.flags_from_code();
         self.cpu.env.rip = self.rip_at(pc).0;
         self.leave = Leave::Ungrouped;
         self.cpu.give_back_from(pc, true);
         let mut code = self.engine.code();
         let Some(id) = code.cache.at(pc) else { return };
-        if often && let Some(gone) = code.cache.failed_group(id) {
+        if often && let Some(gone) = code.cache.failed_group(id, two_pages) {
             drop(code);
             self.cpu.forget_block_here(&gone);
         }

@@ -518,6 +518,9 @@ impl Translator {
         if let Some(patch) = stub.misaligned {
             self.e.bind(patch);
         }
+        if stub.used_for == Use::Member {
+            self.leave_if_on_two_pages(stub.packed & helpers::SIZE, item.insn.ip());
+        }
         self.linear_for_stub(stub.linear);
         self.e.call(ramp);
         self.unlinear_for_stub(stub.linear);

@@ -40,6 +40,8 @@ pub struct ExitStub {
     pub payload: u64,
     /// The jump may be linked as this slot of the block.
     pub slot: Option<usize>,
+    /// The jump goes to a version without groups.
+    pub ungrouped: bool,
     /// The jump goes to a higher address.
     pub forward: bool,
     /// Flags that may be read there.
@@ -322,6 +324,7 @@ impl Translator {
             reason: 0,
             payload: linked.into(),
             slot: None,
+            ungrouped: false,
             forward: false,
             guard: None,
             live: self.live_end,
@@ -381,6 +384,7 @@ impl Translator {
                 displacement: stub.patch.offset(),
                 stub: at,
                 flags_saved: stub.flags == Flags::Saved,
+                ungrouped: stub.ungrouped,
                 forward: stub.forward,
                 guard,
                 ..Slot::UNKNOWN

@@ -55,6 +55,8 @@ pub struct Job<'a> {
     pub extended: bool,
     /// Accesses may be checked together.
     pub grouped: bool,
+    /// What is checked together often lies on two pages.
+    pub straddling: bool,
     /// Times that code memory was emptied.
     pub emptied: u64,
 }
@@ -120,6 +122,8 @@ pub struct Translator {
     straight: usize,
     /// Instructions whose operands are looked up in the table, a bit each.
     pub(super) hashed: u64,
+    /// Groups on two pages have a way on of their own.
+    pub(super) straddling: bool,
     pub(super) ramps: Ramps,
     pub(super) lists: Lists,
     pub(super) popped: u32,
@@ -162,6 +166,7 @@ impl Translator {
             icount: false,
             straight: 0,
             hashed: 0,
+            straddling: false,
             ramps: Ramps::default(),
             lists: Lists::default(),
             popped: 0,
@@ -224,6 +229,7 @@ impl Translator {
         }
         self.key = key;
         self.hashed = hashed;
+        self.straddling = job.straddling && !self.icount;
         self.class = mode::class(key.mode);
         self.live_end = items[items.len() - 1].live_out;
         self.id = id;
@@ -384,6 +390,7 @@ impl Translator {
             reason,
             payload: self.id.into(),
             slot: None,
+            ungrouped: false,
             forward: false,
             guard: None,
             live: flags::ALL,
@@ -521,6 +528,7 @@ impl Translator {
             reason: exit::LINK,
             payload,
             slot: Some(slot),
+            ungrouped: false,
             forward: rip > self.key.rip,
             guard,
             live: self.live_end,

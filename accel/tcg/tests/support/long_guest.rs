@@ -31,6 +31,8 @@ const LSTAR: u32 = 0xc000_0082;
 /// The machine.
 pub struct Guest {
     backend: Box<dyn VcpuBackend>,
+    #[allow(dead_code, reason = "some tests that share this file do not look")]
+    memory: GuestMemoryMmap<()>,
     _accelerator: Tcg,
 }
 
@@ -76,7 +78,7 @@ impl Guest {
         let config = VcpuConfig { index: 0, apic_id: 0, cpu_count: 1, model: CpuModel::default().into() };
         let seed = accelerator.new_vcpu(&config).expect("a CPU");
         let backend = seed.bind(CpuHandle::new(0)).expect("a CPU binds");
-        Self { backend, _accelerator: accelerator }
+        Self { backend, memory, _accelerator: accelerator }
     }
 
     /// Runs from [`CODE`] to the end, at CPL 3 or 0; how long that took.
@@ -88,6 +90,12 @@ impl Guest {
         let rip = self.backend.state().expect("a state").rip;
         assert_eq!(exit, VcpuExit::Halted, "at {rip:#x}");
         took
+    }
+
+    /// The eight bytes at `address`.
+    #[allow(dead_code, reason = "some tests that share this file do not look")]
+    pub fn word(&self, address: u64) -> u64 {
+        self.memory.read_obj(GuestAddress(address)).expect("in memory")
     }
 
     /// The count in the row `name` of the CPU's statistics, if there is one.

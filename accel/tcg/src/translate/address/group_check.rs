@@ -1,12 +1,14 @@
 //! The checks of groups ([`crate::translate::groups`]).
 
-use dynasmrt::dynasm;
+use dynasmrt::{DynasmApi, dynasm};
 
 use super::{MissStub, NO_SLOT, Path, STACK_SLOT, Use, kept_offset};
-use crate::code::tb::mode;
-use crate::code::thunks::T1;
+use crate::code::emitter::cc;
+use crate::code::tb::{GROUP_WAYS, mode};
+use crate::code::thunks::{T1, scratch_offset};
 use crate::env_offset;
 use crate::exec::helpers;
+use crate::ram::PAGE;
 use crate::translate::block::Item;
 use crate::translate::classify::Class;
 use crate::translate::cold::Held;
@@ -49,6 +51,28 @@ impl Translator {
             used_for: Use::Member,
             ..stub
         });
+    }
+
+    /// A check of a group of `size` bytes that begins at T0 has failed before the instruction at `rip`. What lies on two pages has
+    /// the block gone on with in the version without groups at once, if that is nothing unusual: numbers and arrays lie where they
+    /// do, and the way by the helper and the loop takes longer than all that groups save meanwhile.
+    pub(in crate::translate) fn leave_if_on_two_pages(&mut self, size: u32, rip: u64) {
+        if !self.straddling || self.lists.slots.len() >= GROUP_WAYS {
+            return;
+        }
+        // The tag of a slot or an entry may have been taken off T0: its low bits are zero.
+        dynasm!(self.e ; .arch x64
+            ; mov [rsp + scratch_offset(0)], r11
+            ; mov r11d, r10d
+            ; and r11d, PAGE as i32 - 1
+            ; cmp r11d, PAGE as i32 - size as i32
+            ; mov r11, [rsp + scratch_offset(0)]);
+        self.e.align_word(2);
+        let patch = self.e.jcc(cc::A);
+        self.linkable(patch, rip, None);
+        if let Some(stub) = self.exit_stubs.last_mut() {
+            stub.ungrouped = true;
+        }
     }
 
     /// Finds what can be checked together in `items`.
