@@ -21,6 +21,8 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use self::worker::Worker;
+
 pub use queue::{ActiveQueue, RingError};
 pub use session::Session;
 
@@ -90,23 +92,29 @@ pub trait VirtioDevice: Send + Sync {
     fn queue_sizes(&self) -> &[u16];
     /// A doorbell for each queue. They stay the same, so that the kernel can be given them.
     fn doorbells(&self) -> &[Arc<Doorbell>];
-    /// Reads the configuration space; beyond its end is zero. `data` is 1, 2, 4 or 8 bytes.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
-    /// Writes the configuration space. Whatever is not writable stays.
-    fn write_config(&self, offset: u64, data: &[u8]);
+    /// The threads that serve them.
+    fn workers(&self) -> &[Worker];
+    /// The configuration space, which no driver can write.
+    fn config(&self) -> &[u8];
     /// The driver is ready (DRIVER_OK): work begins.
     fn activate(&self, activation: Activation);
     /// Forgets what [`VirtioDevice::activate`] gave. Its session has ended already. Never waits for the device's threads:
     /// they may be waiting for this CPU.
-    fn reset(&self);
+    fn reset(&self) {
+        self.workers().iter().for_each(Worker::stop);
+    }
     /// No CPU runs: returns when the device's threads are idle, and they stay so.
-    fn pause(&self);
+    fn pause(&self) {
+        self.workers().iter().for_each(Worker::pause);
+    }
     /// Undoes [`VirtioDevice::pause`].
-    fn resume(&self);
+    fn resume(&self) {
+        self.workers().iter().for_each(Worker::resume);
+    }
 }
 
 /// Copies the part of a configuration space that an access asks for; zero beyond its end.
-pub fn read_config_bytes(space: &[u8], offset: u64, data: &mut [u8]) {
+pub(crate) fn read_config_bytes(space: &[u8], offset: u64, data: &mut [u8]) {
     data.fill(0);
     if let Some(rest) = usize::try_from(offset).ok().and_then(|offset| space.get(offset..)) {
         let len = rest.len().min(data.len());

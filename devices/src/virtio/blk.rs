@@ -9,7 +9,7 @@ use std::sync::Arc;
 use self::request::{Disk, QueueThread};
 use self::spec::{config, feature};
 use super::worker::{Pace, Worker};
-use super::{Activation, Doorbell, VirtioDevice, read_config_bytes};
+use super::{Activation, Doorbell, VirtioDevice};
 use crate::backend::block::{BlockBackend, SECTOR_BYTES};
 
 /// Segments of a request at most: what a queue of [`QUEUE_SIZE`] holds beside header and status.
@@ -137,11 +137,13 @@ impl VirtioDevice for Blk {
         &self.doorbells
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+    fn workers(&self) -> &[Worker] {
+        &self.workers
     }
 
-    fn write_config(&self, _offset: u64, _data: &[u8]) {}
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
 
     fn activate(&self, activation: Activation) {
         // A driver that does not know of a cache relies on there being none.
@@ -151,18 +153,6 @@ impl VirtioDevice for Blk {
                 worker.start(Box::new(QueueThread::new(Arc::clone(&self.disk), queue, write_through)));
             }
         }
-    }
-
-    fn reset(&self) {
-        self.workers.iter().for_each(Worker::stop);
-    }
-
-    fn pause(&self) {
-        self.workers.iter().for_each(Worker::pause);
-    }
-
-    fn resume(&self) {
-        self.workers.iter().for_each(Worker::resume);
     }
 }
 

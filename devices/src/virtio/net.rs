@@ -15,7 +15,7 @@ use self::receive::ReceiveQueue;
 use self::spec::{config, feature, header, queue};
 use super::queue::{Chain, RingError, total};
 use super::worker::{Pace, QueueWork, Worker};
-use super::{Activation, ActiveQueue, Doorbell, VirtioDevice, read_config_bytes};
+use super::{Activation, ActiveQueue, Doorbell, VirtioDevice};
 use crate::net::{Checksum, FrameInfo, MAX_FRAME_BYTES, NetBackend, Offloads};
 
 const QUEUE_SIZES: [u16; 2] = [256, 256];
@@ -178,11 +178,13 @@ impl VirtioDevice for Net {
         &self.doorbells
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+    fn workers(&self) -> &[Worker] {
+        std::slice::from_ref(&self.worker)
     }
 
-    fn write_config(&self, _offset: u64, _data: &[u8]) {}
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
 
     fn activate(&self, activation: Activation) {
         let mut queues = activation.queues;
@@ -203,18 +205,6 @@ impl VirtioDevice for Net {
             offloads,
             frame: vec![0; header::BYTES + MAX_FRAME_BYTES].into_boxed_slice(),
         }));
-    }
-
-    fn reset(&self) {
-        self.worker.stop();
-    }
-
-    fn pause(&self) {
-        self.worker.pause();
-    }
-
-    fn resume(&self) {
-        self.worker.resume();
     }
 }
 

@@ -92,27 +92,17 @@ impl VirtioDevice for Rng {
         &self.doorbells
     }
 
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
+    fn workers(&self) -> &[Worker] {
+        std::slice::from_ref(&self.worker)
     }
 
-    fn write_config(&self, _offset: u64, _data: &[u8]) {}
+    fn config(&self) -> &[u8] {
+        &[]
+    }
 
     fn activate(&self, activation: Activation) {
         if let Some(queue) = activation.queues.into_iter().next().flatten() {
             self.worker.start(Box::new(Requests { source: Arc::clone(&self.source), queue }));
         }
-    }
-
-    fn reset(&self) {
-        self.worker.stop();
-    }
-
-    fn pause(&self) {
-        self.worker.pause();
-    }
-
-    fn resume(&self) {
-        self.worker.resume();
     }
 }

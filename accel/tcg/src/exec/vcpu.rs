@@ -316,18 +316,16 @@ impl Vcpu {
                 exit::LINK | exit::LOOKUP => {
                     self.cpu.env.flags_from_code();
                     if exit.reason == exit::LINK {
-                        let emptied = self.engine.code().cache.counters.emptied;
                         let (from, slot) = of_way(exit.payload);
-                        link = Some((from, slot, emptied));
+                        let cache = &mut self.engine.code().cache;
+                        link = Some((from, slot, cache.counters.emptied));
+                        if cache.leads_to_ungrouped(from, slot) {
+                            variant |= mode::UNGROUPED;
+                        }
                     }
                     // A helper may have found something to do without leaving the code.
                     if self.is_to_look() {
                         return Ok(true);
-                    }
-                    if link.is_some_and(|(from, slot, _)| {
-                        self.engine.code().cache.leads_to_ungrouped(from, slot)
-                    }) {
-                        variant |= mode::UNGROUPED;
                     }
                 }
                 exit::BLOCK_END => {

@@ -56,8 +56,7 @@ fn read(driver: &Driver, at: u64, count: usize) -> Vec<u8> {
 #[test]
 fn what_the_card_shows() {
     let (driver, _) = card();
-    let mut space = [0; 8];
-    driver.transport.device().read_config(0, &mut space);
+    let space = driver.transport.device().config();
     assert_eq!((&space[..6], space[6]), (&MAC[..], 1));
 }
 

@@ -19,6 +19,16 @@ fn create(path: &Path, backing: Option<(&str, &str)>) {
     builder.create().unwrap();
 }
 
+/// An image in `folder` that was written to and flushed: its path, it, and what is in it.
+fn written(folder: &TempDir) -> (PathBuf, Qcow2Image, Vec<u8>) {
+    let path = folder.as_path().join("image");
+    create(&path, None);
+    let image = Qcow2Image::open(&path, RawOptions::default()).unwrap();
+    let model = behaves_like_memory(&image, Vec::new());
+    image.flush().unwrap();
+    (path, image, model)
+}
+
 fn refusal(path: &Path) -> String {
     let error =
         Qcow2Image::open(path, RawOptions { read_only: true, ..RawOptions::default() }).err().unwrap();
@@ -52,11 +62,7 @@ fn images_with_a_backing_file_hold_what_is_written() {
 #[test]
 fn what_is_flushed_is_there_without_the_program_s_end() {
     let folder = TempDir::new().unwrap();
-    let path = folder.as_path().join("image");
-    create(&path, None);
-    let image = Qcow2Image::open(&path, RawOptions::default()).unwrap();
-    let model = behaves_like_memory(&image, Vec::new());
-    image.flush().unwrap();
+    let (path, _image, model) = written(&folder);
     let copy = folder.as_path().join("copy");
     std::fs::copy(&path, &copy).unwrap();
     let copied = Qcow2Image::open(&copy, RawOptions { read_only: true, ..RawOptions::default() }).unwrap();
@@ -66,13 +72,7 @@ fn what_is_flushed_is_there_without_the_program_s_end() {
 #[test]
 fn an_image_that_was_cut_short_is_refused() {
     let folder = TempDir::new().unwrap();
-    let path = folder.as_path().join("image");
-    create(&path, None);
-    {
-        let image = Qcow2Image::open(&path, RawOptions::default()).unwrap();
-        behaves_like_memory(&image, Vec::new());
-        image.flush().unwrap();
-    }
+    let path = written(&folder).0;
     layout::check(&File::open(&path).unwrap()).unwrap();
     let whole = std::fs::read(&path).unwrap();
     for len in [whole.len() / 2, 0x1_0000, 100, 10, 0] {
@@ -102,13 +102,7 @@ fn backing_files_that_cannot_be() {
 #[test]
 fn malformed_images_never_panic() {
     let folder = TempDir::new().unwrap();
-    let path = folder.as_path().join("image");
-    create(&path, None);
-    {
-        let image = Qcow2Image::open(&path, RawOptions::default()).unwrap();
-        behaves_like_memory(&image, Vec::new());
-        image.flush().unwrap();
-    }
+    let path = written(&folder).0;
     let whole = std::fs::read(&path).unwrap();
     let mut random = crate::testing::Random::new(5);
     let mut opened = 0;
