@@ -5,7 +5,7 @@ use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 use crate::exclusions;
 use crate::features::Shown;
 use crate::known;
-use crate::operands::{Pools, build, gpr, is_string};
+use crate::operands::{Pools, build, gpr, is_string, writes_any};
 use crate::program::{Item, Program};
 use crate::rng::Rng;
 
@@ -215,7 +215,10 @@ impl Stream<'_> {
             if is_rare(code) && !rng.percent(10) {
                 continue;
             }
-            if let Some(instruction) = build(code, &self.pools, rng) {
+            // A counter that anything is written to makes a loop long: not for the host, but for an engine under stress.
+            if let Some(instruction) = build(code, &self.pools, rng)
+                && !writes_any(&instruction, |register| register == self.counter)
+            {
                 self.items.push(Item::Plain(instruction));
                 return;
             }

@@ -440,6 +440,11 @@ pub fn is_string(code: Code) -> bool {
 }
 
 fn writes_reserved(instruction: &Instruction, pools: &Pools) -> bool {
+    writes_any(instruction, |number| pools.pointers.contains(&number) || pools.indices.contains(&number))
+}
+
+/// Whether `instruction` writes a general register that `which` chooses; RSP not where it moves as the stack's do.
+pub fn writes_any(instruction: &Instruction, which: impl Fn(u8) -> bool) -> bool {
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info(instruction);
     let stack = instruction.is_stack_instruction() && instruction.stack_pointer_increment().abs() <= 32;
@@ -460,6 +465,6 @@ fn writes_reserved(instruction: &Instruction, pools: &Pools) -> bool {
                     && instruction.mnemonic() == Mnemonic::Pop
             });
         }
-        pools.pointers.contains(&number) || pools.indices.contains(&number)
+        which(number)
     })
 }
