@@ -94,8 +94,18 @@ pub trait VirtioDevice: Send + Sync {
     fn doorbells(&self) -> &[Arc<Doorbell>];
     /// The threads that serve them.
     fn workers(&self) -> &[Worker];
-    /// The configuration space, which no driver can write.
-    fn config(&self) -> &[u8];
+    /// The configuration space, where it never changes.
+    fn config(&self) -> &[u8] {
+        &[]
+    }
+    /// Reads from the configuration space; zero beyond its end. What changes is read here, in one access as it was at one
+    /// time; that it did is told with [`VirtioInterrupt::config_changed`].
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(self.config(), offset, data);
+    }
+    /// The driver writes to the configuration space, of which most devices have nothing to be written. At any time, ready or
+    /// not.
+    fn write_config(&self, _offset: u64, _data: &[u8]) {}
     /// The driver is ready (DRIVER_OK): work begins.
     fn activate(&self, activation: Activation);
     /// Forgets what [`VirtioDevice::activate`] gave. Its session has ended already. Never waits for the device's threads:

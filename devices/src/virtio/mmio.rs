@@ -12,9 +12,7 @@ use virtio_queue::{Queue, QueueT};
 
 use self::interrupt::MmioInterrupt;
 use self::spec::{register, status};
-use super::{
-    Activation, ActiveQueue, Doorbell, Session, VirtioDevice, VirtioInterrupt, feature, read_config_bytes,
-};
+use super::{Activation, ActiveQueue, Doorbell, Session, VirtioDevice, VirtioInterrupt, feature};
 use crate::bus::BusDevice;
 use crate::device::Device;
 use crate::dma::DmaMemory;
@@ -242,7 +240,7 @@ impl BusDevice for VirtioMmio {
     /// Registers are read with aligned 32-bit accesses; others read as zero. The configuration space takes any size.
     fn read(&self, offset: u64, data: &mut [u8]) {
         match offset.checked_sub(register::CONFIG) {
-            Some(offset) => read_config_bytes(self.device.config(), offset, data),
+            Some(offset) => self.device.read_config(offset, data),
             None => match <&mut [u8; 4]>::try_from(&mut *data) {
                 Ok(data) if offset.is_multiple_of(4) => *data = self.read_register(offset).to_le_bytes(),
                 _ => data.fill(0),
@@ -252,8 +250,7 @@ impl BusDevice for VirtioMmio {
 
     fn write(&self, offset: u64, data: &[u8]) {
         match offset.checked_sub(register::CONFIG) {
-            // No driver can write it.
-            Some(_) => {}
+            Some(offset) => self.device.write_config(offset, data),
             None => {
                 if let Ok(&data) = <&[u8; 4]>::try_from(data)
                     && offset.is_multiple_of(4)
