@@ -3,11 +3,14 @@
 mod dsdt;
 mod fadt;
 mod madt;
+mod onboard;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
+
+pub use onboard::Onboard;
 
 const OEM_ID: [u8; 6] = *b"BIVISR";
 const OEM_TABLE_ID: [u8; 8] = *b"BIVISOR ";
@@ -38,6 +41,8 @@ pub struct Platform {
     pub rtc: (u16, u8),
     /// Where its RAM holds the century.
     pub rtc_century: u8,
+    /// Parts of the board that tell something.
+    pub onboard: Onboard,
 }
 
 /// Power management registers (ACPI, *ACPI Hardware Specification*).

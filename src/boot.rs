@@ -10,6 +10,7 @@ pub mod bzimage;
 pub mod elf;
 pub mod entry_state;
 pub mod error;
+mod fw_cfg;
 mod initramfs;
 mod kaslr;
 pub mod layout;

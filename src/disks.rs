@@ -99,7 +99,7 @@ pub fn open(options: &Options, networks: &BTreeMap<String, Network>) -> Result<V
     let mut parts = Vec::new();
     for device in &options.devices {
         match device {
-            DeviceChoice::IsaDebugExit { .. } => {}
+            DeviceChoice::IsaDebugExit { .. } | DeviceChoice::Board(_) => {}
             DeviceChoice::VirtioBlk(blk) => {
                 let (backend, cache) = images.get(blk.drive.as_str()).expect("the options are consistent");
                 let mut shown = blk.options.clone();

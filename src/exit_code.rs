@@ -5,7 +5,7 @@
 //! | 0 | the guest switched itself off, or reset itself under `-no-reboot`; or the user ended the program (Ctrl-A x) |
 //! | 1 | the program could not do what it was asked: bad option, missing file, no usable accelerator, host failure |
 //! | odd | the guest's own: isa-debug-exit makes `(value << 1) \| 1` of what it writes |
-//! | 120 | the guest crashed its CPU: triple fault |
+//! | 120 | the guest crashed: a CPU's triple fault, or a panic of its kernel that pvpanic told of |
 //! | 122 | the engine could not execute the guest: its own fault, or KVM gave up on an instruction |
 //! | 124 | `-timeout` |
 //!
@@ -16,7 +16,7 @@
 pub const SUCCESS: u8 = 0;
 /// The program could not do what it was asked.
 pub const ERROR: u8 = 1;
-/// Triple fault.
+/// Triple fault, or a panic that was told.
 pub const GUEST_CRASH: u8 = 120;
 /// The engine could not execute the guest.
 pub const ENGINE_FAILURE: u8 = 122;

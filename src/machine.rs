@@ -3,6 +3,7 @@
 pub mod cpu_io;
 pub mod memory;
 mod microvm;
+mod onboard;
 pub mod virtio;
 
 use std::io;
@@ -15,6 +16,7 @@ use accel::machine_lifecycle::MachineResetError;
 use accel::{Accelerator, CpuModel, Irqchip, MachineLifecycle, MemoryError, VcpuConfig, VcpuError};
 use devices::backend::block::BlockBackend;
 use devices::bus::{Bus, BusError};
+use devices::chipset::fw_cfg::FileError;
 use devices::clock::Clock;
 use devices::device::Device;
 use devices::interrupt::InterruptSink;
@@ -28,6 +30,7 @@ use self::memory::{Ram, RamError};
 use crate::boot::error::BootError;
 use crate::boot::{BootSource, Unpacking, layout};
 use crate::disks::VirtioPart;
+use crate::firmware::Firmware;
 use crate::options::devices::DeviceChoice;
 use crate::options::icount::RtcBase;
 use crate::run_state::RunState;
@@ -61,6 +64,25 @@ pub enum MachineError {
     /// Two devices are at one place.
     #[error("-device isa-debug-exit")]
     Bus(#[from] BusError),
+    /// Another device is there.
+    #[error("-device {device}")]
+    Ports {
+        /// The device.
+        device: &'static str,
+        /// Who is there.
+        source: BusError,
+    },
+    /// A file of the firmware configuration device cannot be there.
+    #[error("-fw_cfg {name}")]
+    FwCfg {
+        /// The file's name.
+        name: String,
+        /// Why.
+        source: FileError,
+    },
+    /// The host refused a file's second descriptor.
+    #[error("fw_cfg")]
+    FwCfgFile(#[source] io::Error),
     /// The virtio devices cannot be there.
     #[error(transparent)]
     Virtio(#[from] virtio::VirtioError),
@@ -94,6 +116,8 @@ pub struct Blueprint {
     pub devices: Vec<DeviceChoice>,
     /// Those of them that are virtio devices, with what is behind them.
     pub virtio: Vec<VirtioPart>,
+    /// What the guest is told of the machine.
+    pub firmware: Firmware,
 }
 
 /// CPUs and interrupt controllers on buses that have no devices yet. Making one touches nothing outside the process.
@@ -178,9 +202,16 @@ impl Board {
     }
 
     /// Adds the devices: `serial` are the host's ends of the serial ports.
-    pub fn equip(self, serial: microvm::SerialEnds) -> Result<Machine, MachineError> {
-        let equipment = microvm::equip(&self, serial)?;
-        let platform = microvm::platform(self.blueprint.topology, &equipment);
+    pub fn equip(mut self, serial: microvm::SerialEnds) -> Result<Machine, MachineError> {
+        let firmware = std::mem::take(&mut self.blueprint.firmware);
+        let mut equipment = microvm::equip(&self, serial)?;
+        let onboard = onboard::place(&self, firmware)?;
+        equipment.devices.extend(onboard.devices);
+        let mut platform = microvm::platform(self.blueprint.topology, &equipment);
+        platform.onboard = onboard.acpi;
+        let mut tables = onboard.tables;
+        tables.push((layout::ACPI, acpi::tables(&platform, layout::ACPI)));
+        tables.push((layout::MP_TABLE, mp_table::table(&platform, layout::MP_TABLE)));
         let lifecycle =
             MachineLifecycle::new(self.cpus, Arc::clone(&self.clock), equipment.devices, self.irqchip);
         Ok(Machine {
@@ -189,10 +220,7 @@ impl Board {
             clock: self.clock,
             ram: self.ram,
             boot: self.blueprint.boot,
-            tables: [
-                (layout::ACPI, acpi::tables(&platform, layout::ACPI)),
-                (layout::MP_TABLE, mp_table::table(&platform, layout::MP_TABLE)),
-            ],
+            tables,
             serial: equipment.serial,
             virtio: equipment.virtio.into_iter().map(|(_, transport)| transport).collect(),
             disks: disks(&self.blueprint.virtio),
@@ -208,7 +236,7 @@ pub struct Machine {
     ram: Ram,
     boot: BootSource,
     /// Tables for the operating system, each with its address.
-    tables: [(u64, Vec<u8>); 2],
+    tables: Vec<(u64, Vec<u8>)>,
     serial: Vec<Option<Arc<Uart16550>>>,
     virtio: Vec<Arc<VirtioMmio>>,
     disks: Vec<Arc<dyn BlockBackend>>,

@@ -1,18 +1,23 @@
 //! The command line: QEMU's options, each built, without effect, or refused by name (QEMU, *Invocation*).
 
 pub mod accel;
+pub mod action;
+pub mod board;
 pub mod cpu;
 pub mod devices;
 pub mod drive;
 pub mod error;
+pub mod fw_cfg;
 pub mod icount;
 pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod network;
+pub mod smbios;
 pub mod smp;
 pub mod syntax;
 mod table;
+pub mod uuid;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -23,6 +28,7 @@ use ::accel::cpu_model::{CpuModel, CpuTopology};
 use ::devices::clock::icount::Pace;
 
 use self::accel::{AccelChoice, AccelList, KvmChoice};
+use self::board::BoardOptions;
 use self::devices::{BlkChoice, DeviceChoice, MAX_SERIAL, SerialBackend};
 use self::drive::{DriveChoice, Interface, Nodes};
 use self::error::{Context, OptionError};
@@ -77,10 +83,8 @@ pub struct Options {
     pub networks: Vec<Network>,
     /// The escape character of a stdio serial port.
     pub escape: u8,
-    /// A reset ends the program.
-    pub no_reboot: bool,
-    /// A power-off does not end the program.
-    pub no_shutdown: bool,
+    /// Name plate, files for the guest, what follows what the guest does.
+    pub board: BoardOptions,
     /// When to give up.
     pub timeout: Option<Duration>,
     /// The guest's name.
@@ -190,8 +194,7 @@ struct Draft {
     escape: Option<u8>,
     no_defaults: bool,
     no_graphic: bool,
-    no_reboot: bool,
-    no_shutdown: bool,
+    board: BoardOptions,
     display_none: bool,
     timeout: Option<Duration>,
     name: Option<String>,
@@ -207,8 +210,8 @@ impl Draft {
             Flag::EnableKvm => self.accel.extend(vec![AccelChoice::Kvm(KvmChoice::default())]),
             Flag::NoDefaults => self.no_defaults = true,
             Flag::NoGraphic => self.no_graphic = true,
-            Flag::NoReboot => self.no_reboot = true,
-            Flag::NoShutdown => self.no_shutdown = true,
+            Flag::NoReboot => self.board.actions.no_reboot = true,
+            Flag::NoShutdown => self.board.actions.no_shutdown = true,
             Flag::Snapshot => self.snapshot = true,
             Flag::Help | Flag::Version => unreachable!("answered where they are read"),
         }
@@ -242,6 +245,9 @@ impl Draft {
                 if self.rng_sources.insert(name, file).is_some() {
                     return Err(context.bad("there is an object of that name already"));
                 }
+            }
+            Value::Action | Value::FwCfg | Value::Smbios | Value::Uuid | Value::WatchdogAction => {
+                self.board.add(value, context)?;
             }
             Value::Echr => {
                 let code = syntax::integer(context.value).and_then(|n| u8::try_from(n).ok());
@@ -305,7 +311,9 @@ impl Draft {
         let (mut taken, mut cards) = (BTreeSet::new(), BTreeSet::new());
         for device in &self.devices {
             match device {
-                DeviceChoice::IsaDebugExit { .. } | DeviceChoice::VirtioRng { rng: None } => {}
+                DeviceChoice::IsaDebugExit { .. }
+                | DeviceChoice::Board(_)
+                | DeviceChoice::VirtioRng { rng: None } => {}
                 DeviceChoice::VirtioRng { rng: Some(object) } => {
                     if !self.rng_sources.contains_key(object) {
                         return Err(OptionError::NoObject { device: "virtio-rng", object: object.clone() });
@@ -355,6 +363,7 @@ impl Draft {
 
     fn finish(mut self) -> Result<Options, OptionError> {
         let drives = self.drives()?;
+        board::check(&self.devices, self.icount.is_some())?;
         let kernel = self.kernel.ok_or(OptionError::NoKernel)?;
         let machine = self.machine.kind;
         let smp = self.smp.topology()?;
@@ -391,8 +400,7 @@ impl Draft {
             rng_sources: self.rng_sources,
             networks: self.networks,
             escape: self.escape.unwrap_or(1),
-            no_reboot: self.no_reboot,
-            no_shutdown: self.no_shutdown,
+            board: self.board,
             timeout: self.timeout,
             name: self.name,
             process_name: self.process_name,

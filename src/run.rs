@@ -18,6 +18,7 @@ use crate::boot::error::BootError;
 use crate::boot::{BootSource, Randomness};
 use crate::console::{self, ConsoleError, Input, Output};
 use crate::disks::{self, DiskError};
+use crate::firmware::{self, FirmwareError};
 use crate::log::Log;
 use crate::machine::{Blueprint, Board, MachineError};
 use crate::networks::{self, NetworkError};
@@ -39,6 +40,9 @@ pub enum RunError {
     /// A disk's image cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// What the guest is told of its machine cannot be read.
+    #[error(transparent)]
+    Firmware(#[from] FirmwareError),
     /// The machine cannot be built.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -91,6 +95,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     let boot = boot.with_randomness(randomness);
     let networks = networks::open(&options.networks)?;
     let virtio = disks::open(options, &networks)?;
+    let firmware = firmware::open(options)?;
     let accelerator = accelerator::choose(&options.accel, options.icount, tell::line)?;
     let run_state = RunState::new().map_err(host("eventfd"))?;
     signals::install().map_err(host("signal handlers"))?;
@@ -102,6 +107,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
         rtc: options.rtc,
         devices: options.devices.clone(),
         virtio,
+        firmware,
     };
     let board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
 

@@ -19,6 +19,8 @@ const LOCK: &str = "nothing panics under the lock of the run state";
 pub enum Occurrence {
     /// A device's request.
     System(SystemRequest),
+    /// The kernel has panicked on this CPU.
+    Panicked(usize),
     /// A CPU cannot go on.
     Cpu(usize, CpuEvent),
     /// The user wants the program to end.
@@ -83,12 +85,20 @@ impl RunState {
 
 impl SystemControl for RunState {
     fn request(&self, request: SystemRequest) {
+        let current = CpuHandle::current();
+        // A crash kernel goes on.
+        if request == SystemRequest::CrashLoaded {
+            return self.file(Occurrence::System(request));
+        }
         // The CPU that asked must not get far: what follows a power-off in a guest is a loop or worse. Nor the others of its
         // thread, so that what was executed before the end is the same in every run.
-        if let Some(cpu) = CpuHandle::current() {
+        if let Some(cpu) = &current {
             cpu.hold_thread();
         }
-        self.file(Occurrence::System(request));
+        self.file(match request {
+            SystemRequest::Panicked => Occurrence::Panicked(current.map_or(0, |cpu| cpu.index())),
+            _ => Occurrence::System(request),
+        });
     }
 }
 

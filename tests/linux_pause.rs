@@ -84,6 +84,7 @@ impl Guest {
             boot: boot.expect("the kernel can be booted"),
             rtc: options.rtc,
             virtio: Vec::new(),
+            firmware: bivisor::firmware::Firmware::default(),
             devices: options.devices.clone(),
         };
         let run_state = RunState::new().expect("an eventfd");

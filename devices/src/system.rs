@@ -7,6 +7,10 @@ pub enum SystemRequest {
     PowerOff,
     /// The guest asked for a reset (i8042, ACPI reset register, port 0x92, port 0xcf9).
     Reset,
+    /// The guest's kernel has panicked (pvpanic).
+    Panicked,
+    /// The guest's kernel has panicked, and its crash kernel goes on (pvpanic).
+    CrashLoaded,
     /// The guest ends the VMM with this exit status (ISA debug-exit).
     Exit(u8),
 }

@@ -162,12 +162,12 @@ busybox_root() {
     done
 }
 
-# add_module ROOT NAME: copies a module of the cloud kernel (- and _ are the same) and, before it, those that it depends on; each
+# add_module ROOT NAME: copies a module of the cloud kernel, or of MODULES_OF (- and _ are the same) and, before it, those that it depends on; each
 # once. Their order is /modules/order.
 add_module() {
     local root=$1 name=${2//-/_} file depends depend
     [ ! -e "$root/modules/$name.ko" ] || return 0
-    file=$(find "$GUESTS/kernel-cloud/root/lib/modules" -regex ".*/${name//_/[-_]}\.ko\(\.xz\|\.zst\)?" | head -n 1)
+    file=$(find "$GUESTS/kernel-${MODULES_OF:-cloud}/root/lib/modules" -regex ".*/${name//_/[-_]}\.ko\(\.xz\|\.zst\)?" | head -n 1)
     [ -n "$file" ] || { say "no module $name: taken to be in the kernel"; return 0; }
     case $file in
     *.xz) xz -dc "$file" >"$root/modules/module" ;;

@@ -39,7 +39,8 @@ pub fn table(platform: &Platform) -> Vec<u8> {
     let virtio: Vec<_> =
         (0u8..).zip(&platform.virtio).map(|(index, &(base, gsi))| Virtio { index, base, gsi }).collect();
     let isa = serial.iter().chain([&rtc]).map(|device| device as &dyn Aml);
-    let devices = isa.chain(virtio.iter().map(|device| device as &dyn Aml)).collect();
+    let virtio = virtio.iter().map(|device| device as &dyn Aml);
+    let devices = isa.chain(virtio).chain([&platform.onboard as &dyn Aml]).collect();
     dsdt.append_slice(&bytes(&Scope::new("_SB_".into(), devices)));
     dsdt.as_slice().to_vec()
 }

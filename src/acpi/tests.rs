@@ -24,6 +24,7 @@ pub fn platform() -> Platform {
         virtio: vec![(0xfeb0_0000, 16), (0xfeb0_0200, 17)],
         rtc: (0x70, 8),
         rtc_century: 0x32,
+        onboard: Onboard { fw_cfg: Some((0x510, 12)), pvpanic: Some(0x505), generation: Some(0x1_000e_f028) },
     }
 }
 
@@ -118,5 +119,10 @@ fn devices_and_s5() {
     }
     // Memory32Fixed, read and write, 512 bytes; then a level-triggered, active-high interrupt.
     assert!(has(&[0x86, 9, 0, 1, 0, 2, 0xb0, 0xfe, 0, 2, 0, 0, 0x89, 6, 0, 0x09, 1, 17, 0, 0, 0]));
+    assert!(has(b"\x0dQEMU0002\0") && has(&[0x47, 1, 0x10, 0x05, 0x10, 0x05, 1, 12]));
+    assert!(has(b"\x0dQEMU0001\0") && has(&[0x47, 1, 0x05, 0x05, 0x05, 0x05, 1, 1]));
+    assert!(has(b"\x0dVM_Gen_Counter\0\x0dVMGENCTR\0"));
+    // Package () {0x000ef028, 1}
+    assert!(has(b"ADDR\x12\x08\x02\x0c\x28\xf0\x0e\x00\x01"));
     assert!(has(&[0x47, 1, 0xf8, 0x03, 0xf8, 0x03, 1, 8]), "COM1's ports");
 }

@@ -79,7 +79,8 @@ impl Image {
         Ok(image)
     }
 
-    fn setup_bytes(&self) -> u64 {
+    /// The boot sector and the setup code behind it.
+    pub(super) fn setup_bytes(&self) -> u64 {
         let sectors = match self.header.setup_sects {
             0 => DEFAULT_SETUP_SECTORS,
             sectors => u64::from(sectors),
@@ -88,7 +89,7 @@ impl Image {
     }
 
     /// What follows the setup sectors, `syssize` paragraphs of 16 bytes. A signature may follow.
-    fn payload_bytes(&self) -> u64 {
+    pub(super) fn payload_bytes(&self) -> u64 {
         u64::from(self.header.syssize) * 16
     }
 

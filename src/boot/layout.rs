@@ -20,8 +20,12 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 pub const VGA_HOLE: u64 = 0xa_0000;
 /// ACPI tables, in the range where an operating system looks for the RSDP.
 pub const ACPI: u64 = 0xe_0000;
+/// The page that holds the identifier of this run of the machine.
+pub const GENERATION: u64 = 0xe_f000;
 /// The MP table, in the range where an operating system looks for it.
 pub const MP_TABLE: u64 = 0xf_0000;
+/// SMBIOS tables, in the range where an operating system looks for their entry points.
+pub const SMBIOS: u64 = 0xf_4000;
 /// Extended memory.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// RAM below 4 GiB ends here at the latest; device windows follow.

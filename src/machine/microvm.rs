@@ -22,7 +22,7 @@ use devices::virtio::mmio::VirtioMmio;
 
 use super::virtio::{Place, Wires};
 use super::{Board, MachineError};
-use crate::acpi::{Platform, Power};
+use crate::acpi::{Onboard, Platform, Power};
 use crate::boot::memory_map;
 use crate::options::devices::DeviceChoice;
 use crate::options::icount::RtcBase;
@@ -145,7 +145,10 @@ fn added(choice: &DeviceChoice, wiring: &Wiring) -> Option<Placed> {
             let device = DebugExit::new(Arc::clone(&wiring.system));
             Some(Placed { device: device.clone(), windows: vec![(iobase, u64::from(iosize), device)] })
         }
-        DeviceChoice::VirtioBlk(_) | DeviceChoice::VirtioRng { .. } | DeviceChoice::VirtioNet { .. } => None,
+        DeviceChoice::VirtioBlk(_)
+        | DeviceChoice::VirtioRng { .. }
+        | DeviceChoice::VirtioNet { .. }
+        | DeviceChoice::Board(_) => None,
     }
 }
 
@@ -240,5 +243,6 @@ pub fn platform(topology: CpuTopology, equipment: &Equipment) -> Platform {
         virtio: equipment.virtio.iter().map(|(place, _)| (place.base, place.gsi)).collect(),
         rtc: (rtc_mc146818::spec::PORT, rtc_mc146818::spec::IRQ),
         rtc_century: rtc_mc146818::spec::register::CENTURY,
+        onboard: Onboard::default(),
     }
 }

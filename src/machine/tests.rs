@@ -50,6 +50,7 @@ fn blueprint(kernel: &vmm_sys_util::tempfile::TempFile, topology: CpuTopology) -
         boot: BootSource::open(kernel.as_path(), None, "hello", 16 * MIB).unwrap(),
         devices: vec![DeviceChoice::IsaDebugExit { iobase: 0xf4, iosize: 4 }],
         virtio: Vec::new(),
+        firmware: Firmware::default(),
         rtc: RtcBase::Host,
     }
 }
@@ -214,6 +215,33 @@ fn packages_have_bits_of_their_own_in_apic_ids() {
     let at = tables.windows(4).position(|window| window == b"APIC").unwrap();
     let ids: Vec<u8> = tables[at + 44..][..48].chunks(8).map(|entry| entry[3]).collect();
     assert_eq!(ids, [0, 1, 2, 4, 5, 6]);
+}
+
+#[test]
+fn tables_have_places_of_their_own() {
+    let kernel = kernel();
+    let topology = CpuTopology::flat(64);
+    let described = crate::smbios::Machine { product: "microvm", topology, memory_bytes: 4 << 40 };
+    let smbios = Default::default();
+    let smbios = crate::smbios::Tables::new(&smbios, &[], &described, layout::SMBIOS, 0xc000).unwrap();
+    let firmware = Firmware { smbios, generation: Some(Default::default()), ..Firmware::default() };
+    let blueprint = Blueprint { firmware, ..blueprint(&kernel, topology) };
+    let board = Board::new(blueprint, Arc::new(QtestAccelerator::new()), RunState::new().unwrap()).unwrap();
+    let pio = Arc::clone(&board.pio);
+    let machine = board.equip(Vec::new()).unwrap();
+    let mut tables: Vec<_> =
+        machine.tables.iter().map(|(base, table)| (*base, base + table.len() as u64)).collect();
+    tables.sort_unstable();
+    assert_eq!(tables.len(), 4);
+    assert!(tables.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{tables:x?}");
+    assert!(tables[0].0 >= layout::ACPI && tables[3].1 <= layout::HIGH_RAM);
+    // The firmware configuration device: CPUs, and the signature of its DMA.
+    let mut data = [0; 4];
+    pio.write(0x510, &5u16.to_le_bytes());
+    pio.read(0x511, &mut data[..1]);
+    assert_eq!(data[0], 64);
+    pio.read(0x514, &mut data);
+    assert_eq!(&data, b"QEMU");
 }
 
 #[test]

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use devices::virtio::blk::{BlkOptions, MAX_QUEUES};
 
+use super::board;
 use super::error::{Context, OptionError};
 use super::syntax::{self, Pair};
+use super::uuid::Uuid;
 
 /// What is behind a serial port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +75,38 @@ pub enum DeviceChoice {
         /// Its address, if it is not the usual one.
         mac: Option<[u8; 6]>,
     },
+    /// A part of the board.
+    Board(BoardDevice),
+}
+
+/// A part of the board that is there if it was asked for, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BoardDevice {
+    /// The guest's kernel tells of its panic.
+    Pvpanic {
+        /// Its port.
+        ioport: u16,
+        /// What it can be told, [`devices::chipset::pvpanic::spec::event`].
+        events: u8,
+    },
+    /// A number that is another one in each copy of the machine.
+    Vmgenid {
+        /// The number; `None`: a random one.
+        guid: Option<Uuid>,
+    },
+    /// The guest's kernel says where its notes for a dump are.
+    Vmcoreinfo,
+}
+
+impl BoardDevice {
+    /// Its name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Pvpanic { .. } => "pvpanic",
+            Self::Vmgenid { .. } => "vmgenid",
+            Self::Vmcoreinfo => "vmcoreinfo",
+        }
+    }
 }
 
 /// A virtio-blk device.
@@ -161,6 +195,31 @@ const MODELS: &[Model] = &[
             property("mac", "ADDRESS (default 52:54:00:12:34:56, the next card's 57 ...)"),
         ],
         read: virtio_net,
+    },
+    Model {
+        name: "pvpanic",
+        alias: None,
+        help: "the guest's kernel tells of its panic (-action panic= says what follows)",
+        properties: &[
+            property("id", "NAME"),
+            property("ioport", "PORT (default 0x505)"),
+            property("events", "SUM of 1 panicked, 2 crash kernel loaded, 4 shutdown (default 7)"),
+        ],
+        read: board::pvpanic,
+    },
+    Model {
+        name: "vmgenid",
+        alias: None,
+        help: "an identifier of this run, for the guest's random numbers",
+        properties: &[property("id", "NAME"), property("guid", "auto|UUID")],
+        read: board::vmgenid,
+    },
+    Model {
+        name: "vmcoreinfo",
+        alias: None,
+        help: "the guest's kernel says where its notes for a dump are (fw_cfg etc/vmcoreinfo)",
+        properties: &[property("id", "NAME")],
+        read: board::vmcoreinfo,
     },
 ];
 

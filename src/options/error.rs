@@ -67,6 +67,12 @@ pub enum OptionError {
         "-icount: what a network brings is not recorded, so no two runs would be the same (leave the card out)"
     )]
     IcountNetwork,
+    /// A device that a board has once.
+    #[error("-device {0}: there can be one only")]
+    DeviceTwice(&'static str),
+    /// A random identifier is another one each time.
+    #[error("-icount: -device vmgenid,guid=auto is another identifier in each run (give a UUID)")]
+    IcountGuid,
     /// Two networks have one name.
     #[error("-netdev: there are two with id={0}")]
     NetworkTaken(String),

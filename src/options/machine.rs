@@ -12,6 +12,15 @@ pub enum MachineKind {
     Microvm,
 }
 
+impl MachineKind {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Microvm => "microvm",
+        }
+    }
+}
+
 /// What `-M` said.
 #[derive(Clone, Debug, Default)]
 pub struct MachineArgument {

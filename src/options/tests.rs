@@ -55,7 +55,10 @@ fn a_usual_command_line() {
     assert_eq!(options.memory_bytes, 512 << 20);
     assert_eq!(options.append, "console=ttyS0 a=b,c");
     assert_eq!(options.serial, [SerialBackend::Stdio]);
-    assert_eq!((options.escape, options.no_reboot, options.no_shutdown), (2, true, false));
+    assert_eq!(
+        (options.escape, options.board.actions.no_reboot, options.board.actions.no_shutdown),
+        (2, true, false)
+    );
     assert_eq!((options.name.as_deref(), options.process_name.as_deref()), (Some("g"), Some("p")));
     assert_eq!(options.log, [LogItem::Int, LogItem::Exec].into());
     assert_eq!(options.timeout, Some(Duration::from_millis(1500)));

@@ -14,6 +14,8 @@ use crate::run_state::Phase;
 
 /// How much of what the guest last said.
 const TAIL_LINES: usize = 20;
+/// What the line says that Linux begins its report of a panic with.
+const PANIC: &str = "Kernel panic - not syncing";
 /// How much of the code at RIP.
 const CODE_BYTES: u64 = 16;
 
@@ -29,6 +31,9 @@ pub fn text(stop: &Stop, memory: &GuestMemoryMmap, tails: &[(usize, Arc<BufferBa
     let cpu = stop.cpu;
     let mut text = match &stop.reason {
         StopReason::TripleFault => format!("bivisor: the guest crashed: triple fault on CPU {cpu}{place}\n"),
+        StopReason::Panic => {
+            format!("bivisor: the guest crashed: its kernel panicked on CPU {cpu} (pvpanic)\n")
+        }
         StopReason::Engine(what) => format!("bivisor: CPU {cpu} cannot go on{place}: {what}\n"),
         StopReason::Timeout { limit, phase: Phase::Running } => {
             format!("bivisor: timeout after {} s; CPU {cpu} is{place}\n", limit.as_secs_f64())
@@ -51,7 +56,7 @@ pub fn text(stop: &Stop, memory: &GuestMemoryMmap, tails: &[(usize, Arc<BufferBa
         text += &format!("{line}\n");
     }
     for (number, tail) in tails {
-        text += &last_lines(*number, &tail.contents());
+        text += &last_lines(*number, &tail.contents(), stop.reason == StopReason::Panic);
     }
     text
 }
@@ -141,8 +146,8 @@ fn flags(rflags: u64) -> String {
     set.join(" ")
 }
 
-/// The last lines that a serial port said, without what would move the reader's cursor.
-fn last_lines(number: usize, bytes: &[u8]) -> String {
+/// The last lines that a serial port said, without what would move the reader's cursor; all of those about a panic.
+fn last_lines(number: usize, bytes: &[u8], panicked: bool) -> String {
     let said: String = String::from_utf8_lossy(bytes)
         .chars()
         .filter(|&c| c == '\n' || c == '\t' || !c.is_control())
@@ -151,7 +156,9 @@ fn last_lines(number: usize, bytes: &[u8]) -> String {
     if lines.is_empty() {
         return format!("COM{number} said nothing.\n");
     }
-    let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    let last = lines.len().saturating_sub(TAIL_LINES);
+    let panic = lines.iter().rposition(|line| panicked && line.contains(PANIC));
+    let last = &lines[panic.map_or(last, |panic| panic.min(last))..];
     let mut text = format!("COM{number} said last:\n");
     for line in last {
         text += &format!("  {line}\n");
@@ -188,6 +195,10 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("Code at RIP: 0f 0b 00"));
+        let long = format!("before\n{PANIC}: why\n{}", "trace\n".repeat(TAIL_LINES + 5));
+        let lines = last_lines(1, long.as_bytes(), true);
+        assert!(lines.contains("why") && !lines.contains("before"), "{lines}");
+        assert!(!last_lines(1, long.as_bytes(), false).contains("why"));
         assert_eq!(found("CPU 1: Halted", ""), "  CPU 1: Halted");
         assert_eq!(found("CPU 1: Halted", "IRR 41"), "  CPU 1: Halted; IRR 41");
         assert!(text.contains("\nCPU 1 does not answer\nCOM1 said"), "{text}");

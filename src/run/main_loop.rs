@@ -16,6 +16,7 @@ use super::{RunError, crash_report, last_words};
 use crate::console::{Input, Next};
 use crate::machine::{Machine, MachineError};
 use crate::options::Options;
+use crate::options::action::{Actions, PanicAction};
 use crate::run_state::{Occurrence, Phase, RunState};
 use crate::terminal::escape::{EscapeFilter, Typed};
 use crate::{exit_code, signals, tell};
@@ -59,6 +60,8 @@ pub struct Stop {
 pub enum StopReason {
     /// Triple fault.
     TripleFault,
+    /// Its kernel panicked, and told.
+    Panic,
     /// The engine could not execute it.
     Engine(String),
     /// `-timeout`.
@@ -74,7 +77,7 @@ impl Stop {
     /// The exit status.
     pub fn exit_code(&self) -> u8 {
         match self.reason {
-            StopReason::TripleFault => exit_code::GUEST_CRASH,
+            StopReason::TripleFault | StopReason::Panic => exit_code::GUEST_CRASH,
             StopReason::Engine(_) => exit_code::ENGINE_FAILURE,
             StopReason::Timeout { .. } => exit_code::TIMEOUT,
         }
@@ -123,8 +126,7 @@ pub struct MainLoop<'a> {
 struct Reactor<'a> {
     machine: &'a Machine,
     run_state: &'a RunState,
-    no_reboot: bool,
-    no_shutdown: bool,
+    actions: Actions,
     timeout: Option<(Duration, TimerFd)>,
     sources: Vec<Source>,
     outcome: Option<Outcome>,
@@ -153,15 +155,8 @@ impl<'a> MainLoop<'a> {
                 Some(Source { input, uart, watch: Watch::Readable })
             })
             .collect();
-        let reactor = Reactor {
-            machine,
-            run_state,
-            no_reboot: options.no_reboot,
-            no_shutdown: options.no_shutdown,
-            timeout,
-            sources,
-            outcome: None,
-        };
+        let reactor =
+            Reactor { machine, run_state, actions: options.board.actions, timeout, sources, outcome: None };
         let mut events = EventManager::new().map_err(io::Error::other)?;
         let reactor = events.add_subscriber(reactor);
         Ok(Self { events, reactor })
@@ -253,21 +248,24 @@ impl Reactor<'_> {
         match occurrence {
             Occurrence::Quit => self.end(Outcome::Quit),
             Occurrence::System(SystemRequest::Exit(status)) => self.end(Outcome::GuestStatus(status)),
-            Occurrence::System(SystemRequest::PowerOff) if self.no_shutdown => {
-                // The CPUs stay paused until the user ends the program.
-                match self.machine.lifecycle().pause() {
-                    Ok(()) => self.run_state.enter(Phase::Shutdown),
-                    Err(error) => self.fail(MachineError::Reset(error.into())),
-                }
+            Occurrence::System(SystemRequest::PowerOff) if self.actions.no_shutdown => {
+                self.pause_for_good(Phase::Shutdown);
             }
             Occurrence::System(SystemRequest::PowerOff) => self.end(Outcome::PowerOff),
-            Occurrence::System(SystemRequest::Reset) if self.no_reboot => self.end(Outcome::Reset),
+            Occurrence::System(SystemRequest::Reset) if self.actions.no_reboot => self.end(Outcome::Reset),
             Occurrence::System(SystemRequest::Reset) => {
                 // What a CPU asked for on its way to the stop is no wish of the machine that starts anew.
                 if let Err(error) = self.machine.reset(|| self.run_state.forget_guest()) {
                     self.fail(error);
                 }
             }
+            Occurrence::System(SystemRequest::CrashLoaded) => {
+                tell::line("the guest's kernel panicked; its crash kernel goes on (pvpanic)");
+            }
+            Occurrence::System(SystemRequest::Panicked) => {
+                unreachable!("the run state knows the CPU")
+            }
+            Occurrence::Panicked(cpu) => self.panicked(cpu),
             Occurrence::Cpu(cpu, CpuEvent::Shutdown { reason, state, description }) => {
                 let (phase, reason) = match reason {
                     Shutdown::TripleFault => (Phase::Crashed, StopReason::TripleFault),
@@ -284,12 +282,49 @@ impl Reactor<'_> {
             // There is no debugger yet to have set a condition.
             Occurrence::Cpu(_, CpuEvent::Debug { pc }) => {
                 tracing::warn!(target: "cpu", pc, "a debugger's stop without a debugger");
-                self.run_state.enter(Phase::Debug);
-                let lifecycle = self.machine.lifecycle();
-                match lifecycle.pause().and_then(|()| lifecycle.resume()) {
-                    Ok(()) => self.run_state.enter(Phase::Running),
-                    Err(error) => self.fail(MachineError::Reset(error.into())),
-                }
+                self.go_on_through(Phase::Debug);
+            }
+        }
+    }
+
+    /// The CPUs stay paused until the user ends the program.
+    fn pause_for_good(&mut self, phase: Phase) {
+        match self.machine.lifecycle().pause() {
+            Ok(()) => self.run_state.enter(phase),
+            Err(error) => self.fail(MachineError::Reset(error.into())),
+        }
+    }
+
+    /// CPUs that were held go on.
+    fn go_on_through(&mut self, phase: Phase) {
+        self.run_state.enter(phase);
+        let lifecycle = self.machine.lifecycle();
+        match lifecycle.pause().and_then(|()| lifecycle.resume()) {
+            Ok(()) => self.run_state.enter(Phase::Running),
+            Err(error) => self.fail(MachineError::Reset(error.into())),
+        }
+    }
+
+    /// The guest's kernel panicked on this CPU.
+    fn panicked(&mut self, cpu: usize) {
+        let action = match self.actions.panic {
+            // Where a power-off does not end the program, a panic does not either.
+            PanicAction::End if self.actions.no_shutdown => PanicAction::Pause,
+            action => action,
+        };
+        let line = format!("the guest crashed: its kernel panicked on CPU {cpu} (pvpanic)");
+        match action {
+            PanicAction::End => {
+                self.run_state.enter(Phase::Crashed);
+                self.stop(StopReason::Panic, cpu, None, String::new());
+            }
+            PanicAction::Pause => {
+                tell::line(format!("{line}; it is paused"));
+                self.pause_for_good(Phase::Crashed);
+            }
+            PanicAction::None => {
+                tell::line(line);
+                self.go_on_through(Phase::Paused);
             }
         }
     }
