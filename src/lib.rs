@@ -7,6 +7,7 @@ pub mod console;
 pub mod disks;
 pub mod exit_code;
 pub mod firmware;
+pub mod local_time;
 pub mod log;
 pub mod machine;
 pub mod mp_table;

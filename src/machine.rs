@@ -2,6 +2,7 @@
 
 pub mod cpu_io;
 pub mod memory;
+mod memory_file;
 mod microvm;
 mod onboard;
 pub mod virtio;
@@ -33,6 +34,7 @@ use crate::disks::VirtioPart;
 use crate::firmware::Firmware;
 use crate::options::devices::DeviceChoice;
 use crate::options::icount::RtcBase;
+use crate::options::memory_backend::MemoryBackend;
 use crate::run_state::RunState;
 use crate::{acpi, mp_table};
 
@@ -104,6 +106,8 @@ pub enum MachineError {
 pub struct Blueprint {
     /// Guest RAM in bytes.
     pub memory_bytes: u64,
+    /// What it is made of, if that was said.
+    pub memory_backend: Option<MemoryBackend>,
     /// Its CPUs.
     pub topology: CpuTopology,
     /// What CPUID shows.
@@ -152,7 +156,7 @@ impl Board {
         if cpu_count > limit {
             return Err(MachineError::TooManyCpus { cpus, accelerator: accelerator.name(), limit });
         }
-        let ram = Ram::new(blueprint.memory_bytes)?;
+        let ram = Ram::new(blueprint.memory_bytes, blueprint.memory_backend.as_ref())?;
         accelerator.memory_listener().set_map(ram.map())?;
         let clock = accelerator.clock();
         let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));

@@ -1,18 +1,25 @@
 //! The command line: QEMU's options, each built, without effect, or refused by name (QEMU, *Invocation*).
 
 pub mod accel;
+mod accepted;
 pub mod action;
 pub mod board;
+mod config_file;
 pub mod cpu;
 pub mod devices;
 pub mod drive;
 pub mod error;
 pub mod fw_cfg;
+mod globals;
 pub mod icount;
+mod json;
+mod line;
 pub mod log;
 pub mod machine;
 pub mod memory;
+pub mod memory_backend;
 pub mod network;
+mod refused;
 pub mod smbios;
 pub mod smp;
 pub mod syntax;
@@ -32,9 +39,12 @@ use self::board::BoardOptions;
 use self::devices::{BlkChoice, DeviceChoice, MAX_SERIAL, SerialBackend};
 use self::drive::{DriveChoice, Interface, Nodes};
 use self::error::{Context, OptionError};
+use self::globals::Globals;
 use self::icount::RtcBase;
+use self::line::Item;
 use self::log::LogItem;
 use self::machine::{MachineArgument, MachineKind};
+use self::memory_backend::{MemoryArgument, MemoryBackend};
 use self::network::Network;
 use self::smp::SmpArgument;
 use self::table::{Flag, Kind, Value};
@@ -65,6 +75,8 @@ pub struct Options {
     pub smp: CpuTopology,
     /// Guest RAM in bytes.
     pub memory_bytes: u64,
+    /// What it is made of, if that was said.
+    pub memory_backend: Option<MemoryBackend>,
     /// The kernel's file.
     pub kernel: PathBuf,
     /// The initial RAM disk's file.
@@ -85,6 +97,8 @@ pub struct Options {
     pub escape: u8,
     /// Name plate, files for the guest, what follows what the guest does.
     pub board: BoardOptions,
+    /// What was said and nothing here has an ear for: lines for the user.
+    pub unheard: Vec<String>,
     /// When to give up.
     pub timeout: Option<Duration>,
     /// The guest's name.
@@ -104,34 +118,27 @@ pub fn version() -> String {
     format!("bivisor version {}\nLicensed under Apache-2.0 or MIT.\n", env!("CARGO_PKG_VERSION"))
 }
 
-/// Reads a command line without the program's name. Opens no file.
+/// Reads a command line without the program's name. Opens no files but those of `-readconfig`.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, OptionError> {
     let mut words = Vec::new();
     for (index, word) in arguments.into_iter().enumerate() {
         words.push(word.into_string().map_err(|_| OptionError::NotUtf8(index + 1))?);
     }
-    let mut draft = Draft::default();
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        let Some(name) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
-            return Err(OptionError::NotBuilt(format!("{word}: a disk image")));
-        };
-        let mut argument = || words.next().ok_or_else(|| OptionError::MissingArgument(word.clone()));
-        match table::find(name) {
-            None => return Err(OptionError::Unknown(word.clone())),
-            Some(Kind::NotBuilt) => return Err(OptionError::NotBuilt(word.clone())),
-            Some(Kind::NoOp) => {}
-            Some(Kind::NoOpWith(values)) => {
-                let value = argument()?;
-                if !values.contains(&value.as_str()) {
-                    return Err(OptionError::NotBuilt(format!("{word} {value}")));
-                }
-            }
-            Some(Kind::Flag(Flag::Help)) => return Ok(Command::Print(help())),
-            Some(Kind::Flag(Flag::Version)) => return Ok(Command::Print(version())),
-            Some(Kind::Flag(flag)) => draft.flag(flag)?,
-            Some(Kind::Value(value)) => {
-                let context = Context { option: word, value: argument()? };
+    let items = line::items(words);
+    let mut draft = Draft { globals: Globals::of(&items)?, ..Draft::default() };
+    for item in items {
+        let Item { option, kind, value } = item?;
+        let context = Context { option: &option, value: value.as_deref().unwrap_or_default() };
+        match kind {
+            Kind::NotBuilt => return Err(OptionError::NotBuilt(option)),
+            Kind::Never(why) => return Err(OptionError::Never { option, why }),
+            Kind::NoOp | Kind::NoOpAny => {}
+            Kind::NoOpWith(values) if values.contains(&context.value) => {}
+            Kind::NoOpWith(_) => return Err(OptionError::NotBuilt(format!("{option} {}", context.value))),
+            Kind::Flag(Flag::Help) => return Ok(Command::Print(help())),
+            Kind::Flag(Flag::Version) => return Ok(Command::Print(version())),
+            Kind::Flag(flag) => draft.flag(flag)?,
+            Kind::Value(value) => {
                 if matches!(context.value, "help" | "?")
                     && let Some(text) = topic(value)
                 {
@@ -155,6 +162,7 @@ fn topic(value: Value) -> Option<String> {
         Value::Accel => Some(accel::HELP.into()),
         Value::Machine => Some(machine::HELP.into()),
         Value::Device => Some(devices::help()),
+        Value::Object => Some(devices::OBJECT_HELP.into()),
         Value::Cpu => Some(cpu::help()),
         Value::Debug => Some(log::help()),
         Value::Netdev | Value::Nic => Some(network::HELP.into()),
@@ -181,6 +189,8 @@ struct Draft {
     cpu: CpuModel,
     smp: SmpArgument,
     memory_bytes: Option<u64>,
+    memory: MemoryArgument,
+    globals: Globals,
     kernel: Option<PathBuf>,
     initrd: Option<PathBuf>,
     append: String,
@@ -211,6 +221,7 @@ impl Draft {
             Flag::NoDefaults => self.no_defaults = true,
             Flag::NoGraphic => self.no_graphic = true,
             Flag::NoReboot => self.board.actions.no_reboot = true,
+            Flag::MemPrealloc => self.memory.prealloc = true,
             Flag::NoShutdown => self.board.actions.no_shutdown = true,
             Flag::Snapshot => self.snapshot = true,
             Flag::Help | Flag::Version => unreachable!("answered where they are read"),
@@ -226,29 +237,44 @@ impl Draft {
             Value::Cdrom | Value::HardDisk => {
                 let read_only = value == Value::Cdrom;
                 let drive = drive::image(context, self.drives.len(), read_only)?;
-                self.add_drive(drive, Interface::Virtio);
+                self.add_drive(drive, Interface::Virtio)?;
             }
             Value::Cpu => self.cpu = cpu::model(context)?,
             Value::Debug => self.log.extend(log::items(context)?),
             Value::DebugFile => self.log_file = Some(path(context)?),
-            Value::Device => self.devices.push(devices::device(context)?),
+            Value::Device => self.devices.push(devices::device(context, &self.globals)?),
             Value::Display => match context.value {
                 "none" => self.display_none = true,
-                _ => return Err(context.not_built("a display")),
+                _ => return Err(OptionError::Never { option: line_of(context), why: refused::DISPLAY }),
             },
             Value::Drive => {
                 let (drive, interface) = drive::drive(context, self.drives.len())?;
-                self.add_drive(drive, interface);
+                self.add_drive(drive, interface)?;
+            }
+            Value::Object if memory_backend::is_memory(context) => {
+                let backend = memory_backend::object(context)?;
+                self.check_object(context, &backend.id)?;
+                self.memory.backends.push(backend);
             }
             Value::Object => {
                 let (name, file) = devices::object(context)?;
-                if self.rng_sources.insert(name, file).is_some() {
-                    return Err(context.bad("there is an object of that name already"));
-                }
+                self.check_object(context, &name)?;
+                self.rng_sources.insert(name, file);
             }
             Value::Action | Value::FwCfg | Value::Smbios | Value::Uuid | Value::WatchdogAction => {
                 self.board.add(value, context)?;
             }
+            Value::Audio => accepted::audio(context)?,
+            Value::Boot => accepted::boot(context)?,
+            Value::Msg => accepted::all_off(context, "timestamp", &["timestamp", "guest-name"])?,
+            Value::Overcommit => accepted::all_off(context, "mem-lock", &["mem-lock", "cpu-pm"])?,
+            Value::Sandbox => accepted::all_off(context, "enable", &["enable"])?,
+            Value::Vga if context.value == "none" => {}
+            Value::Vga => return Err(OptionError::Never { option: line_of(context), why: refused::DISPLAY }),
+            Value::MemPath => self.memory.path = Some(path(context)?),
+            Value::Numa => self.memory.add_numa(context)?,
+            // They were read before all others.
+            Value::Global | Value::ReadConfig => {}
             Value::Echr => {
                 let code = syntax::integer(context.value).and_then(|n| u8::try_from(n).ok());
                 self.escape = Some(code.ok_or_else(|| context.bad("takes a character's code, 0 to 255"))?);
@@ -294,11 +320,23 @@ impl Draft {
         Ok(())
     }
 
-    fn add_drive(&mut self, drive: DriveChoice, interface: Interface) {
+    fn add_drive(&mut self, drive: DriveChoice, interface: Interface) -> Result<(), OptionError> {
         if interface == Interface::Virtio {
-            self.devices.push(DeviceChoice::VirtioBlk(BlkChoice::of(drive.id.clone())));
+            let device = format!("virtio-blk-device,drive={}", drive.id.replace(',', ",,"));
+            let context = Context { option: &drive.option, value: &device };
+            self.devices.push(devices::device(context, &self.globals)?);
         }
         self.drives.push(drive);
+        Ok(())
+    }
+
+    /// Objects of all kinds have names of their own.
+    fn check_object(&self, context: Context, name: &str) -> Result<(), OptionError> {
+        let is_memory = self.memory.backends.iter().any(|backend| backend.id == name);
+        if is_memory || self.rng_sources.contains_key(name) {
+            return Err(context.bad("there is an object of that name already"));
+        }
+        Ok(())
     }
 
     /// The drives, with the nodes that devices name. Each device has what it names, and for itself.
@@ -366,6 +404,11 @@ impl Draft {
         board::check(&self.devices, self.icount.is_some())?;
         let kernel = self.kernel.ok_or(OptionError::NoKernel)?;
         let machine = self.machine.kind;
+        let named = self.machine.memory_backend.take();
+        let (memory_backend, memory_bytes) = self.memory.choose(named, self.memory_bytes)?;
+        let memory_bytes = memory_bytes.unwrap_or(memory::DEFAULT_BYTES);
+        let size = memory_bytes.to_string();
+        memory::check(Context { option: "-object", value: &format!("size={size}") }, memory_bytes)?;
         let smp = self.smp.topology()?;
         let asked = !self.accel.is_empty() || !self.machine.accel.is_empty();
         let mut accel = machine::merge_accel(self.machine, self.accel)?;
@@ -390,7 +433,9 @@ impl Draft {
             rtc: self.rtc.unwrap_or(rtc),
             cpu: self.cpu,
             smp,
-            memory_bytes: self.memory_bytes.unwrap_or(memory::DEFAULT_BYTES),
+            memory_bytes,
+            memory_backend,
+            unheard: self.globals.unheard,
             kernel,
             initrd: self.initrd,
             append: self.append,
@@ -409,6 +454,11 @@ impl Draft {
             log: self.log,
         })
     }
+}
+
+/// The option with its argument.
+fn line_of(context: Context) -> String {
+    format!("{} {}", context.option, context.value)
 }
 
 fn path(context: Context) -> Result<PathBuf, OptionError> {

@@ -88,6 +88,9 @@ pub fn complain(error: &dyn Error) {
 
 /// Runs a guest to its end; the exit status. Everything that can be refused is refused before a file is created.
 pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
+    for line in &options.unheard {
+        tell::line(format_args!("warning: {line}"));
+    }
     let host = |what| move |source| RunError::Host { what, source };
     let boot =
         BootSource::open(&options.kernel, options.initrd.as_deref(), &options.append, options.memory_bytes)?;
@@ -101,6 +104,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     signals::install().map_err(host("signal handlers"))?;
     let blueprint = Blueprint {
         memory_bytes: options.memory_bytes,
+        memory_backend: options.memory_backend.clone(),
         topology: options.smp,
         cpu: options.cpu.clone(),
         boot,
@@ -109,9 +113,9 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
         virtio,
         firmware,
     };
+    check_files(options)?;
     let board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
 
-    check_files(options)?;
     if let Some(path) = &options.log_file {
         log.redirect(create("-D", path)?);
     }

@@ -30,7 +30,14 @@ fn mistakes_of_the_command_line() {
     refused(&["-device", "pvpanic,ioprt=1"], "did you mean 'ioport'?");
     refused(&["-device", "vmgenid"], "needs guid=auto or guid=UUID");
     refused(&["-device", "vmgenid,guid=1"], "guid= takes auto or a UUID");
+    refused(&["-readconfig", "/no/such"], "-readconfig /no/such: No such file");
+    refused(&["-device", "{\"driver\":"], "not JSON: EOF while parsing");
+    refused(&["-global", "pvpanic.event=1"], "did you mean 'events'?");
+    refused(&["-boot", "order=1"], "order= takes letters a to p");
+    refused(&["-object", "memory-backend-file,id=m,size=1G"], "needs mem-path=PATH");
+    refused(&["-device", "pvpanik"], "did you mean pvpanic?");
     let kernel = ["-kernel", "/dev/null"];
+    refused(&[&["-M", "memory-backend=m"], &kernel[..]].concat(), "there is no memory backend 'm'");
     let twice = ["-device", "vmcoreinfo", "-device", "vmcoreinfo"];
     refused(&[&twice[..], &kernel].concat(), "-device vmcoreinfo: there can be one only");
     let auto = ["-icount", "3", "-device", "vmgenid,guid=auto"];
@@ -57,6 +64,23 @@ fn files_that_are_none() {
         &[&kernel[..], &["-device", "pvpanic,ioport=0x60"]].concat(),
         "-device pvpanic: bus window at 0x60",
     );
+}
+
+#[test]
+fn memory_that_cannot_be_had() {
+    let scratch = Scratch::new("cli_board_memory");
+    let kernel = tiny_guest::write(&scratch, "kernel", &[&tiny_guest::halt()]);
+    let kernel = ["-accel", "tcg", "-kernel", kernel.to_str().unwrap()];
+    let short = scratch.write("short", b"x");
+    let object = format!("memory-backend-file,id=m,size=64M,mem-path={}", short.display());
+    let words = ["-object", &object, "-M", "memory-backend=m"];
+    refused(&[&kernel[..], &words].concat(), "memory backend 'm': 64 MiB: the file has 0 MiB");
+    assert_eq!(std::fs::read(&short).unwrap(), b"x");
+    // Nothing is made for a command line that is refused later.
+    let new = scratch.path("new");
+    let words = ["-mem-path", new.to_str().unwrap(), "-D", "/no/such/log"];
+    refused(&[&kernel[..], &words].concat(), "-D /no/such/log");
+    assert!(!new.exists());
 }
 
 #[test]

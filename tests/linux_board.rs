@@ -54,6 +54,7 @@ fn what_the_board_tells() {
         "-smbios", "type=3,asset=Asset 3", "-smbios", &oem, "-uuid", "12345678-9abc-def0-1122-334455667788",
         "-device", "vmgenid,guid=324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87", "-device", "vmcoreinfo",
         "-device", "pvpanic", "-rtc", "base=2011-12-13T04:05:06",
+        "-object", "memory-backend-memfd,id=mem,size=256M", "-machine", "memory-backend=mem",
     ]);
     for job in jobs.split(',') {
         says(&outcome, &format!("BIVISOR-BOARD-END {job} status=0"));

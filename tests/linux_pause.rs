@@ -79,6 +79,7 @@ impl Guest {
         );
         let blueprint = Blueprint {
             memory_bytes: options.memory_bytes,
+            memory_backend: None,
             topology: options.smp,
             cpu: options.cpu.clone(),
             boot: boot.expect("the kernel can be booted"),

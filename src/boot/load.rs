@@ -51,12 +51,12 @@ mod tests {
     fn what_is_read_is_where_it_belongs_and_nowhere_else() {
         let content: Vec<u8> = (0..100_003u32).map(|n| (n % 251) as u8).collect();
         let from = file(&content);
-        check(Ram::new(8 << 20).unwrap().map(), &from, &content);
+        check(Ram::new(8 << 20, None).unwrap().map(), &from, &content);
     }
 
     #[test]
     fn the_end_of_ram_is_not_passed() {
-        let (ram, from) = (Ram::new(4 << 20).unwrap(), file(&[7; 64]));
+        let (ram, from) = (Ram::new(4 << 20, None).unwrap(), file(&[7; 64]));
         assert!(read(ram.map(), GuestAddress((4 << 20) - 32), &from, 0, 64).is_err());
         assert_eq!(ram.map().read_obj::<u8>(GuestAddress((4 << 20) - 1)).unwrap(), 7);
     }

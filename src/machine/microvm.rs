@@ -24,6 +24,7 @@ use super::virtio::{Place, Wires};
 use super::{Board, MachineError};
 use crate::acpi::{Onboard, Platform, Power};
 use crate::boot::memory_map;
+use crate::local_time;
 use crate::options::devices::DeviceChoice;
 use crate::options::icount::RtcBase;
 
@@ -98,9 +99,11 @@ fn pit(wiring: &mut Wiring) -> Placed {
 
 fn rtc(wiring: &mut Wiring) -> Placed {
     use rtc_mc146818::spec;
+    // A host whose clock is before 1970 has other troubles.
+    let host = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = match wiring.rtc {
-        // A host whose clock is before 1970 has other troubles.
-        RtcBase::Host => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        RtcBase::Host => host,
+        RtcBase::Local => local_time::of(host),
         RtcBase::At(date) => date,
     };
     let line = wiring.line(spec::IRQ, "MC146818");

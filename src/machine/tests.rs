@@ -45,6 +45,7 @@ fn kernel() -> vmm_sys_util::tempfile::TempFile {
 fn blueprint(kernel: &vmm_sys_util::tempfile::TempFile, topology: CpuTopology) -> Blueprint {
     Blueprint {
         memory_bytes: 16 * MIB,
+        memory_backend: None,
         topology,
         cpu: CpuModel::default(),
         boot: BootSource::open(kernel.as_path(), None, "hello", 16 * MIB).unwrap(),

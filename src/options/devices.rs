@@ -6,6 +6,7 @@ use devices::virtio::blk::{BlkOptions, MAX_QUEUES};
 
 use super::board;
 use super::error::{Context, OptionError};
+use super::globals::Globals;
 use super::syntax::{self, Pair};
 use super::uuid::Uuid;
 
@@ -228,7 +229,7 @@ fn model(name: &str) -> Option<&'static Model> {
 }
 
 /// Reads the argument of `-device`.
-pub fn device(context: Context) -> Result<DeviceChoice, OptionError> {
+pub fn device(context: Context, globals: &Globals) -> Result<DeviceChoice, OptionError> {
     let mut pairs = syntax::pairs(context.value, "driver");
     let driver = pairs.remove(0);
     if driver.key != "driver" {
@@ -245,14 +246,28 @@ pub fn device(context: Context) -> Result<DeviceChoice, OptionError> {
         return Err(if is_qemu_device(&driver.value) {
             context.not_built(&format!("device '{}'", driver.value))
         } else {
-            context.bad(format!("no device '{}' (see -device help)", driver.value))
+            {
+                let known = MODELS.iter().flat_map(|model| [Some(model.name), model.alias]).flatten();
+                let nearest = syntax::nearest(&driver.value, known);
+                let nearest = nearest.map(|name| format!("did you mean {name}? or ")).unwrap_or_default();
+                context.bad(format!("no device '{}' ({nearest}see -device help)", driver.value))
+            }
         });
     };
     let known = || model.properties.iter().map(|property| property.name);
     if let Some(pair) = pairs.iter().find(|pair| !known().any(|name| name == pair.key)) {
         return Err(context.unknown_of(&pair.key, known()));
     }
-    (model.read)(context, pairs)
+    let is_driver = |driver: &str| model.name == driver || model.alias == Some(driver);
+    (model.read)(context, globals.complete(is_driver, pairs))
+}
+
+/// Whether a device has a property; `None`: there is no such device.
+pub fn check_property(context: Context, driver: &str, property: &str) -> Option<Result<(), OptionError>> {
+    let properties = model(driver)?.properties;
+    let known = || properties.iter().map(|property| property.name);
+    let found = known().any(|name| name == property);
+    Some(if found { Ok(()) } else { Err(context.unknown_of(property, known())) })
 }
 
 fn debug_exit(context: Context, pairs: Vec<Pair>) -> Result<DeviceChoice, OptionError> {
@@ -364,6 +379,16 @@ pub fn object(context: Context) -> Result<(String, PathBuf), OptionError> {
     Ok((id, filename.unwrap_or_else(|| RNG_SOURCE.into())))
 }
 
+/// The text of `-object help`.
+pub const OBJECT_HELP: &str = "\
+Objects:
+  rng-random,id=NAME[,filename=FILE]: random bytes from a file (default /dev/urandom)
+  rng-builtin,id=NAME: random bytes from the host
+  memory-backend-ram,id=NAME,size=SIZE[,share=on|off][,prealloc=on|off]: memory without a name
+  memory-backend-memfd,id=NAME,size=SIZE[,share=on|off][,prealloc=on|off][,hugetlb=on|off][,hugetlbsize=SIZE]: a memfd
+  memory-backend-file,id=NAME,size=SIZE,mem-path=PATH[,share=on|off][,prealloc=on|off]: a file
+";
+
 /// Where random bytes come from.
 pub const RNG_SOURCE: &str = "/dev/urandom";
 
@@ -426,7 +451,7 @@ mod tests {
     }
 
     fn dev(value: &str) -> Result<DeviceChoice, OptionError> {
-        device(Context { option: "-device", value })
+        device(Context { option: "-device", value }, &Globals::default())
     }
 
     #[test]

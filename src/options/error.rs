@@ -4,8 +4,44 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
     /// Nobody knows this option.
-    #[error("{0}: unknown option (see -help)")]
-    Unknown(String),
+    #[error("{option}: unknown option ({}see -help)", nearest.as_ref().map(|name| format!("did you mean {name}? or ")).unwrap_or_default())]
+    Unknown {
+        /// The option as written.
+        option: String,
+        /// One that is written much the same.
+        nearest: Option<String>,
+    },
+    /// QEMU has it, or had it; it will not be here.
+    #[error("{option}: {why}")]
+    Never {
+        /// The option as written.
+        option: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// A file of options cannot be used.
+    #[error("{option} {file}: {why}")]
+    ConfigFile {
+        /// `-readconfig` as written.
+        option: String,
+        /// The file.
+        file: String,
+        /// Why.
+        why: String,
+    },
+    /// Memory is to be of a backend that there is not.
+    #[error("there is no memory backend '{0}' (-object memory-backend-memfd,id={0},size=SIZE is one)")]
+    NoMemoryBackend(String),
+    /// Two options say of how many bytes memory is.
+    #[error("memory backend '{id}' has {} MiB and -m says {} (leave -m out)", backend >> 20, memory >> 20)]
+    MemorySizes {
+        /// The backend.
+        id: String,
+        /// Its bytes.
+        backend: u64,
+        /// Those of `-m`.
+        memory: u64,
+    },
     /// QEMU has it.
     #[error("{0}: not built yet")]
     NotBuilt(String),

@@ -62,6 +62,8 @@ pub fn restrict(choices: Vec<AccelChoice>, asked: bool) -> Result<Vec<AccelChoic
 pub enum RtcBase {
     /// The host's.
     Host,
+    /// What clocks on the wall show where the host is.
+    Local,
     /// This one, since 1970 (UTC).
     At(Duration),
 }
@@ -75,10 +77,11 @@ pub fn rtc(context: Context) -> Result<Option<RtcBase>, OptionError> {
     for pair in syntax::pairs(context.value, "base") {
         match pair.key.as_str() {
             "base" if pair.value == "utc" => base = Some(RtcBase::Host),
-            "base" if pair.value == "localtime" => return Err(context.not_built("base=localtime")),
+            "base" if pair.value == "localtime" => base = Some(RtcBase::Local),
             "base" => {
-                let date = date(&pair.value)
-                    .ok_or_else(|| context.bad("base= takes utc, or a date as 2006-06-17[T16:01:21]"))?;
+                let date = date(&pair.value).ok_or_else(|| {
+                    context.bad("base= takes utc, localtime, or a date as 2006-06-17[T16:01:21]")
+                })?;
                 base = Some(RtcBase::At(date));
             }
             // The clock goes by guest time.
@@ -86,8 +89,8 @@ pub fn rtc(context: Context) -> Result<Option<RtcBase>, OptionError> {
             "clock" if pair.value == "rt" => return Err(context.not_built("clock=rt")),
             "clock" => return Err(context.bad("clock= takes host or vm")),
             "driftfix" if pair.value == "none" => {}
-            "driftfix" => return Err(context.not_built("driftfix")),
-            _ => return Err(context.unknown(&pair.key)),
+            "driftfix" => return Err(context.not_built(&format!("driftfix={}", pair.value))),
+            key => return Err(context.unknown_of(key, ["base", "clock", "driftfix"].into_iter())),
         }
     }
     Ok(base)
@@ -184,6 +187,7 @@ mod tests {
         let read = |value| rtc(Context { option: "-rtc", value }).map_err(|error| error.to_string());
         let at = |seconds| Ok(Some(RtcBase::At(Duration::from_secs(seconds))));
         assert_eq!(read("base=utc,clock=host"), Ok(Some(RtcBase::Host)));
+        assert_eq!(read("localtime,driftfix=none"), Ok(Some(RtcBase::Local)));
         assert_eq!(read("clock=vm"), Ok(None));
         assert_eq!(read("base=1970-01-01"), at(0));
         assert_eq!(read("base=2006-06-17T16:01:21"), at(1_150_560_081));

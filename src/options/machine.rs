@@ -21,6 +21,22 @@ impl MachineKind {
     }
 }
 
+/// What `-M` takes with a meaning here.
+const PROPERTIES: &[&str] = &[
+    "type",
+    "accel",
+    "kernel-irqchip",
+    "memory-backend",
+    "acpi",
+    "pic",
+    "pit",
+    "rtc",
+    "isa-serial",
+    "auto-kernel-cmdline",
+    "pcie",
+    "usb",
+];
+
 /// What `-M` said.
 #[derive(Clone, Debug, Default)]
 pub struct MachineArgument {
@@ -30,6 +46,8 @@ pub struct MachineArgument {
     pub accel: AccelList,
     /// `kernel-irqchip=`: for KVM if that is among the engines.
     pub kernel_irqchip: Option<KernelIrqchip>,
+    /// `memory-backend=`.
+    pub memory_backend: Option<String>,
 }
 
 impl MachineArgument {
@@ -62,12 +80,13 @@ impl MachineArgument {
                         _ => return Err(context.not_built(property)),
                     }
                 }
-                property @ ("memory-backend" | "dtb" | "dumpdtb" | "phandle-start" | "dt-compatible"
-                | "firmware" | "hmat" | "memory-encryption" | "suppress-vmdesc" | "smp"
-                | "boot" | "memory" | "kernel" | "initrd" | "append") => {
+                "memory-backend" => self.memory_backend = Some(pair.value),
+                property @ ("dtb" | "dumpdtb" | "phandle-start" | "dt-compatible" | "firmware" | "hmat"
+                | "memory-encryption" | "suppress-vmdesc" | "smp" | "boot" | "memory"
+                | "kernel" | "initrd" | "append") => {
                     return Err(context.not_built(property));
                 }
-                _ => return Err(context.unknown(&pair.key)),
+                key => return Err(context.unknown_of(key, PROPERTIES.iter().copied())),
             }
         }
         Ok(())

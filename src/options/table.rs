@@ -1,5 +1,7 @@
 //! Every option's name, what it takes and whether it is built (QEMU, *Invocation*).
 
+use super::refused::NEVER;
+
 /// What this program does with an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -11,6 +13,10 @@ pub enum Kind {
     NoOp,
     /// Accepted without effect with one of these arguments; not built with others.
     NoOpWith(&'static [&'static str]),
+    /// Accepted without effect, whatever its argument is.
+    NoOpAny,
+    /// QEMU has it; it will never be here, for this reason.
+    Never(&'static str),
     /// QEMU has it; not built yet.
     NotBuilt,
 }
@@ -23,6 +29,7 @@ pub enum Flag {
     NoDefaults,
     NoGraphic,
     NoReboot,
+    MemPrealloc,
     NoShutdown,
     Snapshot,
     Version,
@@ -34,7 +41,9 @@ pub enum Value {
     Accel,
     Action,
     Append,
+    Audio,
     Blockdev,
+    Boot,
     Cdrom,
     Cpu,
     Debug,
@@ -44,23 +53,31 @@ pub enum Value {
     Drive,
     Echr,
     FwCfg,
+    Global,
     HardDisk,
     Icount,
     Initrd,
     Kernel,
     Machine,
     Memory,
+    MemPath,
+    Msg,
     Name,
     Object,
+    Numa,
+    Overcommit,
     Netdev,
     Nic,
     PidFile,
+    ReadConfig,
     Rtc,
+    Sandbox,
     Serial,
     Smbios,
     Smp,
     Timeout,
     Uuid,
+    Vga,
     WatchdogAction,
 }
 
@@ -90,6 +107,10 @@ const fn no_op(name: &'static str) -> Row {
 
 const fn no_op_with(name: &'static str, values: &'static [&'static str]) -> Row {
     Row { name, kind: Kind::NoOpWith(values), argument: "", help: "" }
+}
+
+const fn no_op_any(name: &'static str) -> Row {
+    Row { name, kind: Kind::NoOpAny, argument: "", help: "" }
 }
 
 /// The options that are built, and those that ask for what is so anyway.
@@ -123,7 +144,12 @@ pub const ROWS: &[Row] = &[
         "N[,sockets=N][,cores=N][,threads=N][,maxcpus=N]",
         "number of CPUs, and how they make up packages and cores",
     ),
-    value("m", Value::Memory, "SIZE", "guest memory in MiB, or with a suffix K M G T; default 128M"),
+    value(
+        "m",
+        Value::Memory,
+        "SIZE[,slots=N][,maxmem=SIZE]",
+        "guest memory in MiB, or with a suffix K M G T; default 128M",
+    ),
     value(
         "icount",
         Value::Icount,
@@ -133,7 +159,7 @@ pub const ROWS: &[Row] = &[
     value(
         "rtc",
         Value::Rtc,
-        "base=utc|DATE[,clock=host|vm]",
+        "base=utc|localtime|DATE[,clock=host|vm]",
         "what the real-time clock shows at first; default: the host's time, under -icount 2024-01-01",
     ),
     value("kernel", Value::Kernel, "FILE", "a bzImage, or an ELF kernel (vmlinux, PVH)"),
@@ -175,8 +201,8 @@ pub const ROWS: &[Row] = &[
     value(
         "object",
         Value::Object,
-        "rng-random,id=NAME[,filename=FILE]",
-        "where a virtio-rng device has its bytes from",
+        "rng-random|memory-backend-memfd|...,id=NAME[,PROPERTY=VALUE]...",
+        "where random bytes, or guest memory, are from ('help' lists them)",
     ),
     value(
         "netdev",
@@ -218,10 +244,42 @@ pub const ROWS: &[Row] = &[
     value("d", Value::Debug, "ITEM,...", "what to log ('help' lists the items)"),
     value("D", Value::DebugFile, "FILE", "the log goes there instead of to stderr"),
     flag("nodefaults", Flag::NoDefaults, "no devices that were not asked for"),
+    value(
+        "global",
+        Value::Global,
+        "DRIVER.PROPERTY=VALUE",
+        "a property of all devices of this kind that do not say otherwise",
+    ),
+    value(
+        "readconfig",
+        Value::ReadConfig,
+        "FILE",
+        "options from a file, as [GROUP \"ID\"] and KEY = \"VALUE\"",
+    ),
+    value(
+        "mem-path",
+        Value::MemPath,
+        "PATH",
+        "guest memory in this file, or in a file without a name in this folder",
+    ),
+    flag("mem-prealloc", Flag::MemPrealloc, "all guest memory is had before the guest starts"),
+    value("numa", Value::Numa, "node[,memdev=NAME]", "guest memory is this -object; there is one node"),
+    value(
+        "boot",
+        Value::Boot,
+        "[order=DRIVES][,strict=on|off]",
+        "accepted: the kernel is on the command line",
+    ),
+    value("overcommit", Value::Overcommit, "mem-lock=off,cpu-pm=off", "accepted"),
+    value("msg", Value::Msg, "timestamp=off", "accepted"),
+    value("sandbox", Value::Sandbox, "off", "accepted"),
+    value("audio", Value::Audio, "none", "accepted"),
+    value("audiodev", Value::Audio, "", ""),
+    value("vga", Value::Vga, "none", "accepted"),
+    no_op_any("L"),
     no_op("no-user-config"),
     no_op("no-hpet"),
     no_op("no-fd-bootchk"),
-    no_op_with("vga", &["none"]),
     no_op_with("net", &["none"]),
     no_op_with("monitor", &["none"]),
     no_op_with("parallel", &["none"]),
@@ -229,92 +287,68 @@ pub const ROWS: &[Row] = &[
 
 /// What QEMU has and we do not have yet.
 pub const NOT_BUILT: &[&str] = &[
-    "L",
     "S",
     "acpitable",
     "add-fd",
     "async-teardown",
-    "audio",
-    "audio-help",
-    "audiodev",
     "bios",
-    "boot",
     "chardev",
     "chroot",
     "compat",
     "daemonize",
     "debugcon",
     "dfilter",
-    "dtb",
     "dump-vmstate",
-    "enable-fips",
     "enable-sync-profile",
-    "fda",
-    "fdb",
     "fsdev",
-    "full-screen",
-    "g",
     "gdb",
-    "global",
     "incoming",
     "iscsi",
-    "k",
     "loadvm",
-    "mem-path",
-    "mem-prealloc",
     "mon",
-    "msg",
-    "mtdblock",
     "no-acpi",
-    "numa",
-    "old-param",
     "only-migratable",
     "option-rom",
-    "overcommit",
     "perfmap",
     "jitdump",
     "pflash",
     "plugin",
-    "portrait",
     "preconfig",
     "qmp",
     "qmp-pretty",
     "qtest",
     "qtest-log",
-    "readconfig",
-    "rotate",
     "run-with",
     "runas",
     "s",
-    "sandbox",
-    "sd",
     "seed",
-    "semihosting",
-    "semihosting-config",
     "set",
     "singlestep",
-    "spice",
     "tb-size",
     "tpmdev",
     "trace",
-    "usb",
-    "usbdevice",
     "virtfs",
-    "vnc",
-    "watchdog",
-    "win2k-hack",
-    "writeconfig",
-    "xen-attach",
-    "xen-domid",
-    "xen-domid-restrict",
 ];
 
 /// What is done with the option `name` (without dashes); `None` if nobody knows it.
 pub fn find(name: &str) -> Option<Kind> {
     match ROWS.iter().find(|row| row.name == name) {
         Some(row) => Some(row.kind),
-        None => NOT_BUILT.contains(&name).then_some(Kind::NotBuilt),
+        None => match NEVER.iter().find(|(never, _)| *never == name) {
+            Some((_, why)) => Some(Kind::Never(why)),
+            None => NOT_BUILT.contains(&name).then_some(Kind::NotBuilt),
+        },
     }
+}
+
+/// Whether something follows the option.
+pub fn takes_argument(kind: Kind) -> bool {
+    matches!(kind, Kind::Value(_) | Kind::NoOpWith(_) | Kind::NoOpAny)
+}
+
+/// The names of all options that are built.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ROWS.iter().map(|row| row.name)
 }
 
 #[cfg(test)]
@@ -325,14 +359,15 @@ mod tests {
     #[test]
     fn a_name_stands_once() {
         let mut seen = HashSet::new();
-        for name in ROWS.iter().map(|row| row.name).chain(NOT_BUILT.iter().copied()) {
+        for name in names().chain(NOT_BUILT.iter().copied()).chain(NEVER.iter().map(|(name, _)| *name)) {
             assert!(seen.insert(name), "{name} stands twice");
         }
     }
 
     #[test]
     fn unknown_is_not_the_same_as_not_built() {
-        assert_eq!(find("vnc"), Some(Kind::NotBuilt));
+        assert_eq!(find("gdb"), Some(Kind::NotBuilt));
+        assert!(matches!(find("vnc"), Some(Kind::Never(_))));
         assert_eq!(find("frobnicate"), None);
         assert_eq!(find("M"), Some(Kind::Value(Value::Machine)));
     }
