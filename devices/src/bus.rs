@@ -1,7 +1,7 @@
 //! Address-decoded buses: the port I/O space and the MMIO holes of the physical address space.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 /// A register window on a bus.
 ///
@@ -12,6 +12,14 @@ pub trait BusDevice: Send + Sync {
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Writes `data` at `offset` bytes from the window's start.
     fn write(&self, offset: u64, data: &[u8]);
+}
+
+/// What answers where no window does: windows that software moves.
+pub trait Background: Send + Sync {
+    /// Reads at `address`. False, and `data` untouched, where nobody answers to the whole access.
+    fn read(&self, address: u64, data: &mut [u8]) -> bool;
+    /// Writes at `address`. False where nobody answers to the whole access.
+    fn write(&self, address: u64, data: &[u8]) -> bool;
 }
 
 /// Why a window cannot be placed.
@@ -48,6 +56,7 @@ struct Window {
 #[derive(Default)]
 pub struct Bus {
     windows: RwLock<BTreeMap<u64, Window>>,
+    background: OnceLock<Arc<dyn Background>>,
 }
 
 impl Bus {
@@ -72,6 +81,19 @@ impl Bus {
         Ok(())
     }
 
+    /// Has `background` answer where no window does. Once.
+    pub fn set_background(&self, background: Arc<dyn Background>) {
+        let is_first = self.background.set(background).is_ok();
+        assert!(is_first, "a bus has one background");
+    }
+
+    /// Whether some window reaches into `base..=last`.
+    pub fn has_window_in(&self, base: u64, last: u64) -> bool {
+        let windows = self.windows.read().expect("no holder of the bus lock panics");
+        let below = windows.range(..=last).next_back();
+        below.is_some_and(|(&start, window)| start + (window.len - 1) >= base)
+    }
+
     fn find(&self, address: u64, size: usize) -> Option<(u64, Arc<dyn BusDevice>)> {
         let windows = self.windows.read().expect("no holder of the bus lock panics");
         let (base, window) = windows.range(..=address).next_back()?;
@@ -87,7 +109,7 @@ impl Bus {
                 device.read(offset, data);
                 true
             }
-            None => false,
+            None => self.background.get().is_some_and(|background| background.read(address, data)),
         }
     }
 
@@ -98,7 +120,7 @@ impl Bus {
                 device.write(offset, data);
                 true
             }
-            None => false,
+            None => self.background.get().is_some_and(|background| background.write(address, data)),
         }
     }
 }

@@ -23,6 +23,14 @@ pub struct MsiMessage {
     pub data: u32,
 }
 
+impl MsiMessage {
+    /// Whether a store to this address is an interrupt: those to the CPUs' window are.
+    pub fn is_interrupt(&self) -> bool {
+        const WINDOW: u64 = 0xfee0_0000;
+        self.address & !0xf_ffff == WINDOW
+    }
+}
+
 /// Why a message route cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {

@@ -16,6 +16,7 @@ pub mod interrupt;
 pub mod irqchip;
 pub mod lock_rank;
 pub mod net;
+pub mod pci;
 pub mod serial;
 mod sync;
 pub mod system;

@@ -89,8 +89,6 @@ pub struct ApicMessage {
 
 /// Fields of a message-signalled interrupt.
 mod msi {
-    pub const ADDRESS_MASK: u64 = 0xfff0_0000;
-    pub const ADDRESS_BASE: u64 = 0xfee0_0000;
     pub const DESTINATION_SHIFT: u32 = 12;
     pub const REDIRECTION_HINT: u64 = 1 << 3;
     pub const LOGICAL: u64 = 1 << 2;
@@ -101,7 +99,7 @@ mod msi {
 impl ApicMessage {
     /// What a store of `message` means. `None` outside the APIC's address range, or if its mode is reserved.
     pub fn from_msi(message: MsiMessage) -> Option<Self> {
-        if message.address >> 32 != 0 || message.address & msi::ADDRESS_MASK != msi::ADDRESS_BASE {
+        if !message.is_interrupt() {
             return None;
         }
         let is_logical = message.address & msi::LOGICAL != 0;

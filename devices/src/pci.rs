@@ -1,0 +1,22 @@
+//! PCI: functions with their configuration spaces, BARs and interrupts, on the bus of a PCI Express root complex (PCI Local Bus
+//! Specification 3.0; PCI Express Base Specification).
+//!
+//! A device ([`PciDevice`]) says what its configuration space shows and answers for its BARs; the bus does the rest: where
+//! software places the BARs, the MSI-X table, who may reach memory. There is one bus, and no bridge to another.
+
+mod address_space;
+mod bar;
+mod config;
+mod function;
+mod interrupts;
+mod msix;
+mod root;
+pub mod spec;
+#[cfg(test)]
+mod testing;
+
+pub use bar::{Bar, BarKind};
+pub use config::{Capability, Identity};
+pub use function::{Layout, PciDevice};
+pub use interrupts::FunctionInterrupts;
+pub use root::{Address, PciRoot, Taken, ecam_bytes};
