@@ -40,11 +40,16 @@ pub trait Accelerator: Send + Sync {
     fn dma_observer(&self) -> Option<Arc<dyn DmaObserver>> {
         None
     }
-    /// From now on a CPU's store of the 32 bits `value` to `gpa`, which is not RAM, writes `event` instead of reaching the
-    /// bus. Once for each. False: the accelerator has no such thing, and the store goes on to the bus.
-    fn add_doorbell(&self, gpa: u64, value: u32, event: &EventFd) -> std::io::Result<bool> {
-        let _ = (gpa, value, event);
+    /// From now on a CPU's `store` to `gpa`, which is not RAM, writes `event` instead of reaching the bus. Once for each, until
+    /// it is removed; from any thread. False: the accelerator has no such thing, and the store goes on to the bus.
+    fn add_doorbell(&self, gpa: u64, store: DoorbellStore, event: &EventFd) -> std::io::Result<bool> {
+        let _ = (gpa, store, event);
         Ok(false)
+    }
+    /// Undoes one [`Accelerator::add_doorbell`] that was true.
+    fn remove_doorbell(&self, gpa: u64, store: DoorbellStore, event: &EventFd) -> std::io::Result<()> {
+        let _ = (gpa, store, event);
+        Ok(())
     }
     /// Guest time.
     fn clock(&self) -> Arc<dyn Clock>;
@@ -61,6 +66,15 @@ pub trait Accelerator: Send + Sync {
     /// Reserves vCPU `config.index`, also while others run, and again once one of that index has left. The rest of its
     /// creation happens on its own thread, in [`VcpuSeed::bind`].
     fn new_vcpu(&self, config: &VcpuConfig) -> Result<Box<dyn VcpuSeed>, VcpuError>;
+}
+
+/// Which stores ring a doorbell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DoorbellStore {
+    /// 32 bits of this value.
+    Word(u32),
+    /// Any, of any size.
+    Any,
 }
 
 /// How many CPUs a machine may have under any accelerator.

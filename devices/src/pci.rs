@@ -13,7 +13,7 @@ mod msix;
 mod root;
 pub mod spec;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use bar::{Bar, BarKind};
 pub use config::{Capability, Identity};

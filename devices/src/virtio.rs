@@ -1,7 +1,7 @@
 //! Virtio devices (Virtio 1.2, *Basic Facilities of a Virtio Device*): what a device owes its transport and the transport
 //! the device.
 //!
-//! A transport (virtio-mmio) has the registers: it negotiates features, takes the queues' addresses, and gives the device
+//! A transport (virtio-mmio, virtio-pci) has the registers: it negotiates features, takes the queues' addresses, and gives the device
 //! its queues once the driver is ready. The device works on them on threads of its own ([`worker`]), woken by doorbells, and
 //! answers through the transport's interrupt. What a driver does wrong with its rings is a value: the device then
 //! needs a reset, and does nothing until it comes.
@@ -9,9 +9,12 @@
 pub mod blk;
 pub mod mmio;
 pub mod net;
+pub mod pci;
 pub mod queue;
+pub mod registers;
 pub mod rng;
 pub mod session;
+mod transport;
 pub mod worker;
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
-use accel::Accelerator;
+use accel::{Accelerator, DoorbellStore};
 use devices::bus::{Bus, BusDevice, BusError};
 use devices::clock::Clock;
 use devices::dma::DmaMemory;
@@ -102,7 +102,8 @@ impl Wires<'_> {
             self.mmio.insert(base, spec::WINDOW, Arc::clone(&transport) as Arc<dyn BusDevice>)?;
             for (offset, value, doorbell) in transport.doorbells() {
                 if let Doorbell::Event(event) = &**doorbell {
-                    let added = self.accelerator.add_doorbell(base + offset, value, event);
+                    let added =
+                        self.accelerator.add_doorbell(base + offset, DoorbellStore::Word(value), event);
                     added.map_err(VirtioError::Doorbell)?;
                 }
             }

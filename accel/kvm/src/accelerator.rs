@@ -4,14 +4,17 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use accel::{Accelerator, Irqchip, MAX_CPUS, MemoryListener, Threading, VcpuConfig, VcpuError, VcpuSeed};
+use accel::{
+    Accelerator, DoorbellStore, Irqchip, MAX_CPUS, MemoryListener, Threading, VcpuConfig, VcpuError, VcpuSeed,
+};
 use devices::clock::Clock;
 use devices::device::Device;
 use devices::interrupt::InterruptSink;
 use kvm_bindings::{
-    KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_BLOCKIRQ, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+    KVM_CAP_IOEVENTFD, KVM_CAP_IOEVENTFD_ANY_LENGTH, KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_BLOCKIRQ,
+    KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm as KvmFd, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm as KvmFd, NoDatamatch, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::clock::KvmClock;
@@ -169,13 +172,30 @@ impl Accelerator for Kvm {
         self.shared.chips.as_ref().map(|chips| Arc::clone(chips) as Arc<dyn Device>)
     }
 
-    fn add_doorbell(&self, gpa: u64, value: u32, event: &EventFd) -> io::Result<bool> {
+    fn add_doorbell(&self, gpa: u64, store: DoorbellStore, event: &EventFd) -> io::Result<bool> {
         let vm = &self.shared.vm;
-        if !vm.check_extension(Cap::Ioeventfd) {
+        let at = IoEventAddress::Mmio(gpa);
+        let needed = match store {
+            DoorbellStore::Word(_) => KVM_CAP_IOEVENTFD,
+            DoorbellStore::Any => KVM_CAP_IOEVENTFD_ANY_LENGTH,
+        };
+        if vm.check_extension_raw(needed.into()) <= 0 {
             return Ok(false);
         }
-        let registered = vm.register_ioevent(event, &IoEventAddress::Mmio(gpa), value);
+        let registered = match store {
+            DoorbellStore::Word(value) => vm.register_ioevent(event, &at, value),
+            DoorbellStore::Any => vm.register_ioevent(event, &at, NoDatamatch),
+        };
         registered.map(|()| true).map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    }
+
+    fn remove_doorbell(&self, gpa: u64, store: DoorbellStore, event: &EventFd) -> io::Result<()> {
+        let (vm, at) = (&self.shared.vm, IoEventAddress::Mmio(gpa));
+        let removed = match store {
+            DoorbellStore::Word(value) => vm.unregister_ioevent(event, &at, value),
+            DoorbellStore::Any => vm.unregister_ioevent(event, &at, NoDatamatch),
+        };
+        removed.map_err(|error| io::Error::from_raw_os_error(error.errno()))
     }
 
     fn clock(&self) -> Arc<dyn Clock> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use accel::arch_state::{RunMode, SegmentState, reg, seg};
 use accel::contract::NoIo;
-use accel::{
+use accel::{DoorbellStore, 
     Accelerator, CpuArchState, CpuHandle, DebugControl, Irqchip, MachineCheck, Shutdown, VcpuBackend,
     VcpuConfig, VcpuExit,
 };
@@ -87,12 +87,18 @@ fn a_machine_check_reaches_the_guest(kvm: &crate::Kvm) {
 fn the_kernel_rings_doorbells(kvm: &crate::Kvm) {
     let events = [0, 1].map(|_| EventFd::new(EFD_NONBLOCK).unwrap());
     for (event, value) in events.iter().zip([0u32, 7]) {
-        if !kvm.add_doorbell(0xd_0050, value, event).unwrap() {
+        if !kvm.add_doorbell(0xd_0050, DoorbellStore::Word(value), event).unwrap() {
             eprintln!("skipped: the_kernel_rings_doorbells: KVM_CAP_IOEVENTFD is absent");
             return;
         }
     }
-    assert!(kvm.add_doorbell(0xd_0050, 7, &events[0]).is_err(), "there is one already");
+    let again = kvm.add_doorbell(0xd_0050, DoorbellStore::Word(7), &events[0]);
+    assert!(again.is_err(), "there is one already");
+    // One that takes any store, and one that was taken back.
+    let any = EventFd::new(EFD_NONBLOCK).unwrap();
+    assert!(kvm.add_doorbell(0xd_0060, DoorbellStore::Any, &any).unwrap());
+    assert!(kvm.add_doorbell(0xd_0064, DoorbellStore::Any, &any).unwrap());
+    kvm.remove_doorbell(0xd_0064, DoorbellStore::Any, &any).unwrap();
     #[rustfmt::skip]
     let program = [
         0xb8, 0x00, 0xd0,                                     // mov ax, 0xd000
@@ -101,13 +107,17 @@ fn the_kernel_rings_doorbells(kvm: &crate::Kvm) {
         0x66, 0xc7, 0x06, 0x50, 0x00, 7, 0, 0, 0,             // mov dword [0x50], 7
         0x66, 0xc7, 0x06, 0x50, 0x00, 7, 0, 0, 0,             // mov dword [0x50], 7
         0x66, 0xc7, 0x06, 0x50, 0x00, 8, 0, 0, 0,             // mov dword [0x50], 8
+        0xc6, 0x06, 0x60, 0x00, 1,                            // mov byte [0x60], 1
+        0xc7, 0x06, 0x60, 0x00, 2, 0,                         // mov word [0x60], 2
+        0xc6, 0x06, 0x64, 0x00, 3,                            // mov byte [0x64], 3
         0xe6, 0xf4,                                           // out END, al
         0xf4,                                                 // hlt
     ];
     let mut machine = Machine::new(kvm, &program);
     assert_eq!(machine.run(), VcpuExit::Kicked);
+    assert_eq!(any.read().unwrap(), 2);
     assert_eq!(events.map(|event| event.read().unwrap()), [1, 2]);
-    assert_eq!(*machine.io.mmio.lock().unwrap(), [(0xd_0050, vec![8, 0, 0, 0])]);
+    assert_eq!(*machine.io.mmio.lock().unwrap(), [(0xd_0050, vec![8, 0, 0, 0]), (0xd_0064, vec![3])]);
 }
 
 fn ports_and_mmio_go_out(kvm: &crate::Kvm) {

@@ -1,5 +1,6 @@
 //! A driver for the tests: it writes registers and lays rings in memory by hand, rightly or wrongly.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
@@ -18,7 +19,8 @@ pub const MEMORY: u64 = 1 << 20;
 /// Where data may be.
 pub const DATA: u64 = 0x4_0000;
 
-const QUEUE_SIZE: u16 = 16;
+/// Descriptors of each queue.
+pub const QUEUE_SIZE: u16 = 16;
 
 /// Rings of queue `n`, one page after the other.
 const fn table(queue: u16) -> u64 {
@@ -75,15 +77,104 @@ pub fn writable(address: u64, len: u32) -> Buffer {
     Buffer { address, len, writable: true }
 }
 
+/// A driver's memory with its rings.
+pub struct Rings {
+    pub memory: GuestMemoryMmap,
+    /// Chains made available, by queue.
+    made: [u16; 4],
+}
+
+impl Rings {
+    /// Memory, all zero.
+    pub fn new() -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+        Self { memory, made: [0; 4] }
+    }
+
+    /// Empties the rings of `queue`.
+    pub fn clear(&self, queue: u16) {
+        self.memory.write_slice(&[0; 0x3000], GuestAddress(table(queue))).unwrap();
+    }
+
+    /// The driver begins anew: nothing was made available.
+    pub fn restart(&mut self) {
+        self.made = [0; 4];
+    }
+
+    /// Where the rings of `queue` are: descriptors, available ring, used ring.
+    pub fn places(queue: u16) -> [u64; 3] {
+        [table(queue), available(queue), used(queue)]
+    }
+
+    /// Writes descriptor `index` of `queue`.
+    pub fn describe(&self, queue: u16, index: u16, buffer: Buffer, next: Option<u16>) {
+        let mut flags = if buffer.writable { VRING_DESC_F_WRITE as u16 } else { 0 };
+        if next.is_some() {
+            flags |= VRING_DESC_F_NEXT as u16;
+        }
+        let mut bytes = buffer.address.to_le_bytes().to_vec();
+        bytes.extend(buffer.len.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend(next.unwrap_or(0).to_le_bytes());
+        self.memory.write_slice(&bytes, GuestAddress(table(queue) + u64::from(index) * 16)).unwrap();
+    }
+
+    /// Makes the chain that begins with descriptor `head` available.
+    pub fn offer(&mut self, queue: u16, head: u16) {
+        let made = &mut self.made[usize::from(queue)];
+        let slot = available(queue) + 4 + u64::from(*made % QUEUE_SIZE) * 2;
+        self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+        *made = made.wrapping_add(1);
+        self.memory.write_obj(*made, GuestAddress(available(queue) + 2)).unwrap();
+    }
+
+    /// Lays a chain of these buffers at descriptor `head` and on, and makes it available.
+    pub fn add(&mut self, queue: u16, head: u16, buffers: &[Buffer]) {
+        for (index, &buffer) in (head..).zip(buffers) {
+            let last = usize::from(index - head) + 1 == buffers.len();
+            self.describe(queue, index, buffer, (!last).then_some(index + 1));
+        }
+        self.offer(queue, head);
+    }
+
+    /// Chains that the device has given back.
+    pub fn used_index(&self, queue: u16) -> u16 {
+        self.memory.read_obj(GuestAddress(used(queue) + 2)).unwrap()
+    }
+
+    /// The `n`th of them: first descriptor, bytes written.
+    pub fn used(&self, queue: u16, n: u16) -> (u32, u32) {
+        let at = used(queue) + 4 + u64::from(n % QUEUE_SIZE) * 8;
+        let get = |at| self.memory.read_obj(GuestAddress(at)).unwrap();
+        (get(at), get(at + 4))
+    }
+
+    /// Sets the available index as no driver would.
+    pub fn set_available_index(&self, queue: u16, index: u16) {
+        self.memory.write_obj(index, GuestAddress(available(queue) + 2)).unwrap();
+    }
+}
+
 /// A driver and its device.
 pub struct Driver {
-    pub memory: GuestMemoryMmap,
+    rings: Rings,
     pub transport: Arc<VirtioMmio>,
     pub clock: Arc<ManualClock>,
     pub written: Arc<Written>,
     level: Arc<Level>,
-    /// Chains made available, by queue.
-    made: [u16; 4],
+}
+
+impl Deref for Driver {
+    type Target = Rings;
+    fn deref(&self) -> &Rings {
+        &self.rings
+    }
+}
+
+impl DerefMut for Driver {
+    fn deref_mut(&mut self) -> &mut Rings {
+        &mut self.rings
+    }
 }
 
 impl Driver {
@@ -91,12 +182,12 @@ impl Driver {
     pub fn new(make: impl FnOnce(&super::worker::Pace) -> Arc<dyn VirtioDevice>) -> Self {
         let clock = ManualClock::new();
         let device = make(&super::worker::Pace::Clock(clock.clone()));
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+        let rings = Rings::new();
         let (level, written) = (Arc::new(Level::default()), Arc::new(Written::default()));
         let line = IrqPin::new(Gsi(16), level.clone()).line("virtio");
-        let dma = DmaMemory::new(memory.clone(), Some(written.clone()));
+        let dma = DmaMemory::new(rings.memory.clone(), Some(written.clone()));
         let transport = VirtioMmio::new(device, line, dma);
-        Self { memory, transport, clock, written, level, made: [0; 4] }
+        Self { rings, transport, clock, written, level }
     }
 
     pub fn get(&self, offset: u64) -> u32 {
@@ -161,45 +252,14 @@ impl Driver {
 
     /// The same with these features.
     pub fn start_with(&mut self, features: u64) {
-        self.made = [0; 4];
+        self.restart();
         self.negotiate(features);
         for queue in 0..self.transport.device().queue_sizes().len() as u16 {
-            self.memory.write_slice(&[0; 0x3000], GuestAddress(table(queue))).unwrap();
+            self.clear(queue);
             self.set_queue(queue);
         }
         self.set(register::STATUS, self.status() | status::DRIVER_OK);
         self.run();
-    }
-
-    /// Writes descriptor `index` of `queue`.
-    pub fn describe(&self, queue: u16, index: u16, buffer: Buffer, next: Option<u16>) {
-        let mut flags = if buffer.writable { VRING_DESC_F_WRITE as u16 } else { 0 };
-        if next.is_some() {
-            flags |= VRING_DESC_F_NEXT as u16;
-        }
-        let mut bytes = buffer.address.to_le_bytes().to_vec();
-        bytes.extend(buffer.len.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(next.unwrap_or(0).to_le_bytes());
-        self.memory.write_slice(&bytes, GuestAddress(table(queue) + u64::from(index) * 16)).unwrap();
-    }
-
-    /// Makes the chain that begins with descriptor `head` available.
-    pub fn offer(&mut self, queue: u16, head: u16) {
-        let made = &mut self.made[usize::from(queue)];
-        let slot = available(queue) + 4 + u64::from(*made % QUEUE_SIZE) * 2;
-        self.memory.write_obj(head, GuestAddress(slot)).unwrap();
-        *made = made.wrapping_add(1);
-        self.memory.write_obj(*made, GuestAddress(available(queue) + 2)).unwrap();
-    }
-
-    /// Lays a chain of these buffers at descriptor `head` and on, and makes it available.
-    pub fn add(&mut self, queue: u16, head: u16, buffers: &[Buffer]) {
-        for (index, &buffer) in (head..).zip(buffers) {
-            let last = usize::from(index - head) + 1 == buffers.len();
-            self.describe(queue, index, buffer, (!last).then_some(index + 1));
-        }
-        self.offer(queue, head);
     }
 
     /// Notifies, and lets the device work.
@@ -211,23 +271,6 @@ impl Driver {
     /// Lets the device work.
     pub fn run(&self) {
         self.clock.advance(1_000_000);
-    }
-
-    /// Chains that the device has given back.
-    pub fn used_index(&self, queue: u16) -> u16 {
-        self.memory.read_obj(GuestAddress(used(queue) + 2)).unwrap()
-    }
-
-    /// The `n`th of them: first descriptor, bytes written.
-    pub fn used(&self, queue: u16, n: u16) -> (u32, u32) {
-        let at = used(queue) + 4 + u64::from(n % QUEUE_SIZE) * 8;
-        let get = |at| self.memory.read_obj(GuestAddress(at)).unwrap();
-        (get(at), get(at + 4))
-    }
-
-    /// Sets the available index as no driver would.
-    pub fn set_available_index(&self, queue: u16, index: u16) {
-        self.memory.write_obj(index, GuestAddress(available(queue) + 2)).unwrap();
     }
 
     pub fn needs_reset(&self) -> bool {

@@ -6,6 +6,7 @@ use super::spec::isr;
 use crate::interrupt::IrqLine;
 use crate::lock_rank::device;
 use crate::virtio::VirtioInterrupt;
+use crate::virtio::transport::TransportInterrupt;
 
 const LOCK: &str = "no holder of an interrupt's lock panics";
 
@@ -47,18 +48,19 @@ impl MmioInterrupt {
         self.change(|state| state.status &= !causes);
     }
 
-    /// Whether the device has found the driver's rings wanting.
-    pub fn reset_is_needed(&self) -> bool {
-        self.state.lock().expect(LOCK).needs_reset
-    }
-
     /// Another value whenever the configuration space has changed.
     pub fn generation(&self) -> u32 {
         self.state.lock().expect(LOCK).generation
     }
+}
 
-    /// No causes; the generation goes on.
-    pub fn reset(&self) {
+impl TransportInterrupt for MmioInterrupt {
+    fn reset_is_needed(&self) -> bool {
+        self.state.lock().expect(LOCK).needs_reset
+    }
+
+    /// The generation goes on.
+    fn reset(&self) {
         self.change(|state| (state.status, state.needs_reset) = (0, false));
     }
 }

@@ -41,28 +41,19 @@ pub mod register {
     pub const CONFIG: u64 = 0x100;
 }
 
-/// Bits of the device status (Virtio 1.2, *Device Status Field*).
-pub mod status {
-    /// The driver has found the device.
-    pub const ACKNOWLEDGE: u32 = 1;
-    /// It can drive it.
-    pub const DRIVER: u32 = 2;
-    /// It is ready.
-    pub const DRIVER_OK: u32 = 4;
-    /// The features are agreed on.
-    pub const FEATURES_OK: u32 = 8;
-    /// The device has had enough.
-    pub const DEVICE_NEEDS_RESET: u32 = 64;
-    /// The driver has given up.
-    pub const FAILED: u32 = 128;
-    /// What a driver may set.
-    pub const OF_DRIVER: u32 = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED;
-}
+pub use crate::virtio::registers::{isr, status};
 
-/// Bits of the interrupt status.
-pub mod isr {
-    /// A queue has used buffers.
-    pub const USED_BUFFER: u32 = 1;
-    /// The configuration has changed, or the device needs a reset.
-    pub const CONFIG_CHANGE: u32 = 2;
+use crate::virtio::registers::{Half, Part};
+
+/// Which address of a queue a register holds half of.
+pub(super) fn queue_address(offset: u64) -> Option<(Part, Half)> {
+    Some(match offset {
+        register::QUEUE_DESC_LOW => (Part::Descriptors, Half::Low),
+        register::QUEUE_DESC_HIGH => (Part::Descriptors, Half::High),
+        register::QUEUE_DRIVER_LOW => (Part::Driver, Half::Low),
+        register::QUEUE_DRIVER_HIGH => (Part::Driver, Half::High),
+        register::QUEUE_DEVICE_LOW => (Part::Device, Half::Low),
+        register::QUEUE_DEVICE_HIGH => (Part::Device, Half::High),
+        _ => return None,
+    })
 }

@@ -1,6 +1,8 @@
 use std::fs::File;
 
+use super::spec::status;
 use super::*;
+use crate::virtio::feature;
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{DATA, Driver, readable, writable};
 
