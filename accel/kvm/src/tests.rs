@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use accel::arch_state::{RunMode, SegmentState, reg, seg};
 use accel::contract::NoIo;
-use accel::{DoorbellStore, 
-    Accelerator, CpuArchState, CpuHandle, DebugControl, Irqchip, MachineCheck, Shutdown, VcpuBackend,
-    VcpuConfig, VcpuExit,
+use accel::{
+    Accelerator, CpuArchState, CpuHandle, DebugControl, DoorbellStore, Irqchip, MachineCheck, Shutdown,
+    VcpuBackend, VcpuConfig, VcpuExit,
 };
 use devices::interrupt::MsiMessage;
 use vm_memory::{Bytes, GuestAddress};

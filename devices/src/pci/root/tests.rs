@@ -164,7 +164,7 @@ fn what_is_wired_hides_bars_and_a_low_function_another() {
 fn several_functions_say_so() {
     let [zero, two] = [Address::new(6, 0).unwrap(), Address::new(6, 2).unwrap()];
     let rig = Rig::new(&[two, zero]);
-    assert_eq!(rig.get(zero, register::HEADER_TYPE) >> 0 & 0x80, 0x80);
+    assert_eq!(rig.get(zero, register::HEADER_TYPE) & 0x80, 0x80);
     let rig = Rig::new(&[zero]);
     assert_eq!(rig.get(zero, register::HEADER_TYPE) & 0x80, 0);
     assert_eq!(rig.root.free_slot(6), Address::new(7, 0));
