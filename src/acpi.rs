@@ -4,6 +4,7 @@ mod dsdt;
 mod fadt;
 mod madt;
 mod onboard;
+mod pci;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -11,6 +12,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 
 pub use onboard::Onboard;
+pub use pci::Pci;
 
 const OEM_ID: [u8; 6] = *b"BIVISR";
 const OEM_TABLE_ID: [u8; 8] = *b"BIVISOR ";
@@ -43,6 +45,8 @@ pub struct Platform {
     pub rtc_century: u8,
     /// Parts of the board that tell something.
     pub onboard: Onboard,
+    /// The PCI bus.
+    pub pci: Option<Pci>,
 }
 
 /// Power management registers (ACPI, *ACPI Hardware Specification*).
@@ -69,9 +73,13 @@ pub fn tables(platform: &Platform, base: u64) -> Vec<u8> {
     let dsdt = image.append(&dsdt::table(platform));
     let fadt = image.append(&fadt::table(platform, facs, dsdt));
     let madt = image.append(&madt::table(platform));
+    let mcfg = platform.pci.as_ref().map(|pci| image.append(&pci::mcfg(pci)));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if let Some(mcfg) = mcfg {
+        xsdt.add_entry(mcfg);
+    }
     let xsdt = image.append(&bytes(&xsdt));
     let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
     image.bytes[..rsdp.len()].copy_from_slice(&rsdp);

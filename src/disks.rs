@@ -14,6 +14,7 @@ use devices::virtio::blk::BlkOptions;
 use devices::virtio::net::Network;
 
 use crate::options::Options;
+use crate::options::attachment::Attachment;
 use crate::options::devices::{DeviceChoice, RNG_SOURCE};
 use crate::options::drive::{DriveChoice, ImageFormat};
 
@@ -90,14 +91,30 @@ pub enum VirtioPart {
     },
 }
 
+/// A virtio device of the command line, and how it is attached.
+#[derive(Clone)]
+pub struct AttachedPart {
+    /// The device.
+    pub part: VirtioPart,
+    /// To which bus.
+    pub attachment: Attachment,
+}
+
+impl From<VirtioPart> for AttachedPart {
+    /// As the machine does it.
+    fn from(part: VirtioPart) -> Self {
+        Self { part, attachment: Attachment::default() }
+    }
+}
+
 /// Opens what the virtio devices of the command line need, in their order. Creates nothing that has a name.
-pub fn open(options: &Options, networks: &BTreeMap<String, Network>) -> Result<Vec<VirtioPart>, DiskError> {
+pub fn open(options: &Options, networks: &BTreeMap<String, Network>) -> Result<Vec<AttachedPart>, DiskError> {
     let mut images = BTreeMap::new();
     for drive in &options.drives {
         images.insert(drive.id.as_str(), (open_drive(drive)?, drive.cache));
     }
-    let mut parts = Vec::new();
-    for device in &options.devices {
+    let (mut parts, mut attachments) = (Vec::new(), Vec::new());
+    for (index, device) in options.devices.iter().enumerate() {
         match device {
             DeviceChoice::IsaDebugExit { .. } | DeviceChoice::Board(_) => {}
             DeviceChoice::VirtioBlk(blk) => {
@@ -122,8 +139,11 @@ pub fn open(options: &Options, networks: &BTreeMap<String, Network>) -> Result<V
                 parts.push(VirtioPart::Net { network: Arc::clone(network), mac });
             }
         }
+        let attachment = options.attachments.get(&index).cloned().unwrap_or_default();
+        attachments.resize(parts.len(), attachment);
     }
-    Ok(parts)
+    let attached = |(part, attachment)| AttachedPart { part, attachment };
+    Ok(parts.into_iter().zip(attachments).map(attached).collect())
 }
 
 fn open_drive(drive: &DriveChoice) -> Result<Arc<dyn BlockBackend>, DiskError> {

@@ -5,6 +5,7 @@ pub mod memory;
 mod memory_file;
 mod microvm;
 mod onboard;
+pub mod pci;
 pub mod virtio;
 
 use std::io;
@@ -23,17 +24,17 @@ use devices::device::Device;
 use devices::interrupt::InterruptSink;
 use devices::irqchip::UserspaceIrqchip;
 use devices::serial::Uart16550;
-use devices::virtio::mmio::VirtioMmio;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use self::cpu_io::MachineIo;
 use self::memory::{Ram, RamError};
 use crate::boot::error::BootError;
 use crate::boot::{BootSource, Unpacking, layout};
-use crate::disks::VirtioPart;
+use crate::disks::{AttachedPart, VirtioPart};
 use crate::firmware::Firmware;
 use crate::options::devices::DeviceChoice;
 use crate::options::icount::RtcBase;
+use crate::options::machine::MachineKind;
 use crate::options::memory_backend::MemoryBackend;
 use crate::run_state::RunState;
 use crate::{acpi, mp_table};
@@ -104,6 +105,8 @@ pub enum MachineError {
 
 /// What a machine is made of, beside its engine.
 pub struct Blueprint {
+    /// Which machine.
+    pub machine: MachineKind,
     /// Guest RAM in bytes.
     pub memory_bytes: u64,
     /// What it is made of, if that was said.
@@ -119,7 +122,7 @@ pub struct Blueprint {
     /// Added devices.
     pub devices: Vec<DeviceChoice>,
     /// Those of them that are virtio devices, with what is behind them.
-    pub virtio: Vec<VirtioPart>,
+    pub virtio: Vec<AttachedPart>,
     /// What the guest is told of the machine.
     pub firmware: Firmware,
 }
@@ -226,7 +229,7 @@ impl Board {
             boot: self.blueprint.boot,
             tables,
             serial: equipment.serial,
-            virtio: equipment.virtio.into_iter().map(|(_, transport)| transport).collect(),
+            virtio: equipment.virtio,
             disks: disks(&self.blueprint.virtio),
         })
     }
@@ -242,15 +245,15 @@ pub struct Machine {
     /// Tables for the operating system, each with its address.
     tables: Vec<(u64, Vec<u8>)>,
     serial: Vec<Option<Arc<Uart16550>>>,
-    virtio: Vec<Arc<VirtioMmio>>,
+    virtio: Vec<Arc<dyn Device>>,
     disks: Vec<Arc<dyn BlockBackend>>,
 }
 
 /// How long the end waits for disks. A disk that takes longer is not going to come back.
 const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 
-fn disks(parts: &[VirtioPart]) -> Vec<Arc<dyn BlockBackend>> {
-    let disk = |part: &VirtioPart| match part {
+fn disks(parts: &[AttachedPart]) -> Vec<Arc<dyn BlockBackend>> {
+    let disk = |attached: &AttachedPart| match &attached.part {
         VirtioPart::Blk { backend, .. } => Some(Arc::clone(backend)),
         VirtioPart::Rng(_) | VirtioPart::Net { .. } => None,
     };

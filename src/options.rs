@@ -3,6 +3,7 @@
 pub mod accel;
 mod accepted;
 pub mod action;
+pub mod attachment;
 pub mod board;
 mod config_file;
 pub mod cpu;
@@ -35,6 +36,7 @@ use ::accel::cpu_model::{CpuModel, CpuTopology};
 use ::devices::clock::icount::Pace;
 
 use self::accel::{AccelChoice, AccelList, KvmChoice};
+use self::attachment::Attachment;
 use self::board::BoardOptions;
 use self::devices::{BlkChoice, DeviceChoice, MAX_SERIAL, SerialBackend};
 use self::drive::{DriveChoice, Interface, Nodes};
@@ -87,6 +89,8 @@ pub struct Options {
     pub serial: Vec<SerialBackend>,
     /// Added devices. The drives and objects that they name are there.
     pub devices: Vec<DeviceChoice>,
+    /// How they are attached, by their indices; one that is not here is as the machine has it.
+    pub attachments: BTreeMap<usize, Attachment>,
     /// Images; `snapshot` is said of each.
     pub drives: Vec<DriveChoice>,
     /// Files that random bytes come from, by the names of their objects.
@@ -196,6 +200,7 @@ struct Draft {
     append: String,
     serial: Vec<SerialBackend>,
     devices: Vec<DeviceChoice>,
+    attachments: BTreeMap<usize, Attachment>,
     drives: Vec<DriveChoice>,
     nodes: Nodes,
     rng_sources: BTreeMap<String, PathBuf>,
@@ -242,7 +247,11 @@ impl Draft {
             Value::Cpu => self.cpu = cpu::model(context)?,
             Value::Debug => self.log.extend(log::items(context)?),
             Value::DebugFile => self.log_file = Some(path(context)?),
-            Value::Device => self.devices.push(devices::device(context, &self.globals)?),
+            Value::Device => {
+                let (device, attachment) = devices::device(context, &self.globals)?;
+                self.attachments.extend(attachment.map(|attachment| (self.devices.len(), attachment)));
+                self.devices.push(device);
+            }
             Value::Display => match context.value {
                 "none" => self.display_none = true,
                 _ => return Err(OptionError::Never { option: line_of(context), why: refused::DISPLAY }),
@@ -409,6 +418,7 @@ impl Draft {
         let memory_bytes = memory_bytes.unwrap_or(memory::DEFAULT_BYTES);
         let size = memory_bytes.to_string();
         memory::check(Context { option: "-object", value: &format!("size={size}") }, memory_bytes)?;
+        attachment::check(machine, &self.attachments)?;
         let smp = self.smp.topology()?;
         let asked = !self.accel.is_empty() || !self.machine.accel.is_empty();
         let mut accel = machine::merge_accel(self.machine, self.accel)?;
@@ -441,6 +451,7 @@ impl Draft {
             append: self.append,
             serial,
             devices: self.devices,
+            attachments: self.attachments,
             drives,
             rng_sources: self.rng_sources,
             networks: self.networks,

@@ -103,6 +103,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     let run_state = RunState::new().map_err(host("eventfd"))?;
     signals::install().map_err(host("signal handlers"))?;
     let blueprint = Blueprint {
+        machine: options.machine,
         memory_bytes: options.memory_bytes,
         memory_backend: options.memory_backend.clone(),
         topology: options.smp,

@@ -25,7 +25,7 @@ fn option_that_is_not_built() {
     refused(&["-vnc", ":1"], "-vnc: there are no graphics here");
     refused(&["-gdb", "tcp::1"], "-gdb: not built yet");
     refused(&["-kernel", "k", "-smp", "2,maxcpus=4"], "maxcpus above cpus): not built yet");
-    refused(&["-M", "q35"], "q35");
+    refused(&["-M", "pc"], "machine 'pc': not built yet");
 }
 
 #[test]

@@ -78,6 +78,7 @@ impl Guest {
             options.memory_bytes,
         );
         let blueprint = Blueprint {
+            machine: options.machine,
             memory_bytes: options.memory_bytes,
             memory_backend: None,
             topology: options.smp,

@@ -6,6 +6,7 @@
 
 mod address_space;
 mod bar;
+mod bridges;
 mod config;
 mod function;
 mod interrupts;
@@ -16,7 +17,16 @@ pub mod spec;
 pub(crate) mod testing;
 
 pub use bar::{Bar, BarKind};
+pub use bridges::{HostBridge, HostBridgeModel, IsaBridge};
 pub use config::{Capability, Identity};
 pub use function::{Layout, PciDevice};
 pub use interrupts::FunctionInterrupts;
 pub use root::{Address, PciRoot, Taken, ecam_bytes};
+
+/// Interrupts that the pins of all slots share.
+pub const INTERRUPTS: u8 = 8;
+
+/// Which of [`INTERRUPTS`] the pin (1 to 4, INTA to INTD) of a slot is wired to: neighbours to different ones.
+pub fn interrupt_of(slot: u8, pin: u8) -> u8 {
+    (slot + (pin - 1)) % INTERRUPTS
+}

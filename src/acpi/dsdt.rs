@@ -40,7 +40,8 @@ pub fn table(platform: &Platform) -> Vec<u8> {
         (0u8..).zip(&platform.virtio).map(|(index, &(base, gsi))| Virtio { index, base, gsi }).collect();
     let isa = serial.iter().chain([&rtc]).map(|device| device as &dyn Aml);
     let virtio = virtio.iter().map(|device| device as &dyn Aml);
-    let devices = isa.chain(virtio).chain([&platform.onboard as &dyn Aml]).collect();
+    let pci = platform.pci.iter().map(|pci| pci as &dyn Aml);
+    let devices = isa.chain(virtio).chain([&platform.onboard as &dyn Aml]).chain(pci).collect();
     dsdt.append_slice(&bytes(&Scope::new("_SB_".into(), devices)));
     dsdt.as_slice().to_vec()
 }

@@ -25,6 +25,7 @@ pub fn platform() -> Platform {
         rtc: (0x70, 8),
         rtc_century: 0x32,
         onboard: Onboard { fw_cfg: Some((0x510, 12)), pvpanic: Some(0x505), generation: Some(0x1_000e_f028) },
+        pci: None,
     }
 }
 
@@ -78,6 +79,33 @@ fn from_the_root_pointer_to_every_table() {
     assert_eq!(u64::from(walk.u32(fadt + 40)), walk.u64(fadt + 140));
     walk.table(walk.u64(fadt + 140), b"DSDT");
     walk.table(madt, b"APIC");
+}
+
+/// The same with a PCI bus.
+fn with_pci() -> Platform {
+    let pci = Pci { ecam: (0xe000_0000, 0x1000_0000), memory: (0xc000_0000, 0xdfff_ffff), first_gsi: 16 };
+    Platform { pci: Some(pci), ..platform() }
+}
+
+#[test]
+fn the_windows_of_pci() {
+    let walk = Walk(tables(&with_pci(), BASE));
+    assert!(walk.0.len() < 0x1_0000);
+    let xsdt = walk.u64(BASE + 24);
+    let mcfg = walk.table(walk.u64(xsdt + 52), b"MCFG");
+    // Address, segment, first and last bus.
+    assert_eq!(mcfg[44..56], [0, 0, 0, 0xe0, 0, 0, 0, 0, 0, 0, 0, 0xff]);
+    let dsdt = dsdt::table(&with_pci());
+    let has = |needle: &[u8]| dsdt.windows(needle.len()).any(|window| window == needle);
+    // DWordMemory, fixed, read and write, 0xc0000000 to 0xdfffffff.
+    let memory = [[0u8, 0, 0, 0], [0, 0, 0, 0xc0], [0xff, 0xff, 0xff, 0xdf], [0; 4], [0, 0, 0, 0x20]];
+    assert!(has(&[&[0x87, 23, 0, 0, 0x0c, 1][..], &memory.concat()].concat()));
+    // Slot 2, INTC: the fifth interrupt, by its link device.
+    assert!(has(b"\x0c\xff\xff\x02\x00\x0a\x02GSIE\x0a\x00") || has(b"\x0c\xff\xff\x02\x00\x0a\x02GSIE\x00"));
+    for name in [&b"PCI0"[..], b"GSIH", b"_OSC", b"_PRT", b"MBRD"] {
+        assert!(has(name), "{}", String::from_utf8_lossy(name));
+    }
+    assert!(!dsdt::table(&platform()).windows(4).any(|window| window == b"PCI0"));
 }
 
 #[test]

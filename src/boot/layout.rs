@@ -30,6 +30,12 @@ pub const SMBIOS: u64 = 0xf_4000;
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// RAM below 4 GiB ends here at the latest; device windows follow.
 pub const RAM_GAP: u64 = 0xc000_0000;
+/// PCI's BARs are placed from the end of RAM on up to here.
+pub const PCI_MEMORY_END: u64 = 0xe000_0000;
+/// PCI's configuration windows (ECAM), of 256 buses.
+pub const ECAM: u64 = 0xe000_0000;
+/// Where they end.
+pub const ECAM_END: u64 = 0xf000_0000;
 /// Interrupt controllers and firmware, up to 4 GiB.
 pub const SYSTEM_WINDOWS: u64 = 0xfec0_0000;
 /// RAM goes on here.

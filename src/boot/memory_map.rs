@@ -1,6 +1,8 @@
 //! The memory map that the guest is told (ACPI, *System Address Map Interfaces*).
 
-use super::layout::{ACPI, HIGH_RAM, LOW_RAM_END, RAM_ABOVE_4G, RAM_GAP, SYSTEM_WINDOWS, VGA_HOLE};
+use super::layout::{
+    ACPI, ECAM, ECAM_END, HIGH_RAM, LOW_RAM_END, RAM_ABOVE_4G, RAM_GAP, SYSTEM_WINDOWS, VGA_HOLE,
+};
 
 /// What a stretch of memory is, with E820's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub fn e820(memory_bytes: u64) -> Vec<Range> {
     if low > HIGH_RAM {
         map.push(range(HIGH_RAM, low, RangeKind::Ram));
     }
+    // On machines without PCI too, where nothing is.
+    map.push(range(ECAM, ECAM_END, RangeKind::Reserved));
     map.push(range(SYSTEM_WINDOWS, RAM_ABOVE_4G, RangeKind::Reserved));
     if memory_bytes > low {
         map.push(range(RAM_ABOVE_4G, RAM_ABOVE_4G + memory_bytes - low, RangeKind::Ram));

@@ -1,4 +1,5 @@
-//! `-M microvm`: what is where (QEMU, *'microvm' virtual platform*; IBM PC/AT for the legacy devices).
+//! What is where on `-M microvm`, and on `-M q35`, which has all of it but virtio-mmio (QEMU, *'microvm' virtual platform*;
+//! IBM PC/AT for the legacy devices).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,12 +17,12 @@ use devices::clock::Clock;
 use devices::device::Device;
 use devices::interrupt::{Gsi, InterruptSink, IrqLine, IrqPin};
 use devices::irqchip::{TIMER_PIN, UserspaceIrqchip, ioapic};
+use devices::pci::PciRoot;
 use devices::serial::Uart16550;
 use devices::system::SystemControl;
-use devices::virtio::mmio::VirtioMmio;
 
-use super::virtio::{Place, Wires};
-use super::{Board, MachineError};
+use super::virtio::{self, Place, VirtioError, Wires};
+use super::{Board, MachineError, pci};
 use crate::acpi::{Onboard, Platform, Power};
 use crate::boot::memory_map;
 use crate::local_time;
@@ -41,7 +42,7 @@ const SERIAL: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 const SERIAL_PORTS: u64 = 8;
 
 /// The ACPI power management block.
-const PM_BASE: u16 = 0x600;
+pub const PM_BASE: u16 = 0x600;
 
 /// Host's ends of COM1 to COM4; none where there is no port.
 pub type SerialEnds = Vec<Option<Arc<dyn CharBackend>>>;
@@ -54,6 +55,7 @@ struct Wiring<'a> {
     pins: BTreeMap<u8, IrqPin>,
     memory: MemorySize,
     rtc: RtcBase,
+    pci: Option<&'a Arc<PciRoot>>,
 }
 
 impl Wiring<'_> {
@@ -128,7 +130,12 @@ fn power_management(wiring: &mut Wiring) -> Placed {
 
 fn reset_control(wiring: &mut Wiring) -> Placed {
     let chip = ResetControl::new(Arc::clone(&wiring.system));
-    Placed { device: chip.clone(), windows: vec![(reset_control::spec::RC_PORT, 1, chip)] }
+    let windows = match wiring.pci {
+        // The register is amid the ports of PCI's configuration mechanism.
+        Some(root) => pci::config_ports(root, chip.clone()),
+        None => vec![(reset_control::spec::RC_PORT, 1, chip.clone() as _)],
+    };
+    Placed { device: chip, windows }
 }
 
 fn system_control_port_a(wiring: &mut Wiring) -> Placed {
@@ -161,8 +168,12 @@ pub struct Equipment {
     pub devices: Vec<Arc<dyn Device>>,
     /// COM1 to COM4, those that are there.
     pub serial: Vec<Option<Arc<Uart16550>>>,
-    /// Virtio devices, where they are.
-    pub virtio: Vec<(Place, Arc<VirtioMmio>)>,
+    /// Virtio devices.
+    pub virtio: Vec<Arc<dyn Device>>,
+    /// Where those on virtio-mmio are.
+    pub virtio_mmio: Vec<Place>,
+    /// The PCI bus.
+    pub pci: Option<crate::acpi::Pci>,
 }
 
 /// Puts our own interrupt controllers on the buses.
@@ -180,6 +191,8 @@ pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, Machin
         place_irqchip(own, &board.pio, &board.mmio)?;
     }
     let below_4g_bytes = memory_map::low_bytes(board.ram.bytes());
+    let machine = board.blueprint.machine;
+    let root = machine.has_pci().then(|| PciRoot::new(&board.mmio, &board.pio));
     let mut wiring = Wiring {
         clock: &board.clock,
         system: Arc::clone(&board.run_state) as Arc<dyn SystemControl>,
@@ -187,6 +200,7 @@ pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, Machin
         pins: BTreeMap::new(),
         memory: MemorySize { below_4g_bytes, above_4g_bytes: board.ram.bytes() - below_4g_bytes },
         rtc: board.blueprint.rtc,
+        pci: root.as_ref(),
     };
     let mut devices = Vec::new();
     let mut place = |placed: Placed| {
@@ -212,16 +226,33 @@ pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, Machin
             place(placed)?;
         }
     }
+    let pins = virtio::pins(&board.sink);
     let wires = Wires {
-        accelerator: &*board.accelerator,
+        accelerator: &board.accelerator,
         clock: &board.clock,
         memory: board.ram.map(),
         sink: &board.sink,
+        pins: &pins,
         mmio: &board.mmio,
     };
-    let virtio = wires.place(&board.blueprint.virtio)?;
-    devices.extend(virtio.iter().map(|(_, transport)| Arc::clone(transport) as Arc<dyn Device>));
-    Ok(Equipment { devices, serial, virtio })
+    let parts = &board.blueprint.virtio;
+    let (on_pci, on_mmio): (Vec<_>, Vec<_>) =
+        parts.iter().partition(|part| pci::is_attached(machine, &part.attachment));
+    if on_mmio.len() > virtio::MAX_DEVICES {
+        return Err(VirtioError::TooMany { count: on_mmio.len() }.into());
+    }
+    let mut equipment = Equipment { devices, serial, virtio: Vec::new(), virtio_mmio: Vec::new(), pci: None };
+    for (place, transport) in wires.place(on_mmio.into_iter().map(|part| &part.part))? {
+        equipment.virtio_mmio.push(place);
+        equipment.devices.push(transport.clone());
+        equipment.virtio.push(transport);
+    }
+    if let Some(root) = root {
+        equipment.virtio.extend(pci::place(&root, machine, &wires, &on_pci)?);
+        equipment.pci = Some(pci::PLATFORM);
+        equipment.devices.push(root);
+    }
+    Ok(equipment)
 }
 
 /// The machine as ACPI describes it.
@@ -243,9 +274,10 @@ pub fn platform(topology: CpuTopology, equipment: &Equipment) -> Platform {
             reset: (reset_control::spec::RC_PORT, reset_control::spec::rc::HARD_RESET),
         },
         serial: present.map(|(place, _)| place).collect(),
-        virtio: equipment.virtio.iter().map(|(place, _)| (place.base, place.gsi)).collect(),
+        virtio: equipment.virtio_mmio.iter().map(|place| (place.base, place.gsi)).collect(),
         rtc: (rtc_mc146818::spec::PORT, rtc_mc146818::spec::IRQ),
         rtc_century: rtc_mc146818::spec::register::CENTURY,
         onboard: Onboard::default(),
+        pci: equipment.pci,
     }
 }

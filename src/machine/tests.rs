@@ -44,6 +44,7 @@ fn kernel() -> vmm_sys_util::tempfile::TempFile {
 
 fn blueprint(kernel: &vmm_sys_util::tempfile::TempFile, topology: CpuTopology) -> Blueprint {
     Blueprint {
+        machine: MachineKind::default(),
         memory_bytes: 16 * MIB,
         memory_backend: None,
         topology,
@@ -256,7 +257,7 @@ fn the_engine_limits_the_cpus() {
 #[test]
 fn virtio_devices_are_where_acpi_says() {
     let kernel = kernel();
-    let source = || VirtioPart::Rng(Arc::new(std::fs::File::open("/dev/urandom").unwrap()));
+    let source = || VirtioPart::Rng(Arc::new(std::fs::File::open("/dev/urandom").unwrap())).into();
     let parts = |count: usize| (0..count).map(|_| source()).collect();
     let board = |count| {
         let blueprint = Blueprint { virtio: parts(count), ..blueprint(&kernel, CpuTopology::default()) };
@@ -277,4 +278,64 @@ fn virtio_devices_are_where_acpi_says() {
     assert_eq!(described, 9);
     machine.flush_disks();
     assert!(matches!(board(33).equip(Vec::new()), Err(MachineError::Virtio(_))));
+}
+
+/// A board of this kind with that many sources of random bytes, and its buses.
+fn with_pci(machine: MachineKind, count: usize) -> (Result<Machine, MachineError>, MachineIo) {
+    let kernel = kernel();
+    let source = || VirtioPart::Rng(Arc::new(std::fs::File::open("/dev/urandom").unwrap())).into();
+    let virtio = (0..count).map(|_| source()).collect();
+    let blueprint = Blueprint { machine, virtio, ..blueprint(&kernel, CpuTopology::default()) };
+    let board = Board::new(blueprint, Arc::new(QtestAccelerator::new()), RunState::new().unwrap()).unwrap();
+    let io = MachineIo { pio: Arc::clone(&board.pio), mmio: Arc::clone(&board.mmio), local_apic: None };
+    (board.equip(Vec::new()), io)
+}
+
+#[test]
+fn pci_is_where_acpi_says() {
+    for (kind, host, isa) in [
+        (MachineKind::Q35, 0x29c0_8086, 0x2918_8086),
+        (MachineKind::Microvm { pcie: true }, 0x0008_1b36, u32::MAX),
+    ] {
+        let (machine, io) = with_pci(kind, 2);
+        let machine = machine.unwrap();
+        let get = |address: u64| {
+            let mut data = [0; 4];
+            io.mmio_read(address, &mut data);
+            u32::from_le_bytes(data)
+        };
+        let function = |slot: u64| layout::ECAM + slot * 0x8000;
+        let found = [0, 1, 2, 3, 31].map(|slot| get(function(slot)));
+        assert_eq!(found, [host, 0x1044_1af4, 0x1044_1af4, u32::MAX, isa]);
+        // The other way, and the register amid its ports.
+        io.pio_write(0xcf8, &0x8000_0800u32.to_le_bytes());
+        let mut data = [0; 4];
+        io.pio_read(0xcfc, &mut data);
+        assert_eq!(u32::from_le_bytes(data), 0x1044_1af4);
+        io.pio_write(0xcf9, &[2]);
+        let mut byte = [0];
+        io.pio_read(0xcf9, &mut byte);
+        assert_eq!(byte, [2]);
+        // A BAR is placed, answers, and is gone after a reset.
+        io.mmio_write(function(1) + 0x20, &0xc000_0000u32.to_le_bytes());
+        io.mmio_write(function(1) + 4, &6u16.to_le_bytes());
+        io.mmio_read(0xc000_0012, &mut data[..2]);
+        assert_eq!(data[..2], [1, 0], "one queue");
+        machine.start().unwrap();
+        machine.reset(|| {}).unwrap();
+        io.mmio_read(0xc000_0012, &mut data[..2]);
+        assert_eq!(data[..2], [0xff, 0xff]);
+        let mut tables = vec![0; 0x4000];
+        machine.memory().read_slice(&mut tables, GuestAddress(layout::ACPI)).unwrap();
+        let described = |name: &[u8]| tables.windows(name.len()).filter(|window| *window == name).count();
+        assert_eq!((described(b"MCFG"), described(b"LNRO0005")), (1, 0));
+        machine.flush_disks();
+    }
+}
+
+#[test]
+fn slots_are_limited() {
+    assert!(with_pci(MachineKind::Q35, 30).0.is_ok());
+    let error = with_pci(MachineKind::Q35, 31).0.err().expect("one too many");
+    assert_eq!(error.to_string(), "virtio-rng: all slots of the PCI bus are taken");
 }

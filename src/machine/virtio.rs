@@ -1,7 +1,7 @@
-//! Virtio devices on virtio-mmio: where they are, and how the accelerator hears their doorbells.
+//! Virtio devices: what they are wired to, and where they are on virtio-mmio.
 //!
-//! Windows and interrupts are QEMU's microvm's with ACPI: from 0xfeb00000 on, I/O APIC pins from 16 on. Pins are shared
-//! where there are more devices than pins; they are level-triggered.
+//! Windows and interrupts on virtio-mmio are QEMU's microvm's with ACPI: from 0xfeb00000 on, I/O APIC pins from 16 on. Pins
+//! are shared where there are more devices than pins, and with PCI's; they are level-triggered.
 
 use std::io;
 use std::sync::Arc;
@@ -19,11 +19,14 @@ use devices::virtio::worker::Pace;
 use devices::virtio::{Doorbell, VirtioDevice};
 use vm_memory::GuestMemoryMmap;
 
+use super::pci::PciError;
 use crate::disks::VirtioPart;
 
 const BASE: u64 = 0xfeb0_0000;
-const FIRST_GSI: u32 = 16;
-const GSIS: u32 = 8;
+/// The first of the I/O APIC pins that no ISA interrupt has.
+pub const FIRST_GSI: u32 = 16;
+/// How many they are.
+pub const GSIS: u32 = 8;
 /// Devices at most.
 pub const MAX_DEVICES: usize = 32;
 
@@ -42,6 +45,9 @@ pub enum VirtioError {
     /// Something else is there.
     #[error("virtio")]
     Bus(#[from] BusError),
+    /// There is no place on the PCI bus.
+    #[error(transparent)]
+    Pci(#[from] PciError),
 }
 
 /// A device as ACPI describes it.
@@ -56,15 +62,22 @@ pub struct Place {
 /// What the devices are wired to.
 pub struct Wires<'a> {
     /// Doorbells are for it, and it hears of what is written to memory.
-    pub accelerator: &'a dyn Accelerator,
+    pub accelerator: &'a Arc<dyn Accelerator>,
     /// Guest time.
     pub clock: &'a Arc<dyn Clock>,
     /// Guest memory.
     pub memory: &'a GuestMemoryMmap,
-    /// Interrupts.
+    /// Messages.
     pub sink: &'a Arc<dyn InterruptSink>,
+    /// The pins from [`FIRST_GSI`] on.
+    pub pins: &'a [IrqPin],
     /// Their windows.
     pub mmio: &'a Bus,
+}
+
+/// The pins from [`FIRST_GSI`] on.
+pub fn pins(sink: &Arc<dyn InterruptSink>) -> Vec<IrqPin> {
+    (FIRST_GSI..FIRST_GSI + GSIS).map(|gsi| IrqPin::new(Gsi(gsi), Arc::clone(sink))).collect()
 }
 
 impl Wires<'_> {
@@ -76,7 +89,17 @@ impl Wires<'_> {
         }
     }
 
-    fn device(&self, part: &VirtioPart) -> io::Result<Arc<dyn VirtioDevice>> {
+    /// Guest memory as devices reach it.
+    pub fn dma(&self) -> DmaMemory {
+        DmaMemory::new(self.memory.clone(), self.accelerator.dma_observer())
+    }
+
+    /// Makes a device.
+    pub fn device(&self, part: &VirtioPart) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+        self.make(part).map_err(VirtioError::Doorbell)
+    }
+
+    fn make(&self, part: &VirtioPart) -> io::Result<Arc<dyn VirtioDevice>> {
         let pace = self.pace();
         Ok(match part {
             VirtioPart::Blk { backend, options } => Blk::new(Arc::clone(backend), options, &pace)?,
@@ -85,25 +108,23 @@ impl Wires<'_> {
         })
     }
 
-    /// Makes the devices and puts them on the bus.
-    pub fn place(&self, parts: &[VirtioPart]) -> Result<Vec<(Place, Arc<VirtioMmio>)>, VirtioError> {
-        if parts.len() > MAX_DEVICES {
-            return Err(VirtioError::TooMany { count: parts.len() });
-        }
-        let pins: Vec<_> =
-            (FIRST_GSI..FIRST_GSI + GSIS).map(|gsi| IrqPin::new(Gsi(gsi), Arc::clone(self.sink))).collect();
-        let dma = DmaMemory::new(self.memory.clone(), self.accelerator.dma_observer());
+    /// Makes the devices and puts them on virtio-mmio.
+    pub fn place<'p>(
+        &self,
+        parts: impl IntoIterator<Item = &'p VirtioPart>,
+    ) -> Result<Vec<(Place, Arc<VirtioMmio>)>, VirtioError> {
+        let dma = self.dma();
         let mut placed = Vec::new();
         for ((index, part), base) in (0u32..).zip(parts).zip((BASE..).step_by(spec::WINDOW as usize)) {
-            let device = self.device(part).map_err(VirtioError::Doorbell)?;
+            let device = self.device(part)?;
             let gsi = index % GSIS;
-            let line = pins[gsi as usize].line(device.name());
+            let line = self.pins[gsi as usize].line(device.name());
             let transport = VirtioMmio::new(device, line, dma.clone());
             self.mmio.insert(base, spec::WINDOW, Arc::clone(&transport) as Arc<dyn BusDevice>)?;
             for (offset, value, doorbell) in transport.doorbells() {
                 if let Doorbell::Event(event) = &**doorbell {
-                    let added =
-                        self.accelerator.add_doorbell(base + offset, DoorbellStore::Word(value), event);
+                    let store = DoorbellStore::Word(value);
+                    let added = self.accelerator.add_doorbell(base + offset, store, event);
                     added.map_err(VirtioError::Doorbell)?;
                 }
             }

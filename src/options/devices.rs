@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use devices::virtio::blk::{BlkOptions, MAX_QUEUES};
 
+use super::attachment::{Attachment, BusKind, PCI_PROPERTIES};
 use super::board;
 use super::error::{Context, OptionError};
 use super::globals::Globals;
@@ -224,25 +225,48 @@ const MODELS: &[Model] = &[
     },
 ];
 
-fn model(name: &str) -> Option<&'static Model> {
-    MODELS.iter().find(|model| model.name == name || model.alias == Some(name))
+/// How the names of virtio-mmio devices end, and those of the same on PCI.
+const ON_MMIO: &str = "-device";
+const ON_PCI: [&str; 2] = ["-pci", "-pci-non-transitional"];
+
+impl Model {
+    /// What its names begin with, if it is a virtio device, which can be on either bus.
+    fn virtio_name(&self) -> Option<&'static str> {
+        self.name.strip_suffix(ON_MMIO)
+    }
 }
 
-/// Reads the argument of `-device`.
-pub fn device(context: Context, globals: &Globals) -> Result<DeviceChoice, OptionError> {
+/// The model of that name, and the bus that the name says, if it can be on several.
+fn model(name: &str) -> Option<(&'static Model, Option<BusKind>)> {
+    let on_pci = ON_PCI.iter().find_map(|end| name.strip_suffix(end));
+    MODELS.iter().find_map(|model| match model.virtio_name() {
+        None => (model.name == name || model.alias == Some(name)).then_some((model, None)),
+        Some(virtio) => {
+            let bus = if on_pci == Some(virtio) {
+                BusKind::Pci
+            } else if model.name == name {
+                BusKind::VirtioMmio
+            } else if virtio == name || model.alias == Some(name) {
+                BusKind::OfMachine
+            } else {
+                return None;
+            };
+            Some((model, Some(bus)))
+        }
+    })
+}
+
+/// Reads the argument of `-device`: the device, and how it is attached if it can be in several ways.
+pub fn device(
+    context: Context,
+    globals: &Globals,
+) -> Result<(DeviceChoice, Option<Attachment>), OptionError> {
     let mut pairs = syntax::pairs(context.value, "driver");
     let driver = pairs.remove(0);
     if driver.key != "driver" {
         return Err(context.bad("the device's name comes first"));
     }
-    let Some(model) = model(&driver.value) else {
-        // What a script says for another machine.
-        let here = ["-pci", "-pci-non-transitional", "-ccw"];
-        let here =
-            here.iter().find_map(|bus| driver.value.strip_suffix(bus)).map(|name| format!("{name}-device"));
-        if let Some(model) = here.as_deref().and_then(self::model) {
-            return Err(context.bad(format!("there is no PCI on this machine: use {}", model.name)));
-        }
+    let Some((model, bus)) = model(&driver.value) else {
         return Err(if is_qemu_device(&driver.value) {
             context.not_built(&format!("device '{}'", driver.value))
         } else {
@@ -254,20 +278,29 @@ pub fn device(context: Context, globals: &Globals) -> Result<DeviceChoice, Optio
             }
         });
     };
-    let known = || model.properties.iter().map(|property| property.name);
-    if let Some(pair) = pairs.iter().find(|pair| !known().any(|name| name == pair.key)) {
-        return Err(context.unknown_of(&pair.key, known()));
+    if let Some(pair) = pairs.iter().find(|pair| !known(model, bus).any(|name| name == pair.key)) {
+        return Err(context.unknown_of(&pair.key, known(model, bus)));
     }
-    let is_driver = |driver: &str| model.name == driver || model.alias == Some(driver);
-    (model.read)(context, globals.complete(is_driver, pairs))
+    let mut pairs = globals
+        .complete(|driver| self::model(driver).is_some_and(|(other, _)| other.name == model.name), pairs);
+    // What was said of all devices of the kind may be of the other bus.
+    pairs.retain(|pair| known(model, bus).any(|name| name == pair.key));
+    let attachment = bus.map(|bus| Attachment::take(context, bus, &mut pairs)).transpose()?;
+    Ok(((model.read)(context, pairs)?, attachment))
+}
+
+/// The properties of a device on such a bus.
+fn known(model: &Model, bus: Option<BusKind>) -> impl Iterator<Item = &'static str> {
+    let is_on_pci = bus.is_some_and(|bus| bus != BusKind::VirtioMmio);
+    let of_bus = if is_on_pci { PCI_PROPERTIES } else { &[] };
+    model.properties.iter().map(|property| property.name).chain(of_bus.iter().map(|(name, _)| *name))
 }
 
 /// Whether a device has a property; `None`: there is no such device.
 pub fn check_property(context: Context, driver: &str, property: &str) -> Option<Result<(), OptionError>> {
-    let properties = model(driver)?.properties;
-    let known = || properties.iter().map(|property| property.name);
-    let found = known().any(|name| name == property);
-    Some(if found { Ok(()) } else { Err(context.unknown_of(property, known())) })
+    let (model, bus) = model(driver)?;
+    let found = known(model, bus).any(|name| name == property);
+    Some(if found { Ok(()) } else { Err(context.unknown_of(property, known(model, bus))) })
 }
 
 fn debug_exit(context: Context, pairs: Vec<Pair>) -> Result<DeviceChoice, OptionError> {
@@ -425,8 +458,10 @@ fn is_qemu_device(name: &str) -> bool {
 pub fn help() -> String {
     let mut text = String::from("Devices (NAME,help lists a device's properties):\n");
     for model in MODELS {
-        let alias = model.alias.map(|alias| format!(" (or {alias})")).unwrap_or_default();
-        text += &format!("  {}{alias}: {}\n", model.name, model.help);
+        let virtio = model.virtio_name();
+        let on_pci = virtio.map(|name| format!(", {name}-pci")).unwrap_or_default();
+        let alias = model.alias.or(virtio).map(|alias| format!(" (or {alias})")).unwrap_or_default();
+        text += &format!("  {}{on_pci}{alias}: {}\n", model.name, model.help);
     }
     text
 }
@@ -434,10 +469,15 @@ pub fn help() -> String {
 /// The text of `-device NAME,help`; `None`: there is no such device.
 pub fn properties_help(value: &str) -> Option<String> {
     let name = value.strip_suffix(",help").or_else(|| value.strip_suffix(",?"))?;
-    let model = model(name)?;
-    let mut text = format!("{} properties:\n", model.name);
+    let (model, bus) = model(name)?;
+    let mut text = format!("{name} properties:\n");
     for Property { name, takes } in model.properties {
         text += &format!("  {name}={takes}\n");
+    }
+    if bus.is_some_and(|bus| bus != BusKind::VirtioMmio) {
+        for (name, takes) in PCI_PROPERTIES {
+            text += &format!("  {name}={takes}\n");
+        }
     }
     Some(text)
 }
@@ -451,7 +491,7 @@ mod tests {
     }
 
     fn dev(value: &str) -> Result<DeviceChoice, OptionError> {
-        device(Context { option: "-device", value }, &Globals::default())
+        device(Context { option: "-device", value }, &Globals::default()).map(|(choice, _)| choice)
     }
 
     #[test]
@@ -498,11 +538,32 @@ mod tests {
             ("virtio-blk,drive=d,seriel=s", "unknown property 'seriel' (did you mean 'serial'?)"),
             ("virtio-blk,drive=d,num-queues=17", "num-queues= takes 1 to 16"),
             ("virtio-blk,drive=d,logical_block_size=513", "power of two"),
-            ("virtio-blk-pci,drive=d", "no PCI on this machine: use virtio-blk-device"),
+            ("virtio-blk-pci,drive=d,adr=3", "unknown property 'adr' (did you mean 'addr'?)"),
+            ("virtio-blk-device,drive=d,addr=3", "unknown property 'addr'"),
         ] {
             let error = dev(text).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");
         }
+    }
+
+    #[test]
+    fn names_say_the_bus() {
+        for (text, bus) in [
+            ("virtio-rng", BusKind::OfMachine),
+            ("virtio-rng-device", BusKind::VirtioMmio),
+            ("virtio-rng-pci", BusKind::Pci),
+            ("virtio-rng-pci-non-transitional", BusKind::Pci),
+        ] {
+            let attachment =
+                device(Context { option: "-device", value: text }, &Globals::default()).unwrap().1;
+            assert_eq!(attachment.unwrap().bus, bus, "{text}");
+        }
+        let plain = Context { option: "-device", value: "isa-debug-exit" };
+        assert!(device(plain, &Globals::default()).unwrap().1.is_none());
+        assert!(properties_help("virtio-rng-pci,help").unwrap().contains("addr="));
+        assert!(!properties_help("virtio-rng-device,help").unwrap().contains("addr="));
+        assert!(help().contains("virtio-blk-device, virtio-blk-pci (or virtio-blk)"));
+        assert!(dev("virtio-rng-ccw").unwrap_err().to_string().ends_with("not built yet"));
     }
 
     #[test]

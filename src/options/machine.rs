@@ -5,19 +5,40 @@ use super::error::{Context, OptionError};
 use super::syntax;
 
 /// The machines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MachineKind {
-    /// No PCI: what a kernel needs and no more.
-    #[default]
-    Microvm,
+    /// What a kernel needs and no more.
+    Microvm {
+        /// There is a PCI Express bus.
+        pcie: bool,
+    },
+    /// A PC with a PCI Express bus.
+    Q35,
+}
+
+impl Default for MachineKind {
+    fn default() -> Self {
+        Self::Microvm { pcie: false }
+    }
 }
 
 impl MachineKind {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Microvm => "microvm",
+            Self::Microvm { .. } => "microvm",
+            Self::Q35 => "q35",
         }
+    }
+
+    /// Whether there is a PCI bus, which devices are on then unless something else is said.
+    pub fn has_pci(self) -> bool {
+        matches!(self, Self::Microvm { pcie: true } | Self::Q35)
+    }
+
+    /// Whether devices can be on virtio-mmio.
+    pub fn has_virtio_mmio(self) -> bool {
+        matches!(self, Self::Microvm { .. })
     }
 }
 
@@ -56,6 +77,14 @@ impl MachineArgument {
         for pair in syntax::pairs(context.value, "type") {
             match pair.key.replace('_', "-").as_str() {
                 "type" => self.kind = kind(context, &pair.value)?,
+                "pcie" => {
+                    let pcie = syntax::on_off(&pair.value).or((pair.value == "auto").then_some(false));
+                    let pcie = pcie.ok_or_else(|| context.bad("pcie= takes on, off or auto"))?;
+                    match &mut self.kind {
+                        MachineKind::Microvm { pcie: here } => *here = pcie,
+                        MachineKind::Q35 => return Err(context.unknown(&pair.key)),
+                    }
+                }
                 "accel" => {
                     let mut list = AccelList::default();
                     let choices = list.push_names(context, &pair.value)?;
@@ -74,9 +103,12 @@ impl MachineArgument {
                     Some(_) => {}
                     None => return Err(context.bad(format!("{property}= takes on or off"))),
                 },
-                property @ ("pcie" | "ioapic2" | "usb" | "graphics" | "mem-merge" | "dump-guest-core") => {
+                property @ ("ioapic2" | "usb" | "graphics" | "mem-merge" | "dump-guest-core" | "hpet"
+                | "sata" | "smbus" | "smm" | "vmport") => {
                     match pair.value.as_str() {
                         "off" => {}
+                        // A machine that has neither takes what suits it.
+                        "auto" if matches!(property, "smm" | "vmport") => {}
                         _ => return Err(context.not_built(property)),
                     }
                 }
@@ -95,8 +127,9 @@ impl MachineArgument {
 
 fn kind(context: Context, name: &str) -> Result<MachineKind, OptionError> {
     match name {
-        "microvm" => Ok(MachineKind::Microvm),
-        "q35" | "pc" | "isapc" | "none" | "x-remote" => Err(context.not_built(&format!("machine '{name}'"))),
+        "microvm" => Ok(MachineKind::default()),
+        "q35" => Ok(MachineKind::Q35),
+        "pc" | "isapc" | "none" | "x-remote" => Err(context.not_built(&format!("machine '{name}'"))),
         _ if name.starts_with("pc-q35-") || name.starts_with("pc-i440fx-") => {
             Err(context.not_built(&format!("machine '{name}'")))
         }
@@ -122,7 +155,8 @@ pub fn merge_accel(machine: MachineArgument, accel: AccelList) -> Result<Vec<Acc
 /// The text of `-M help`.
 pub const HELP: &str = "\
 Machines:
-  microvm   serial ports, PIC, PIT, IOAPIC, RTC, i8042, ACPI; no PCI (default)
+  microvm   serial ports, PIC, PIT, IOAPIC, RTC, i8042, ACPI, virtio-mmio (default); pcie=on adds a PCI Express bus
+  q35       the same with a PCI Express bus and no virtio-mmio
 ";
 
 #[cfg(test)]
@@ -160,8 +194,12 @@ mod tests {
             machine("microvm,foo=1").unwrap_err().to_string(),
             "-M microvm,foo=1: unknown property 'foo'"
         );
-        assert!(machine("microvm,pcie=on").unwrap_err().to_string().ends_with("pcie: not built yet"));
-        assert!(machine("q35").unwrap_err().to_string().ends_with("machine 'q35': not built yet"));
+        let kind = |value| machine(value).map(|machine| machine.kind);
+        assert_eq!(kind("microvm,pcie=on"), Ok(MachineKind::Microvm { pcie: true }));
+        assert_eq!(kind("q35,smm=off,vmport=auto,graphics=off"), Ok(MachineKind::Q35));
+        assert!(kind("q35,pcie=on").unwrap_err().to_string().ends_with("unknown property 'pcie'"));
+        assert!(kind("microvm,pcie=maybe").unwrap_err().to_string().contains("takes on, off or auto"));
+        assert!(kind("pc").unwrap_err().to_string().ends_with("machine 'pc': not built yet"));
         assert!(machine("frob").unwrap_err().to_string().contains("'frob'"));
     }
 }

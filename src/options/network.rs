@@ -97,7 +97,7 @@ pub fn nic(context: Context, index: usize) -> Result<Option<(Network, DeviceChoi
         match pair.key.as_str() {
             "mac" => address = Some(mac(context, &pair.value)?),
             "model" => match pair.value.as_str() {
-                "virtio" | "virtio-net" | "virtio-net-device" => {}
+                "virtio" | "virtio-net" | "virtio-net-device" | "virtio-net-pci" => {}
                 other => return Err(context.not_built(&format!("model={other}"))),
             },
             "id" => {}
