@@ -64,8 +64,8 @@ const SUM: &str = "b561f87202d04959e37588ee05cf5b10  -";
 /// Boots with the devices and again, and finds everything on the bus and working both times; the device's functions come with
 /// so many vectors.
 #[track_caller]
-fn everything_works(machine: &str, bridges: &[&str], devices: &[&str], interrupts: &[&str]) {
-    let scratch = Scratch::new("linux_pci");
+fn everything_works(test: &str, machine: &str, bridges: &[&str], devices: &[&str], interrupts: &[&str]) {
+    let scratch = Scratch::new(test);
     let disk = scratch.path("disk");
     std::fs::File::create(&disk).and_then(|file| file.set_len(8 << 20)).expect("an empty image");
     let drive = format!("file={},format=raw,if=none,id=d", disk.display());
@@ -89,10 +89,12 @@ fn everything_works(machine: &str, bridges: &[&str], devices: &[&str], interrupt
 
 #[test]
 fn q35_with_messages() {
-    if !fetch("q35_with_messages", &["cloud", "pci"]) {
+    let test = "q35_with_messages";
+    if !fetch(test, &["cloud", "pci"]) {
         return;
     }
     everything_works(
+        test,
         "q35",
         &[
             "function 0000:00:00.0: 0x8086 0x29c0 0x060000  driver  messages 0",
@@ -121,10 +123,12 @@ fn q35_with_messages() {
 /// Pins, of which two devices share one, beside virtio-mmio; and messages.
 #[test]
 fn microvm_with_pins_and_messages() {
-    if !fetch("microvm_with_pins_and_messages", &["cloud", "pci"]) {
+    let test = "microvm_with_pins_and_messages";
+    if !fetch(test, &["cloud", "pci"]) {
         return;
     }
     everything_works(
+        test,
         "microvm,pcie=on",
         &[
             "function 0000:00:00.0: 0x1b36 0x0008 0x060000  driver  messages 0",
