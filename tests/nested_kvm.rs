@@ -179,24 +179,31 @@ fn many_cpus_under_nested_kvm() {
     println!("nested, many CPUs: {:.1} s", outcome.elapsed.as_secs_f64());
 }
 
-/// A disk, whose doorbell the kernel rings (`ioeventfd`), under the kernel's interrupt controllers and under ours.
+/// A disk, whose doorbell the kernel rings (`ioeventfd`), under the kernel's interrupt controllers and under ours; and one on PCI,
+/// whose interrupts are messages that the kernel delivers (`irqfd`).
 #[test]
 fn linux_uses_a_disk_under_kvm() {
     let test = "linux_uses_a_disk_under_kvm";
-    if !fetch(test, &["cloud", "disk"]) {
+    if !fetch(test, &["cloud", "disk", "pci"]) {
         return;
     }
-    let (image, initrd) = (path("disk.ext4"), path("disk.gz"));
+    let (image, initrd, on_pci) = (path("disk.ext4"), path("disk.gz"), path("pci.gz"));
     let machines = [("kvm", 1, 1), ("kvm,kernel-irqchip=off", 2, 2)];
-    let commands = machines.map(|(accel, cpus, queues)| {
+    let command = |machine: &str, initrd: &str, device: &str, jobs: &str| {
         format!(
-            "{} -accel {accel} -M microvm -m 256 -smp {cpus} -kernel /guests/vmlinuz-cloud -initrd /files/disk.gz -nographic \
-             -drive file=/files/disk.ext4,format=raw,if=none,id=d -device virtio-blk-device,drive=d,num-queues={queues} \
-             -append 'console=ttyS0 panic=-1 jobs=write,run'",
+            "{} {machine} -m 256 -kernel /guests/vmlinuz-cloud -initrd /files/{initrd} -nographic \
+             -drive file=/files/disk.ext4,format=raw,if=none,id=d -device {device},drive=d \
+             -append 'console=ttyS0 panic=-1 jobs={jobs}'",
             program()
         )
-    });
-    let files = [Path::new(&image), Path::new(&initrd)];
+    };
+    let mut commands = Vec::from(machines.map(|(accel, cpus, queues)| {
+        let machine = format!("-accel {accel} -M microvm -smp {cpus}");
+        command(&machine, "disk.gz", &format!("virtio-blk-device,num-queues={queues}"), "write,run")
+    }));
+    let device = "virtio-rng-pci -device virtio-blk-pci,num-queues=2";
+    commands.push(command("-accel kvm -M q35 -smp 2", "pci.gz", device, "functions,disk,rng,interrupts"));
+    let files = [Path::new(&image), Path::new(&initrd), Path::new(&on_pci)];
     let Some(outcome) = run_in_l1(test, &files, &commands) else { return };
     for (n, (accel, ..)) in machines.into_iter().enumerate() {
         let (printed, status) = part(&outcome, n + 1);
@@ -205,5 +212,14 @@ fn linux_uses_a_disk_under_kvm() {
             && printed.contains("\nran 36 programs\n");
         outcome.check(well, &format!("-accel {accel}: status {status}\n{printed}"));
     }
+    let (printed, status) = part(&outcome, machines.len() + 1);
+    let on_pci = [
+        "BIVISOR-PCI-END disk status=0",
+        "BIVISOR-PCI-END rng status=0",
+        "interrupt virtio1-req.0: PCI-MSI has come",
+        "interrupt virtio1-req.1: PCI-MSI has come",
+    ];
+    let well = status == "0" && on_pci.iter().all(|line| printed.lines().any(|said| said == *line));
+    outcome.check(well, &format!("-M q35: status {status}\n{printed}"));
     println!("nested, a disk: {:.1} s", outcome.elapsed.as_secs_f64());
 }

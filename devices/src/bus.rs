@@ -102,7 +102,7 @@ impl Bus {
         (end <= window.len).then(|| (offset, Arc::clone(&window.device)))
     }
 
-    /// Reads from the device at `address`. False, and `data` untouched, where no window holds the access.
+    /// Reads from the device at `address`, or from the background. False, and `data` untouched, where neither holds the access.
     pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
         match self.find(address, data.len()) {
             Some((offset, device)) => {
@@ -113,7 +113,7 @@ impl Bus {
         }
     }
 
-    /// Writes to the device at `address`. False where no window holds the access.
+    /// Writes to the device at `address`, or to the background. False where neither holds the access.
     pub fn write(&self, address: u64, data: &[u8]) -> bool {
         match self.find(address, data.len()) {
             Some((offset, device)) => {

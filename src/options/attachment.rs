@@ -41,6 +41,8 @@ pub const PCI_PROPERTIES: &[(&str, &str)] = &[
     ("multifunction", "on|off: a slot with several functions says so by itself"),
     ("disable-legacy", "on|auto: there is no legacy interface"),
     ("disable-modern", "off"),
+    ("romfile", "nothing: there are no option ROMs"),
+    ("rombar", "0"),
 ];
 
 /// MSI-X vectors at most.
@@ -76,6 +78,8 @@ impl Attachment {
                     attachment.vectors = Some(vectors.ok_or_else(|| context.bad(expected))?);
                 }
                 ("disable-legacy", "auto" | "on" | "true") | ("disable-modern", "off" | "false") => {}
+                ("romfile", "") | ("rombar", "0") => {}
+                ("romfile" | "rombar", _) => return Err(context.not_built("an option ROM")),
                 ("multifunction", text) if syntax::on_off(text).is_some() => {}
                 ("disable-legacy", "off" | "false") => {
                     return Err(context.not_built("the legacy interface of virtio"));
