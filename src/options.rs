@@ -247,11 +247,7 @@ impl Draft {
             Value::Cpu => self.cpu = cpu::model(context)?,
             Value::Debug => self.log.extend(log::items(context)?),
             Value::DebugFile => self.log_file = Some(path(context)?),
-            Value::Device => {
-                let (device, attachment) = devices::device(context, &self.globals)?;
-                self.attachments.extend(attachment.map(|attachment| (self.devices.len(), attachment)));
-                self.devices.push(device);
-            }
+            Value::Device => self.add_device(context)?,
             Value::Display => match context.value {
                 "none" => self.display_none = true,
                 _ => return Err(OptionError::Never { option: line_of(context), why: refused::DISPLAY }),
@@ -329,11 +325,17 @@ impl Draft {
         Ok(())
     }
 
+    fn add_device(&mut self, context: Context) -> Result<(), OptionError> {
+        let (device, attachment) = devices::device(context, &self.globals)?;
+        self.attachments.extend(attachment.map(|attachment| (self.devices.len(), attachment)));
+        self.devices.push(device);
+        Ok(())
+    }
+
     fn add_drive(&mut self, drive: DriveChoice, interface: Interface) -> Result<(), OptionError> {
         if interface == Interface::Virtio {
-            let device = format!("virtio-blk-device,drive={}", drive.id.replace(',', ",,"));
-            let context = Context { option: &drive.option, value: &device };
-            self.devices.push(devices::device(context, &self.globals)?);
+            let device = format!("virtio-blk,drive={}", drive.id.replace(',', ",,"));
+            self.add_device(Context { option: &drive.option, value: &device })?;
         }
         self.drives.push(drive);
         Ok(())

@@ -81,7 +81,8 @@ fn help_lists_devices_and_their_properties() {
     let output = bivisor(&["-device", "help"]);
     let listed = String::from_utf8(output.stdout).expect("text");
     assert!(
-        output.status.success() && listed.contains("virtio-blk-device (or virtio-blk): a disk"),
+        output.status.success()
+            && listed.contains("virtio-blk-device, virtio-blk-pci (or virtio-blk): a disk"),
         "{listed}"
     );
     let output = bivisor(&["-device", "virtio-blk-device,help"]);
