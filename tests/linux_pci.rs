@@ -17,7 +17,7 @@ use support::Scratch;
 /// A starved host makes it slow, never wrong.
 const LIMIT: Duration = Duration::from_secs(400);
 
-const JOBS: &str = "functions,disk,net,rng,interrupts,again";
+const JOBS: &str = "functions,disk,net,rng,rescan,interrupts,again";
 
 #[track_caller]
 fn run(append: &str, more: &[&str]) -> Outcome {

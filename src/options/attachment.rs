@@ -108,7 +108,7 @@ fn address(text: &str) -> Option<Address> {
     Address::new(number(slot)?, number(function)?)
 }
 
-/// Refuses what cannot be on this machine: `name` is a device's name, of those that are attached, by their places.
+/// Refuses what cannot be on this machine, or not where it says.
 pub fn check(machine: MachineKind, attachments: &BTreeMap<usize, Attachment>) -> Result<(), OptionError> {
     let mut taken = vec![HOST_BRIDGE];
     if machine == MachineKind::Q35 {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use super::address_space::AddressSpace;
 use super::bar::BarKind;
@@ -71,7 +71,8 @@ pub struct PciRoot {
     changes: Mutex<()>,
     memory: Arc<AddressSpace>,
     io: Arc<AddressSpace>,
-    memory_bus: Arc<Bus>,
+    /// Which holds this, by its windows.
+    memory_bus: Weak<Bus>,
     /// CONFIG_ADDRESS.
     address: AtomicU32,
 }
@@ -87,7 +88,7 @@ impl PciRoot {
             changes: Mutex::default(),
             memory,
             io,
-            memory_bus: Arc::clone(memory_bus),
+            memory_bus: Arc::downgrade(memory_bus),
             address: AtomicU32::new(0),
         })
     }
@@ -183,6 +184,7 @@ impl PciRoot {
 
     /// Tells devices where their memory BARs answer now: a window that moves hides or uncovers others'.
     fn tell(&self) {
+        let Some(memory_bus) = self.memory_bus.upgrade() else { return };
         let functions: Vec<_> = {
             let functions = self.functions.read().expect(LOCK);
             functions.iter().map(|(&number, placed)| (number, Arc::clone(placed))).collect()
@@ -190,7 +192,7 @@ impl PciRoot {
         let now: Vec<[Option<u64>; BARS]> = functions
             .iter()
             .map(|(number, _)| {
-                std::array::from_fn(|index| self.memory.visible((*number, index), &self.memory_bus))
+                std::array::from_fn(|index| self.memory.visible((*number, index), &memory_bus))
             })
             .collect();
         // First what is gone: something else may be there next.

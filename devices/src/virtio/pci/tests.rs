@@ -291,6 +291,20 @@ fn a_reset_forgets_everything() {
     assert_eq!(driver.common::<2>(common::QUEUE_SIZE), 64);
 }
 
+#[test]
+fn a_paused_device_works_when_it_goes_on() {
+    let mut driver = Driver::new(2);
+    driver.enable_msix();
+    driver.start();
+    driver.root.pause();
+    driver.rings.add(0, 0, &[writable(DATA, 8)]);
+    driver.notify();
+    assert_eq!((driver.rings.used_index(0), driver.sink.take()), (0, vec![]));
+    driver.root.resume();
+    driver.clock.advance(1_000_000);
+    assert_eq!((driver.rings.used_index(0), driver.sink.take().len()), (1, 1));
+}
+
 /// Whatever a guest writes to the registers, in whatever order and size: nothing panics, and a reset helps.
 #[test]
 fn a_guest_that_writes_at_random() {
