@@ -159,7 +159,10 @@ impl Board {
         if cpu_count > limit {
             return Err(MachineError::TooManyCpus { cpus, accelerator: accelerator.name(), limit });
         }
-        let ram = Ram::new(blueprint.memory_bytes, blueprint.memory_backend.as_ref())?;
+        let ram = match &blueprint.memory_backend {
+            None if accelerator.translates() => Ram::shared(blueprint.memory_bytes)?,
+            backend => Ram::new(blueprint.memory_bytes, backend.as_ref())?,
+        };
         accelerator.memory_listener().set_map(ram.map())?;
         let clock = accelerator.clock();
         let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));

@@ -1,7 +1,7 @@
-//! Guest RAM: anonymous memory in huge pages (madvise(2)), or what a memory backend says.
+//! Guest RAM: anonymous memory in huge pages (madvise(2)), a memfd, or what a memory backend says.
 //!
-//! Not a memfd unless asked for: hosts give huge pages to anonymous memory that asks for them, and none to shared memory,
-//! unless told otherwise (`/sys/kernel/mm/transparent_hugepage`).
+//! A memfd only where the engine wants to map pages of it once more: hosts give huge pages to anonymous memory that asks for
+//! them, and none to shared memory, unless told otherwise (`/sys/kernel/mm/transparent_hugepage`).
 
 #![expect(unsafe_code, reason = "madvise is C")]
 
@@ -16,7 +16,7 @@ use vm_memory::{
 
 use super::memory_file::{self, MemoryFile};
 use crate::boot::memory_map;
-use crate::options::memory_backend::MemoryBackend;
+use crate::options::memory_backend::{MemoryBackend, MemorySource};
 
 /// Why there is no guest RAM.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +69,13 @@ impl Ram {
         let Some(backend) = backend else { return Self::anonymous(bytes) };
         let id = backend.id.clone();
         Self::of_backend(bytes, backend).map_err(|source| RamError::Backend { id, bytes, source })
+    }
+
+    /// `bytes` of RAM whose pages can be mapped once more.
+    pub fn shared(bytes: u64) -> Result<Self, RamError> {
+        let source = MemorySource::Memfd { huge_page: None };
+        let backend = MemoryBackend { id: String::new(), source, size: None, share: true, prealloc: false };
+        Self::of_backend(bytes, &backend).map_err(|source| RamError::NoMemory { bytes, source })
     }
 
     fn anonymous(bytes: u64) -> Result<Self, RamError> {

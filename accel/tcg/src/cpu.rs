@@ -130,6 +130,9 @@ impl Cpu {
 
     /// Before generated code runs on: see [`Mmu::settle`].
     pub fn settle(&mut self) {
+        if self.mmu.windows().is_stale() {
+            self.follow_windows();
+        }
         self.mmu.settle(&mut self.env, &self.ram);
     }
 

@@ -335,10 +335,17 @@ pub struct EnvBlock {
 const STACK_BYTES: usize = 2 << 20;
 const GUARD_BYTES: usize = 64 * 1024;
 
-/// The mapping: guard, stack, [`EnvBlock`]. Kept alive by kickers.
+/// Where the table of regions is from the host's RSP in generated code.
+pub const REGION_TABLE: i32 = size_of::<EnvBlock>().next_multiple_of(4096) as i32;
+/// Bytes of it: a page for each region of [`crate::windows`], by bits 16 to 47 of an address in it, and one byte more than that
+/// can say is never read.
+pub const REGION_TABLE_BYTES: usize = 1 << 32;
+
+/// The mapping: guard, stack, [`EnvBlock`], table of regions. Kept alive by kickers.
 pub struct EnvMapping {
     base: *mut libc::c_void,
     len: usize,
+    has_table: bool,
 }
 
 // SAFETY: the mapping is plain memory; its only parts reached from several threads are atomics.
@@ -349,27 +356,37 @@ unsafe impl Sync for EnvMapping {}
 impl EnvMapping {
     /// Maps a zeroed environment with its stack.
     pub fn new() -> std::io::Result<Arc<Self>> {
-        let len = (GUARD_BYTES + STACK_BYTES + size_of::<EnvBlock>()).next_multiple_of(4096);
-        // SAFETY: a fresh anonymous mapping touches nothing that exists.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
+        let used = GUARD_BYTES + STACK_BYTES + REGION_TABLE as usize;
+        let map = |len| {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            // SAFETY: a fresh anonymous mapping touches nothing that exists.
+            let base = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+            (base != libc::MAP_FAILED).then_some(Self { base, len, has_table: len > used })
         };
-        if base == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
-        }
-        let mapping = Self { base, len };
-        // SAFETY: the guard is the first part of the mapping that was just made.
-        if unsafe { libc::mprotect(base, GUARD_BYTES, libc::PROT_NONE) } != 0 {
+        // Address space may be limited (RLIMIT_AS): then there are no windows.
+        let mapping = map(used + REGION_TABLE_BYTES).or_else(|| map(used));
+        let mapping = mapping.ok_or_else(std::io::Error::last_os_error)?;
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the guard is the first part of the mapping that was just made, and stays; the table is the last.
+        let done = unsafe { libc::mprotect(mapping.base.byte_add(GUARD_BYTES), used - GUARD_BYTES, rights) };
+        if done != 0 {
             return Err(std::io::Error::last_os_error());
         }
         Ok(Arc::new(mapping))
+    }
+
+    /// The addresses of the table of regions, if there is room for one.
+    pub fn region_table(&self) -> Option<std::ops::Range<u64>> {
+        let start = self.block() as u64 + REGION_TABLE as u64;
+        self.has_table.then_some(start..start + REGION_TABLE_BYTES as u64)
+    }
+
+    /// Enters the claimed region that has `address` into the table. False: the host refuses.
+    pub fn enter_region(&self, address: u64) -> bool {
+        let Some(table) = self.region_table() else { return false };
+        let page = table.start + (address >> 16 & 0xffff_f000);
+        // SAFETY: the page is the table's, whose pages are never written.
+        unsafe { libc::mprotect(page as *mut _, 4096, libc::PROT_READ) == 0 }
     }
 
     /// The block's address: the host's RSP in generated code.

@@ -8,6 +8,7 @@ pub mod signals;
 pub mod sites;
 pub mod trace;
 pub mod vcpu;
+pub mod windows;
 
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,7 @@ pub mod stack;
 pub mod stress;
 pub mod task;
 pub mod translate;
+pub mod windows;
 
 pub use backend::{Tcg, TcgError, TcgOptions};
 pub use stress::Stress;

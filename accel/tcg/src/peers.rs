@@ -22,7 +22,9 @@ use accel::CpuHandle;
 use crate::code::cache::Gone;
 use crate::cpu::Cpu;
 use crate::env::{EnvMapping, KICKED};
+use crate::exec::windows::owners;
 use crate::ram::RamPage;
+use crate::windows;
 
 const LOCK: &str = "no holder of a lock of the CPUs' requests panics";
 
@@ -39,6 +41,8 @@ enum Request {
     RevokeWrite(RamPage),
     /// To have no cached jump to a block: it is no longer valid.
     ForgetJump { rip: u64, class: usize },
+    /// To have no windows: another CPU gets them.
+    CloseWindows,
 }
 
 #[derive(Default)]
@@ -234,6 +238,10 @@ impl Cpu {
                     self.code_changed = true;
                 }
                 Request::ForgetJump { rip, class } => self.mmu.forget_jump(rip, class),
+                Request::CloseWindows => {
+                    self.close_windows();
+                    self.code_changed = true;
+                }
             }
         }
         peer.served.store(asked, Ordering::Release);
@@ -241,11 +249,21 @@ impl Cpu {
 
     /// Nobody has a write entry for `page` any more when this returns. Its code mark is set. No lock is held.
     pub fn revoke_write(&mut self, page: RamPage) {
+        windows::revoke(page.host);
         self.mmu.revoke_write(self.ram.write_notes(self.index), page);
         let Some(engine) = self.engine.clone().filter(|engine| engine.peers.several()) else { return };
         let ram = Arc::clone(&self.ram);
         let others = engine.peers.others(&self.peer, |index| ram.write_notes(index).may_have(page.index));
         self.ask(&others, &[Request::RevokeWrite(page)]);
+    }
+
+    /// If `owner` is an address space of another CPU of this machine, that reaches no window any more when this returns true.
+    pub fn close_windows_of(&mut self, owner: windows::Owner) -> bool {
+        let Some(engine) = self.engine.clone() else { return false };
+        let mut all = engine.peers.others(&self.peer, |_| true);
+        all.retain(|peer| owners(&peer.mapping).contains(&owner));
+        self.ask(&all, &[Request::CloseWindows]);
+        !all.is_empty()
     }
 
     /// This CPU does not go on to the block any more.

@@ -2,11 +2,13 @@
 
 #![expect(unsafe_code, reason = "door: raw access to guest memory, which the guest may change at any time")]
 
+use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::env::Walk;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use crate::windows::Backing;
+use vm_memory::{Address, FileOffset, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -25,6 +27,8 @@ struct Region {
     len: u64,
     host: u64,
     first_page: u32,
+    /// The file that it is a shared mapping of, and where in it.
+    file: Option<FileOffset>,
 }
 
 /// Guest RAM.
@@ -100,7 +104,11 @@ impl Ram {
             if start % PAGE != 0 || len == 0 {
                 continue;
             }
-            regions.push(Region { start, len, host: region.as_ptr() as u64, first_page: pages });
+            let host = region.as_ptr() as u64;
+            // A private mapping shows other pages than the file once it was written to.
+            let shared = region.flags() & libc::MAP_SHARED != 0;
+            let file = region.file_offset().filter(|_| shared).cloned();
+            regions.push(Region { start, len, host, first_page: pages, file });
             pages += (len / PAGE) as u32;
         }
         Self {
@@ -148,6 +156,24 @@ impl Ram {
             }
         }
         None
+    }
+
+    /// Whether all of it is a file's, so that it can be mapped once more.
+    pub fn is_file(&self) -> bool {
+        self.regions.iter().all(|region| region.file.is_some())
+    }
+
+    /// What shows the page at guest physical address `gpa` once more, and how many pages follow it there, itself included.
+    pub fn backing(&self, gpa: u64) -> Option<(Backing, u64)> {
+        let region = self.regions.iter().find(|region| gpa.wrapping_sub(region.start) < region.len)?;
+        let offset = (gpa - region.start) & !(PAGE - 1);
+        let file = region.file.as_ref()?;
+        let backing = Backing {
+            file: file.file().as_raw_fd(),
+            offset: file.start() + offset,
+            host: region.host + offset,
+        };
+        Some((backing, (region.len - offset) / PAGE))
     }
 
     /// The RAM page numbered `index`, as guest physical address.

@@ -25,6 +25,8 @@ pub struct Stress {
     pub hashed: bool,
     /// Blocks end at their first jump.
     pub short: bool,
+    /// User programs have windows from their first instruction on.
+    pub windows: bool,
 }
 
 /// Where a switch is.
@@ -32,7 +34,7 @@ type Switch = fn(&mut Stress) -> &mut bool;
 
 impl Stress {
     /// The switches by name.
-    const NAMES: [(&str, Switch); 9] = [
+    const NAMES: [(&str, Switch); 10] = [
         ("misses", |stress| &mut stress.misses),
         ("ungrouped", |stress| &mut stress.ungrouped),
         ("flushes", |stress| &mut stress.flushes),
@@ -42,6 +44,7 @@ impl Stress {
         ("stepped", |stress| &mut stress.stepped),
         ("hashed", |stress| &mut stress.hashed),
         ("short", |stress| &mut stress.short),
+        ("windows", |stress| &mut stress.windows),
     ];
 
     /// The names.

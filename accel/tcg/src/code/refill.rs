@@ -14,7 +14,8 @@ use crate::code::thunks::scratch_offset;
 use crate::env_offset;
 use crate::exec::helpers::{CHECK_ALIGNMENT, JUDGE};
 use crate::mmu::access::{MODE_SMAP, MODE_USER};
-use crate::mmu::soft_tlb::{PIECES, TLB_ENTRIES, table_offset};
+use crate::mmu::sets::PIECES;
+use crate::mmu::soft_tlb::{TLB_ENTRIES, table_offset};
 use crate::mmu::walk::PHYS_BITS;
 use crate::ram::SEVERAL;
 

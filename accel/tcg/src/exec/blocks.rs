@@ -134,7 +134,16 @@ impl Vcpu {
         }
         cpu.env.sysflags &= !flag::RF;
         let page = cpu.fetch_page(linear)?;
-        let bits = mode_bits(&cpu.env) | variant;
+        let mut bits = mode_bits(&cpu.env) | variant;
+        let may_be_windowed = variant == 0 && mode::class(bits) == Some(mode::USER64);
+        if may_be_windowed && self.stress.windows && self.windows_allowed && !cpu.mmu.windows().open {
+            cpu.open_windows();
+        }
+        if may_be_windowed && cpu.mmu.windows().open {
+            bits |= mode::WINDOWED;
+            self.open_wanted_window();
+        }
+        let cpu = &mut self.cpu;
         let offset = linear & (PAGE - 1);
         let mut key =
             TbKey { physical: u64::from(page.index) << 12 | offset, rip, mode: bits, second_page: None };

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once};
 
 use crate::env::EnvBlock;
+use crate::exception::{pf, vector};
+use crate::exec::vcpu::Vcpu;
 
 /// Machines at once in one process. Tests make many, one after another; a user one.
 const SLOTS: usize = 64;
@@ -72,6 +74,49 @@ fn install() {
     }
 }
 
+/// Bytes of stack for [`handle`], which opens windows.
+const STACK_BYTES: usize = 256 << 10;
+
+/// The present thread's stack for signals.
+struct SignalStack(*mut libc::c_void);
+
+impl SignalStack {
+    fn install() -> Self {
+        let (rights, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a fresh mapping, which stays until the thread ends. Without one the thread keeps the stack that it has.
+        unsafe {
+            let stack = libc::mmap(std::ptr::null_mut(), STACK_BYTES, rights, flags, -1, 0);
+            if stack != libc::MAP_FAILED {
+                let stack = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: STACK_BYTES };
+                libc::sigaltstack(&stack, std::ptr::null_mut());
+            }
+            Self(stack)
+        }
+    }
+}
+
+impl Drop for SignalStack {
+    fn drop(&mut self) {
+        if self.0 != libc::MAP_FAILED {
+            let none = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+            // SAFETY: the thread ends, and was given this stack in `install`.
+            unsafe {
+                libc::sigaltstack(&none, std::ptr::null_mut());
+                libc::munmap(self.0, STACK_BYTES);
+            }
+        }
+    }
+}
+
+thread_local! {
+    static SIGNAL_STACK: SignalStack = SignalStack::install();
+}
+
+/// Gives the present thread a stack for signals on which windows can be opened.
+pub fn prepare_thread() {
+    SIGNAL_STACK.with(|_| ());
+}
+
 extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid context to an SA_SIGINFO handler.
     let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
@@ -79,6 +124,17 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
     for slot in &BUFFERS {
         if pc < slot.end.load(Ordering::Acquire) && pc >= slot.start.load(Ordering::Relaxed) {
             let block = registers[libc::REG_RSP as usize] as *mut EnvBlock;
+            let page_fault = registers[libc::REG_TRAPNO as usize] == i64::from(vector::PF);
+            if signal == libc::SIGSEGV && page_fault {
+                // SAFETY: `info` is valid as said, and a page fault carries an address; `owner` is the CPU whose generated
+                // code this thread is in, which nobody else touches: it is as if that code had called a helper.
+                let (address, vcpu) =
+                    unsafe { ((*info).si_addr() as u64, &mut *((*block).env.owner as *mut Vcpu)) };
+                let write = registers[libc::REG_ERR as usize] as u32 & pf::WRITE != 0;
+                if vcpu.window_fault(pc, address, write) {
+                    return;
+                }
+            }
             // SAFETY: in generated code of a block RSP is the environment's address; the code between blocks and
             // helpers (the thunks) does nothing that can fault.
             let env = unsafe { &mut (*block).env };

@@ -20,7 +20,8 @@ use crate::exception::{Exception, vector};
 use crate::exec::blocks::{Blocked, PageCopy};
 use crate::exec::icount::KickedAt;
 use crate::exec::sites::Sites;
-use crate::exec::trace;
+use crate::exec::windows::windows_allowed;
+use crate::exec::{signals, trace};
 use crate::interrupt::{self, Kind};
 use crate::ram::PAGE;
 use crate::stress::Stress;
@@ -90,12 +91,21 @@ pub struct Vcpu {
     pub(super) at_the_end: bool,
     /// Under icount: the block that a kick kept from being entered.
     pub(super) kicked_at: Option<KickedAt>,
+    /// User programs may have windows ([`crate::windows`]).
+    pub(super) windows_allowed: bool,
+    /// Where a window was wanted last: the code and the address.
+    pub(super) last_window: (u64, u64),
+    /// What the access for which there is no window raises.
+    pub(super) window_exception: Option<Exception>,
+    /// That access: its address, and whether it is a store.
+    pub(super) window_wanted: Option<(u64, bool)>,
 }
 
 impl Vcpu {
     /// A CPU over `engine`.
     pub fn new(mut cpu: Cpu, engine: Arc<Engine>) -> Self {
         cpu.env.site_misses.fill(0u16.wrapping_sub(SITE_MISSES));
+        let windows_allowed = windows_allowed(&cpu, &engine);
         engine.peers.join(&cpu.peer);
         Self {
             cpu,
@@ -113,6 +123,10 @@ impl Vcpu {
             wants_exclusive: false,
             at_the_end: false,
             kicked_at: None,
+            windows_allowed,
+            last_window: (0, 0),
+            window_exception: None,
+            window_wanted: None,
         }
     }
 
@@ -143,6 +157,9 @@ impl Vcpu {
     }
 
     fn with_io<R>(&mut self, io: &dyn CpuIo, f: impl FnOnce(&mut Self) -> R) -> R {
+        if self.windows_allowed {
+            signals::prepare_thread();
+        }
         let previous = self.cpu.lend_io(io);
         self.cpu.peer.go_inside();
         self.follow_emptied();
@@ -241,6 +258,7 @@ impl Vcpu {
             self.cpu.handle.clear_interrupt(request::HARD);
             let vector = self.cpu.io().interrupts().and_then(|interrupts| interrupts.acknowledge());
             if let Some(vector) = vector {
+                self.note_tick();
                 tracing::trace!(target: "int", vector, rip = self.cpu.env.rip, "interrupt");
                 self.cpu.env.halted = false;
                 return self.inject(vector, Kind::External);
@@ -334,7 +352,12 @@ impl Vcpu {
                     return Ok(true);
                 }
                 exit::FAULT => {
-                    let exception = self.host_fault();
+                    let Some(exception) = self.host_fault() else {
+                        // What a window is of no use for is executed without.
+                        variant = mode::SINGLE;
+                        self.single = true;
+                        continue;
+                    };
                     self.raise(exception)?;
                     return Ok(true);
                 }
@@ -440,15 +463,17 @@ impl Vcpu {
         if on_stack { Exception::ss(0) } else { Exception::gp(0) }
     }
 
-    /// Turns a host fault in generated code into the guest's exception, with `env.rip` at its instruction.
-    fn host_fault(&mut self) -> Exception {
+    /// Turns a host fault in generated code into the guest's exception, with `env.rip` at its instruction. `None`: the instruction
+    /// is to be executed, by itself and without windows.
+    fn host_fault(&mut self) -> Option<Exception> {
         let (pc, trap) = (self.cpu.env.fault_pc, self.cpu.env.fault_trap);
         self.cpu.give_back_from(pc, false);
-        let (rip, mark) = {
+        let (rip, mark, windowed) = {
             let code = self.engine.code();
             let id = code.cache.at(pc).expect("the handler checked the range");
             let mark = code.cache.mark_at(id, pc).expect("a block's code is marked from its start");
-            (code.cache.rip_of(id, mark.insn.into()), mark)
+            let windowed = code.cache.block(id).key.mode & mode::WINDOWED != 0;
+            (code.cache.rip_of(id, mark.insn.into()), mark, windowed)
         };
         let parked = PARKING_ORDER.into_iter().filter(|host| mark.parked() >> host & 1 != 0);
         for (slot, register) in parked.enumerate() {
@@ -460,7 +485,16 @@ impl Vcpu {
         }
         self.cpu.env.rip = rip;
         let trap = trap as u8;
-        match trap {
+        if windowed && let Some(exception) = self.window_exception.take() {
+            // The way back there leads through the loop, which opens a window.
+            self.cpu.mmu.forget_jump(rip, mode::USER64);
+            return Some(exception);
+        }
+        if windowed && matches!(trap, vector::PF | vector::GP | vector::SS | vector::AC) {
+            self.window_refused(pc);
+            return None;
+        }
+        Some(match trap {
             vector::XM if self.cpu.env.cr4 & CR4_OSXMMEXCPT == 0 => Exception::UD,
             vector::DE | vector::MF | vector::XM | vector::UD => Exception::plain(trap),
             vector::AC => Exception::with_code(vector::AC, 0),
@@ -472,12 +506,13 @@ impl Vcpu {
                 "host trap {trap} at {pc:#x} for guest rip {rip:#x}, address {:#x}",
                 self.cpu.env.fault_address
             ),
-        }
+        })
     }
 }
 
 impl Drop for Vcpu {
     fn drop(&mut self) {
         self.engine.peers.leave(&self.cpu.peer);
+        self.cpu.close_windows();
     }
 }

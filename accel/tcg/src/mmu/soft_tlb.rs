@@ -15,7 +15,9 @@ use std::mem::offset_of;
 
 use crate::code::tb::mode;
 use crate::env::{Env, TLB_MODES};
+use crate::mmu::sets::{PageSet, Used};
 use crate::mmu::walk::{self, cr};
+use crate::mmu::windowed::Windowed;
 use crate::ram::{Ram, SEVERAL, WriteNotes};
 
 /// Entries of one table; a power of two.
@@ -27,7 +29,7 @@ pub const JUMP_ENTRIES: usize = 2048;
 /// Entries of a table of code pages.
 pub const CODE_PAGES: usize = 4096;
 /// Address spaces kept at once. Linux uses six PCIDs for user space at a time.
-const CONTEXTS: usize = 8;
+pub const CONTEXTS: usize = 8;
 
 /// Pages that are looked for in the slots one by one; more empty them.
 const MAX_DROPPED: usize = 4;
@@ -75,78 +77,6 @@ pub struct FetchEntry {
 
 const NO_FETCH: FetchEntry = FetchEntry { tag: EMPTY_TAG, page: crate::ram::RamPage { host: 0, index: 0 } };
 
-/// A set of page numbers that may say yes to one that is not in it, never no to one that is.
-#[repr(C)]
-struct PageSet {
-    bits: [u64; 64],
-    used: bool,
-}
-
-// Refills write sets too.
-const _: () = assert!(std::mem::offset_of!(PageSet, used) == 512);
-
-impl PageSet {
-    const fn new() -> Self {
-        Self { bits: [0; 64], used: false }
-    }
-    fn place(number: u64) -> (usize, u64) {
-        let hash = (number ^ number >> 12) as usize & 0xfff;
-        (hash / 64, 1 << (hash % 64))
-    }
-    fn insert(&mut self, number: u64) {
-        let (word, bit) = Self::place(number);
-        self.bits[word] |= bit;
-        self.used = true;
-    }
-    fn may_have(&self, number: u64) -> bool {
-        let (word, bit) = Self::place(number);
-        self.used && self.bits[word] & bit != 0
-    }
-    fn clear(&mut self) {
-        if std::mem::take(&mut self.used) {
-            self.bits = [0; 64];
-        }
-    }
-}
-
-/// Pieces of each table that [`Used`] tells apart.
-pub const PIECES: usize = 64;
-
-/// Which pieces of a table something was entered in. A flush empties no others: an address space that a kernel switches to
-/// for the sake of one store (Linux's `text_poke`) has a few entries, and tables of a hundred KiB.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Used([bool; PIECES]);
-
-impl Used {
-    const NONE: Self = Self([false; PIECES]);
-
-    /// Entry `index` of `table` is used.
-    fn set<T>(&mut self, table: &[T], index: usize) {
-        self.0[index / (table.len() / PIECES) % PIECES] = true;
-    }
-
-    fn any(&self) -> bool {
-        self.0 != [false; PIECES]
-    }
-
-    /// Has what is used of `table` be as it is in `empty`.
-    fn flush<T: Copy>(&mut self, table: &mut [T], empty: impl Fn(usize) -> T) {
-        if !self.any() {
-            return;
-        }
-        let len = table.len() / PIECES;
-        for (piece, used) in self.0.iter_mut().enumerate() {
-            if std::mem::take(used) {
-                let first = piece * len;
-                for (index, entry) in table[first..first + len].iter_mut().enumerate() {
-                    *entry = empty(first + index);
-                }
-            }
-        }
-    }
-}
-
 /// One address space.
 #[repr(C)]
 pub struct Context {
@@ -169,6 +99,8 @@ pub struct Context {
     pcid: u16,
     valid: bool,
     last_use: u64,
+    /// Its windows.
+    pub(crate) windows: Windowed,
 }
 
 /// Where in a context the table of `mode` is, for reads or writes: [`TlbEntry`], by [`table_index`].
@@ -200,13 +132,14 @@ impl Context {
             fetch_used: [Used::NONE; 2],
             jumps_used: [Used::NONE; mode::CLASSES],
             code_pages_used: [Used::NONE; 2],
-            large: PageSet::new(),
-            huge: PageSet::new(),
-            jumped: PageSet::new(),
-            executed: PageSet::new(),
+            large: PageSet::NEW,
+            huge: PageSet::NEW,
+            jumped: PageSet::NEW,
+            executed: PageSet::NEW,
             pcid: 0,
             valid: false,
             last_use: 0,
+            windows: Windowed::default(),
         });
         context.flush();
         context
@@ -222,6 +155,7 @@ impl Context {
             self.fetch_used[mode].flush(&mut self.fetch[mode], |_| NO_FETCH);
             self.code_pages_used[mode].flush(&mut self.code_pages[mode], |_| 0);
         }
+        self.windows.all_flushed();
         self.flush_jumps();
         self.large.clear();
         self.huge.clear();
@@ -246,6 +180,7 @@ impl Context {
             return true;
         }
         let page = linear & !0xfff;
+        self.windows.page_flushed(page);
         let index = table_index(page);
         for mode in 0..TLB_MODES {
             for write in 0..2 {
@@ -376,6 +311,27 @@ impl Mmu {
 
     fn current(&mut self) -> &mut Context {
         &mut self.contexts[self.current]
+    }
+
+    /// The windows of the present context.
+    pub fn windows(&mut self) -> &mut Windowed {
+        &mut self.current().windows
+    }
+
+    /// The windows of all contexts.
+    pub fn all_windows(&mut self) -> impl Iterator<Item = &mut Windowed> {
+        self.contexts.iter_mut().map(|context| &mut context.windows)
+    }
+
+    /// Forgets every cached jump of the present context.
+    pub fn flush_jumps(&mut self) {
+        self.stale = true;
+        self.current().flush_jumps();
+    }
+
+    /// Number of the present context.
+    pub fn context_number(&self) -> usize {
+        self.current
     }
 
     /// The entry for `linear`.

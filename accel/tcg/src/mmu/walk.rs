@@ -184,6 +184,28 @@ pub fn walk(env: &Env, ram: &Ram, linear: u64, need: Need) -> Result<Page, Excep
     }
 }
 
+/// What a user program may do at `linear` by the tables as they are, in 4-level paging, where both the page and all tables on the
+/// way have been accessed: the page's guest physical address, and whether a write TLB entry may be made. Changes nothing.
+pub fn accessed(env: &Env, ram: &Ram, linear: u64) -> Option<(u64, bool)> {
+    let (mut table, mut shift) = (env.cr3 & PHYS_MASK, 39);
+    let mut rights = RW | US | A | P;
+    loop {
+        let entry = ram.entry64(table + (linear >> shift & 0x1ff) * 8)?.load(Ordering::Acquire);
+        let leaf = shift == 12 || entry & PS != 0 && shift < 39;
+        rights &= entry;
+        if rights & (US | A | P) != US | A | P || reserved(entry, shift, leaf, true) {
+            return None;
+        }
+        if leaf {
+            let size = 1u64 << shift;
+            let gpa = (entry & PHYS_MASK & !(size - 1)) | linear & (size - 1) & !0xfff;
+            return Some((gpa, rights & RW != 0 && entry & D != 0));
+        }
+        table = entry & PHYS_MASK;
+        shift -= 9;
+    }
+}
+
 fn reserved(entry: u64, shift: u32, leaf: bool, nxe: bool) -> bool {
     let mut mask = ((1u64 << 52) - 1) & !((1u64 << PHYS_BITS) - 1);
     if !nxe {

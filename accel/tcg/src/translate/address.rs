@@ -13,6 +13,7 @@
 mod direct;
 mod group_check;
 pub mod ramps;
+mod window;
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Register};
@@ -406,7 +407,7 @@ impl Translator {
                 dynasm!(self.e ; .arch x64 ; xor r10, [rsp + at] ; cmp r10, 0x1000 - size);
                 Restore::Slot(at)
             }
-            Place::Sum(_) | Place::Host(_) => {
+            Place::Sum(_) | Place::Host(_) | Place::Window(_) => {
                 dynasm!(self.e ; .arch x64 ; mov r11, r10 ; xor r11, [rsp + at] ; cmp r11, 0x1000 - size);
                 Restore::Nothing
             }
@@ -552,6 +553,9 @@ impl Translator {
 
     /// T0 = the zero-extended word of `size` (4 or 8) bytes that `item`'s memory operand names.
     pub(super) fn memory_to_t0(&mut self, item: &Item, size: u32) {
+        if self.reach_window(&item.insn) {
+            return self.load(10, size);
+        }
         self.flags_free(item.live_in);
         let path = self.path_to(&item.insn, size, false);
         self.check(size | stack_bit(&item.insn, self.bits), false, path, Use::Load);

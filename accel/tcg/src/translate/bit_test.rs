@@ -31,6 +31,9 @@ impl Translator {
             _ => {}
         }
         self.segment_t0(insn.memory_segment(), size, write, false);
+        if self.reach_window_at_t0() {
+            return self.bit_test_on_host(item);
+        }
         let packed = size | stack_bit(insn, self.bits) | helpers::ALSO_LOADS;
         let stub = self.check(packed, write, Path::Table, Use::BitTest);
         self.bit_test_on_host(item);

@@ -184,8 +184,8 @@ impl StandIns {
     }
 
     /// Gives each its register: the one that holds its value, if there is one, or one that is free. Until the memory operand
-    /// is read, T1 and with `sum` T0 are in use for its address. `None`: there are too few.
-    fn place(&mut self, held: impl Fn(usize) -> Option<u8>, memory: bool, sum: bool) -> Option<()> {
+    /// is read, those `in_use` are parts of its address. `None`: there are too few.
+    fn place(&mut self, held: impl Fn(usize) -> Option<u8>, in_use: [bool; 2]) -> Option<()> {
         let mut taken = [false; 2];
         for need in self.all.iter_mut().flatten() {
             if let Some(host) = held(need.guest) {
@@ -196,7 +196,7 @@ impl StandIns {
         // What is read needs its register from the start.
         for read in [true, false] {
             for need in self.all.iter_mut().flatten().filter(|need| !need.held && need.read == read) {
-                let free = |at: &usize| !taken[*at] && !(read && memory && (*at == 1 || sum));
+                let free = |at: &usize| !(taken[*at] || read && in_use[*at]);
                 let at = (0..2).find(free)?;
                 taken[at] = true;
                 need.host = T0 + at as u8;
@@ -305,8 +305,8 @@ impl Translator {
         if split {
             place = Place::Host(0);
         }
-        let in_sum = item.memory && matches!(place, Place::Sum(_));
-        needs.place(|guest| self.held_in(guest), item.memory, in_sum)?;
+        let in_use = if item.memory { place.uses_scratch() } else { [false; 2] };
+        needs.place(|guest| self.held_in(guest), in_use)?;
         let operands = Operands {
             reg: reg.map(|operand| needs.host(operand.guest)),
             vvvv: vvvv.map(|operand| needs.host(operand.guest)),

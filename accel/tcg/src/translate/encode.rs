@@ -6,7 +6,7 @@
 use crate::code::emitter::Emitter;
 
 /// A memory operand of 64-bit host registers: base, index and its scale (1, 2, 4 or 8), displacement.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// Base register.
     pub base: Option<u8>,

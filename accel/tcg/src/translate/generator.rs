@@ -23,7 +23,7 @@ use crate::translate::control::ExitStub;
 use crate::translate::facts::Kinds;
 use crate::translate::features::Features;
 use crate::translate::flags::{self, Flags};
-use crate::translate::groups::Groups;
+use crate::translate::groups::{self, Groups};
 use crate::translate::liveness::Peek;
 use crate::translate::place::Place;
 use crate::translate::system::SlowStub;
@@ -124,6 +124,8 @@ pub struct Translator {
     pub(super) hashed: u64,
     /// Groups on two pages have a way on of their own.
     pub(super) straddling: bool,
+    /// Guest registers whose values are known to lie in claimed regions, or close to one, a bit each.
+    pub(super) in_claimed: u16,
     pub(super) ramps: Ramps,
     pub(super) lists: Lists,
     pub(super) popped: u32,
@@ -167,6 +169,7 @@ impl Translator {
             straight: 0,
             hashed: 0,
             straddling: false,
+            in_claimed: 0,
             ramps: Ramps::default(),
             lists: Lists::default(),
             popped: 0,
@@ -243,6 +246,7 @@ impl Translator {
         let entries = self.prologue(&items[0], mappings.1);
         self.movable = None;
         self.nothing_held();
+        self.in_claimed = 0;
         let mut heads = 0;
         for (index, item) in items.iter().enumerate() {
             self.now = index;
@@ -256,6 +260,9 @@ impl Translator {
                 Class::Jump if index + 1 < items.len() => {}
                 Class::JumpIf if index + 1 < items.len() => self.jump_out_if(item),
                 _ => self.instruction(item),
+            }
+            if self.in_claimed != 0 {
+                self.in_claimed &= !groups::moved_far(item);
             }
         }
         let last = &items[items.len() - 1];

@@ -17,6 +17,8 @@ use crate::translate::registers::gpr_number;
 
 /// Bytes that a group spans at most: what the size argument of the miss helpers can say.
 const MAX_SPAN: i64 = 255;
+/// Bytes that a register may move by and still lie close to where it was.
+pub const STEP: u32 = 1 << 16;
 /// Guest register numbers.
 pub const RSP: u8 = 4;
 pub const RBP: u8 = 5;
@@ -344,6 +346,18 @@ fn changed(item: &Item) -> Option<u16> {
         Class::Pop => Some(1 << RSP | gpr_number(item.insn.op0_register()).map_or(0, |to| 1 << to)),
         Class::Leave => Some(1 << RSP | 1 << RBP),
         _ => Some(written(&item.insn)),
+    }
+}
+
+/// General registers of which `item` may make a value that lies far from the one before, a bit each.
+pub fn moved_far(item: &Item) -> u16 {
+    match item.class {
+        Class::Push | Class::PushMemory | Class::Call | Class::CallIndirect | Class::Return => 0,
+        Class::Pop => gpr_number(item.insn.op0_register()).map_or(0, |to| 1 << to),
+        _ => match constant_step(&item.insn) {
+            Some((_, by)) if by.unsigned_abs() <= STEP => 0,
+            _ => changed(item).unwrap_or(u16::MAX),
+        },
     }
 }
 

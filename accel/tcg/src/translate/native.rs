@@ -8,6 +8,7 @@ use crate::code::thunks::{T0, gpr_offset, scratch_offset};
 use crate::cpu::is_high_byte;
 use crate::translate::address::{Use, address_width, stack_bit};
 use crate::translate::block::Item;
+use crate::translate::encode::Memory;
 use crate::translate::generator::Translator;
 use crate::translate::place::Place;
 use crate::translate::reencode::{Copying, copying, with_memory};
@@ -48,6 +49,12 @@ impl Translator {
         let insn = &item.insn;
         let size = insn.memory_size().size() as u32;
         let write = item.access.writes;
+        if fp && self.windowed() {
+            self.need_fp(item.live_in);
+        }
+        if self.reach_window(insn) {
+            return self.native_on_host(item);
+        }
         let packed = size.max(1) | stack_bit(insn, self.bits) | item.access.packed;
         let stub = self.reach((packed, write), item.live_in, Use::Native, |this, used_for| {
             let path = match used_for {
@@ -289,12 +296,27 @@ pub fn set_operand(insn: &mut Instruction, place: Place) {
         Place::Sum(displacement) => (Register::R11, Register::R10, displacement),
         Place::Host(displacement) => (Register::R11, Register::None, displacement),
         Place::Base { base, displacement } => (sized(usize::from(base), 8), Register::R11, displacement),
+        Place::Window(memory) => return set_memory(insn, memory),
     };
     insn.set_memory_base(base);
     insn.set_memory_index(index);
     insn.set_memory_index_scale(1);
     insn.set_memory_displacement64(displacement as u64);
     insn.set_memory_displ_size(u32::from(displacement != 0));
+}
+
+/// Has the memory operand of `insn` be `memory`.
+fn set_memory(insn: &mut Instruction, memory: Memory) {
+    let register = |number: Option<u8>| number.map_or(Register::None, |number| sized(number.into(), 8));
+    let Memory { base, index, displacement } = memory;
+    insn.set_memory_base(register(base));
+    insn.set_memory_index(register(index.map(|(index, _)| index)));
+    insn.set_memory_index_scale(index.map_or(1, |(_, scale)| scale));
+    insn.set_memory_displacement64(displacement as u64);
+    insn.set_memory_displ_size(match base {
+        None => 4,
+        Some(_) => u32::from(displacement != 0),
+    });
 }
 
 /// Has the memory operand of `insn` be at `base`.

@@ -19,9 +19,18 @@ pub enum Place {
         /// In bytes.
         displacement: i32,
     },
+    /// At this operand: in a window.
+    Window(Memory),
 }
 
 impl Place {
+    /// Whether T0 and T1 are parts of its address.
+    pub fn uses_scratch(self) -> [bool; 2] {
+        let Memory { base, index, .. } = self.memory();
+        let index = index.map(|(index, _)| index);
+        [10, 11].map(|scratch| base == Some(scratch) || index == Some(scratch))
+    }
+
     /// As a memory operand.
     pub fn memory(self) -> Memory {
         match self {
@@ -30,6 +39,7 @@ impl Place {
             Self::Base { base, displacement } => {
                 Memory { base: Some(base), index: Some((11, 1)), displacement }
             }
+            Self::Window(memory) => memory,
         }
     }
 }

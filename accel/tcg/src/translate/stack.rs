@@ -11,6 +11,7 @@ use crate::translate::address::{Path, STACK_SLOT, Use, stack_bit};
 use crate::translate::block::Item;
 use crate::translate::encode::{Memory, Op};
 use crate::translate::generator::Translator;
+use crate::translate::groups::{RBP, RSP};
 use crate::translate::place::Place;
 use crate::translate::registers::{gpr_number, host_number};
 
@@ -23,6 +24,9 @@ impl Translator {
     /// Reaches a new slot of `size` bytes on the stack, for a store. See [`Translator::reach`].
     pub(super) fn reach_push(&mut self, live: u8, size: u32, used_for: Use) -> Option<usize> {
         let below = -(size as i32);
+        if self.reach_window_at(RSP, below) {
+            return None;
+        }
         self.reach((size | STACK, true), live, used_for, |this, used_for| {
             if used_for != Use::Member {
                 let size = if this.bits == 64 { 8 } else { 4 };
@@ -35,6 +39,9 @@ impl Translator {
 
     /// Reaches `size` bytes at the top of the stack, for a load.
     fn reach_top(&mut self, live: u8, size: u32) {
+        if self.reach_window_at(RSP, 0) {
+            return;
+        }
         self.reach((size | STACK, false), live, Use::Load, |this, used_for| {
             match (used_for, this.bits) {
                 (Use::Member, _) => {}
@@ -99,9 +106,11 @@ impl Translator {
     /// PUSH of a memory operand: read it first, then check the slot.
     pub(super) fn push_memory(&mut self, item: &Item) {
         let size = self.slot_size(&item.insn);
-        self.flags_free(item.live_in);
-        let path = self.path_to(&item.insn, size, false);
-        self.check(size | stack_bit(&item.insn, self.bits), false, path, Use::Load);
+        if !self.reach_window(&item.insn) {
+            self.flags_free(item.live_in);
+            let path = self.path_to(&item.insn, size, false);
+            self.check(size | stack_bit(&item.insn, self.bits), false, path, Use::Load);
+        }
         self.load(10, size);
         dynasm!(self.e ; .arch x64 ; mov [rsp + scratch_offset(1)], r10);
         let stub = self.reach_push(item.live_in, size, Use::PushScratch);
@@ -147,12 +156,14 @@ impl Translator {
     pub(super) fn leave(&mut self, item: &Item) {
         let wide = item.insn.code() == Code::Leaveq;
         if wide {
-            self.reach((8 | STACK, false), item.live_in, Use::Load, |this, used_for| {
-                if used_for != Use::Member {
-                    dynasm!(this.e ; .arch x64 ; mov r10, rbp);
-                }
-                Path::Table
-            });
+            if !self.reach_window_at(RBP, 0) {
+                self.reach((8 | STACK, false), item.live_in, Use::Load, |this, used_for| {
+                    if used_for != Use::Member {
+                        dynasm!(this.e ; .arch x64 ; mov r10, rbp);
+                    }
+                    Path::Table
+                });
+            }
             self.load(10, 8);
             dynasm!(self.e ; .arch x64 ; lea r9, [rbp + 8] ; mov rbp, r10);
         } else {

@@ -14,7 +14,7 @@ use accel::{Accelerator, CpuHandle, NoIo, VcpuBackend, VcpuConfig, VcpuExit};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::layout::{CODE, CODE_BYTES, DATA, EXIT_PAGE, EXIT32, EXIT64, PAGE, STACK, selector};
-use crate::shared::{Input, Outcome, Shared, ending};
+use crate::shared::{Input, Outcome, Shared, ending, memfd};
 use crate::xsave;
 
 /// The system's own structures: at this physical address and up, mapped for the supervisor at [`SYSTEM`].
@@ -99,11 +99,13 @@ fn build_memory(shared: &Shared) -> GuestMemoryMmap {
         .write(true)
         .open(format!("/proc/self/fd/{}", shared.descriptors().1))
         .expect("the code arena opens again");
+    // Files: an engine may want to map pages once more.
+    let file = |bytes| FileOffset::new(memfd(c"differential-memory", bytes).expect("a file in memory"), 0);
     let memory = GuestMemoryMmap::from_ranges_with_files([
-        (GuestAddress(0), SYSTEM_BYTES, None),
+        (GuestAddress(0), SYSTEM_BYTES, Some(file(SYSTEM_BYTES))),
         (GuestAddress(CODE), CODE_BYTES, Some(FileOffset::new(code, 0))),
-        (GuestAddress(DATA), 5 * PAGE, None),
-        (GuestAddress(EXIT_PAGE), PAGE, None),
+        (GuestAddress(DATA), 5 * PAGE, Some(file(5 * PAGE))),
+        (GuestAddress(EXIT_PAGE), PAGE, Some(file(PAGE))),
     ])
     .expect("guest memory");
 

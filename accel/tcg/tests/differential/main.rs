@@ -108,7 +108,7 @@ struct Tested {
 const PLAIN: &str = "plain";
 
 /// What is run by default beside [`PLAIN`].
-const STRESSES: [&str; 9] = [
+const STRESSES: [&str; 11] = [
     "misses",
     "misses+ungrouped",
     "flushes",
@@ -118,6 +118,8 @@ const STRESSES: [&str; 9] = [
     "stepped",
     "hashed",
     "short+unchained",
+    "windows",
+    "windows+kicks",
 ];
 
 /// What runs here.

@@ -108,7 +108,8 @@ pub struct Shared {
     code_file: File,
 }
 
-fn memfd(name: &std::ffi::CStr, bytes: usize) -> io::Result<File> {
+/// A file of `bytes` zeros in memory.
+pub fn memfd(name: &std::ffi::CStr, bytes: usize) -> io::Result<File> {
     // SAFETY: a valid name; the new descriptor is owned by nobody else. Not close-on-exec: the native process inherits it.
     let file = unsafe {
         let fd = libc::memfd_create(name.as_ptr(), 0);

@@ -78,7 +78,7 @@ impl Translator {
     /// Finds what can be checked together in `items`.
     pub(in crate::translate) fn find_groups(&mut self, items: &[Item], grouped: bool) {
         let mut groups = std::mem::take(&mut self.groups);
-        let apart = mode::SINGLE | mode::UNGROUPED | mode::ALIGN;
+        let apart = mode::SINGLE | mode::UNGROUPED | mode::ALIGN | mode::WINDOWED;
         if !grouped
             || self.bits != 64
             || self.class.is_none()

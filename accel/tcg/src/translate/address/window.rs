@@ -1,0 +1,146 @@
+//! Operands in windows ([`crate::windows`]): at the guest's own addresses, once it is sure that only windows lie there.
+
+use dynasmrt::{DynasmApi, dynasm};
+use iced_x86::{Instruction, Register};
+
+use crate::code::tb::mode;
+use crate::code::thunks::T0;
+use crate::env::REGION_TABLE;
+use crate::operand::segment_index;
+use crate::translate::address::address_width;
+use crate::translate::encode::Memory;
+use crate::translate::generator::Translator;
+use crate::translate::groups::STEP;
+use crate::translate::place::Place;
+use crate::translate::registers::{gpr_number, host_number};
+use crate::windows::{self, REACH};
+
+/// Instructions of a block at most, each of which may move a register by [`STEP`].
+const STEPS: u64 = crate::translate::block::MAX_INSNS as u64 + 1;
+/// What a displacement may be for its base register to be looked at instead of the sum.
+const CLOSE: u64 = 1 << 16;
+/// No operand is longer (FXSAVE and its like are helpers').
+const LONGEST: u64 = 4096;
+const _: () = assert!(CLOSE + STEPS * STEP as u64 + LONGEST <= REACH);
+
+impl Translator {
+    /// Whether the present instruction reaches operands through windows.
+    pub(in crate::translate) fn windowed(&self) -> bool {
+        self.key.mode & mode::WINDOWED != 0 && self.hashed >> self.now & 1 == 0
+    }
+
+    /// Leads to the memory operand of `insn` through a window: it is at [`Translator::place`] then. Clobbers T0 and T1; keeps
+    /// EFLAGS. False: another way is to be taken, and nothing was emitted.
+    pub(in crate::translate) fn reach_window(&mut self, insn: &Instruction) -> bool {
+        if !self.windowed() {
+            return false;
+        }
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        let displacement = insn.memory_displacement64();
+        let constant =
+            matches!(base, Register::None | Register::RIP | Register::EIP) && index == Register::None;
+        if segment_index(insn.memory_segment()) >= 4 || address_width(insn, self.bits) != 64 {
+            self.linear_to_t0(insn, 1, false);
+            return self.reach_window_at_t0();
+        }
+        if constant {
+            return self.reach_constant_window(displacement);
+        }
+        // Displacements are sign-extended from 32 bits.
+        let displacement = displacement as i64 as i32;
+        let number = gpr_number(base);
+        let index = gpr_number(index).map(|index| (index, insn.memory_index_scale()));
+        match (number, index) {
+            (Some(number), None) if u64::from(displacement.unsigned_abs()) <= CLOSE => {
+                self.reach_window_at(number as u8, displacement)
+            }
+            _ => {
+                let host = |number: Option<usize>| number.map(host_number);
+                let (base, scaled) = (host(number), host(index.map(|(index, _)| index)));
+                self.linear_to_t0(insn, 1, false);
+                self.look_at_region(T0);
+                self.place = match (base, scaled) {
+                    // Its own registers make a shorter way to the data than the sum.
+                    (None | Some(Some(_)), None | Some(Some(_))) => {
+                        let scale = index.map_or(1, |(_, scale)| scale);
+                        let index = scaled.flatten().map(|index| (index as u8, scale));
+                        Place::Window(Memory {
+                            base: base.flatten().map(|base| base as u8),
+                            index,
+                            displacement,
+                        })
+                    }
+                    _ => at_t0(),
+                };
+                true
+            }
+        }
+    }
+
+    /// As [`Translator::reach_window`], for what is `displacement` bytes (some [`CLOSE`] at most) from 64-bit guest register
+    /// `number`.
+    pub(in crate::translate) fn reach_window_at(&mut self, number: u8, displacement: i32) -> bool {
+        if !self.windowed() {
+            return false;
+        }
+        let guest = usize::from(number);
+        let host = match host_number(guest) {
+            Some(host) => host as u8,
+            None => {
+                if self.held_in(guest) != Some(T0) {
+                    self.e.load_env(T0, crate::code::thunks::gpr_offset(guest));
+                    self.holds(T0, guest);
+                }
+                T0
+            }
+        };
+        if self.in_claimed >> number & 1 == 0 {
+            self.look_at_region(host);
+            self.in_claimed |= 1 << number;
+        } else {
+            self.mark();
+        }
+        self.place = Place::Window(Memory { base: Some(host), index: None, displacement });
+        true
+    }
+
+    /// As [`Translator::reach_window`], for what is at the linear address in T0.
+    pub(in crate::translate) fn reach_window_at_t0(&mut self) -> bool {
+        if self.windowed() {
+            self.t0 = None;
+            self.look_at_region(T0);
+            self.place = at_t0();
+        }
+        self.windowed()
+    }
+
+    fn reach_constant_window(&mut self, address: u64) -> bool {
+        // Regions stay claimed.
+        if !windows::claim(address) {
+            return false;
+        }
+        self.mark();
+        self.place = match i32::try_from(address as i64) {
+            Ok(short) => Place::Window(Memory { base: None, index: None, displacement: short }),
+            Err(_) => {
+                self.constant_to(T0, address);
+                at_t0()
+            }
+        };
+        true
+    }
+
+    /// Faults unless the region of the address in host register `host` is claimed. Clobbers T1.
+    fn look_at_region(&mut self, host: u8) {
+        self.mark();
+        self.t1 = None;
+        dynasm!(self.e ; .arch x64
+            ; rorx r11, Rq(host), 16
+            ; mov r11d, r11d
+            ; movzx r11d, BYTE [rsp + r11 + REGION_TABLE]);
+    }
+}
+
+fn at_t0() -> Place {
+    Place::Window(Memory { base: Some(T0), index: None, displacement: 0 })
+}

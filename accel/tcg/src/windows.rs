@@ -1,0 +1,348 @@
+//! Windows: guest RAM at the very addresses where a user program of the guest has it.
+//!
+//! Where a program runs for long, the pages that it uses are mapped into this process once more, at its own addresses and with
+//! its own rights, as it comes to use them: its loads and stores need no look-up then, and an address that has no page is a
+//! host fault, from which [`crate::exec::windows`] makes a page or the guest's fault.
+//!
+//! For that no access of a guest's may reach what else lies in this process. The address space is cut into regions of 256 MiB.
+//! Generated code reaches through windows only in regions that were *claimed*: the whole region, and [`REACH`] bytes on either
+//! side of it, were free and are reserved for windows for good (nothing can be mapped there any more, by the host's
+//! linker or allocator neither). Before it uses an address it reads a byte at the region's place in a table
+//! ([`crate::env::EnvMapping::region_table`]) that has pages for claimed regions only. Nothing branches, and EFLAGS stay:
+//!
+//! ```text
+//!     rorx  t1, base, 16
+//!     mov   t1d, t1d              ; bits 16 to 47
+//!     movzx t1d, byte [rsp + t1 + table]
+//!     ...   [base + displacement]
+//! ```
+//!
+//! Addresses are the process's, so at any time one address space of one CPU owns all windows.
+
+#![expect(
+    unsafe_code,
+    reason = "door: maps guest RAM at fixed addresses, all of which this module has reserved"
+)]
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::os::fd::RawFd;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use crate::ram::PAGE;
+
+/// Bytes of a region, as a power of two.
+pub const REGION_BITS: u32 = 28;
+/// Bytes beyond a claimed region that are reserved as well: so far from an address that was looked at others may lie.
+pub const REACH: u64 = 32 << 20;
+/// What is reserved at a time.
+const GRANULE: u64 = REACH;
+/// No page below is ever mapped (Linux, *vm.mmap_min_addr*).
+const START: u64 = 0x1_0000;
+/// End of what user space can have.
+const END: u64 = (1 << 47) - PAGE;
+/// Times that windows are opened before all are closed. Each may cost two of the mappings that a process can have, of which
+/// there are 65530 (Linux, *vm.max_map_count*).
+const MAX_RUNS: usize = 24_000;
+/// Regions that are ever looked at: a guest may ask for any.
+const MAX_REGIONS: usize = 1024;
+
+/// A page that a window shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// The file that guest RAM is.
+    pub file: RawFd,
+    /// Where in it.
+    pub offset: u64,
+    /// The page's address in the mapping of all RAM, which stands for it.
+    pub host: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Window {
+    host: u64,
+    writable: bool,
+    /// The next window that shows the same page, or 0.
+    next: u64,
+}
+
+/// Who may have windows: a number that is never 0, the same for as long as it is the same address space of the same CPU.
+pub type Owner = u64;
+
+#[derive(Default)]
+struct Space {
+    owner: Owner,
+    /// When its program was last seen running.
+    used: Option<Instant>,
+    /// Granules that are reserved.
+    reserved: HashMap<u64, bool>,
+    /// Regions that were asked for, and whether they are claimed.
+    regions: HashMap<u64, bool>,
+    windows: HashMap<u64, Window>,
+    /// The first window of each page that is shown.
+    shown: HashMap<u64, u64>,
+    /// Of each granule with windows: the lowest and the highest.
+    extent: HashMap<u64, (u64, u64)>,
+    /// Changes to the host's mappings since there were none.
+    runs: usize,
+    /// Times that windows were opened, ever.
+    opened: u64,
+}
+
+static SPACE: Mutex<Option<Space>> = Mutex::new(None);
+
+struct Locked(MutexGuard<'static, Option<Space>>);
+
+fn space() -> Locked {
+    let mut guard = SPACE.lock().expect("no holder of the windows' lock panics");
+    guard.get_or_insert_default();
+    Locked(guard)
+}
+
+impl std::ops::Deref for Locked {
+    type Target = Space;
+    fn deref(&self) -> &Space {
+        self.0.as_ref().expect("made when it was locked")
+    }
+}
+
+impl std::ops::DerefMut for Locked {
+    fn deref_mut(&mut self) -> &mut Space {
+        self.0.as_mut().expect("made when it was locked")
+    }
+}
+
+/// Reserves `start..end`, if nothing is there.
+fn reserve(start: u64, end: u64) -> bool {
+    let (start, end) = (start.max(START), end.min(END));
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: MAP_FIXED_NOREPLACE leaves what exists as it is.
+    let got = unsafe { libc::mmap(start as *mut _, (end - start) as usize, libc::PROT_NONE, flags, -1, 0) };
+    if got == libc::MAP_FAILED {
+        return false;
+    }
+    if got as u64 != start {
+        // A kernel that does not know the flag takes the address for a wish.
+        // SAFETY: just mapped, and nobody knows of it.
+        unsafe { libc::munmap(got, (end - start) as usize) };
+        return false;
+    }
+    true
+}
+
+/// Has `start..end`, which is reserved, be without windows.
+fn clear(start: u64, end: u64) {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: the range was reserved by this module, which alone maps anything there.
+    let got = unsafe { libc::mmap(start as *mut _, (end - start) as usize, libc::PROT_NONE, flags, -1, 0) };
+    // Of what is reserved no page may stay where the guest has another.
+    assert!(got as u64 == start, "windows cannot be closed: {}", std::io::Error::last_os_error());
+}
+
+/// Claims the region that has `address` (below 2^47). False: something of this process lies in it or next to it.
+pub fn claim(address: u64) -> bool {
+    if address >> 47 != 0 {
+        return false;
+    }
+    let mut space = space();
+    let region = address >> REGION_BITS;
+    if let Some(&claimed) = space.regions.get(&region) {
+        return claimed;
+    }
+    if space.regions.len() == MAX_REGIONS {
+        return false;
+    }
+    let (start, end) = (region << REGION_BITS, (region + 1) << REGION_BITS);
+    let granules = (start / GRANULE).saturating_sub(1)..=(end / GRANULE).min(END / GRANULE);
+    let claimed = granules.into_iter().all(|granule| {
+        *space.reserved.entry(granule).or_insert_with(|| reserve(granule * GRANULE, (granule + 1) * GRANULE))
+    });
+    tracing::debug!(target: "mmu", region = start, claimed, "region for windows");
+    space.regions.insert(region, claimed);
+    claimed
+}
+
+/// Makes `owner` the owner of all windows, if nobody else is.
+pub fn take(owner: Owner) -> bool {
+    let mut space = space();
+    let free = space.owner == 0 || space.owner == owner;
+    if free {
+        (space.owner, space.used) = (owner, Some(Instant::now()));
+    }
+    free
+}
+
+/// The owner's program is running.
+pub fn still_used() {
+    space().used = Some(Instant::now());
+}
+
+/// The owner, if its program was not seen running for `time`.
+pub fn unused_owner(time: Duration) -> Option<Owner> {
+    let space = space();
+    let unused = space.used.is_none_or(|used| used.elapsed() >= time);
+    (space.owner != 0 && unused).then_some(space.owner)
+}
+
+/// Makes `new` the owner, if `old` is or there is none. Nobody reaches windows as `old` any more.
+pub fn seize(old: Owner, new: Owner) -> bool {
+    let mut space = space();
+    let free = space.owner == 0 || space.owner == old;
+    if free {
+        space.close_all();
+        (space.owner, space.used) = (new, Some(Instant::now()));
+    }
+    free
+}
+
+/// `owners` have no windows any more.
+pub fn give_up(owners: Range<Owner>) {
+    let mut space = space();
+    if owners.contains(&space.owner) {
+        space.close_all();
+        space.owner = 0;
+    }
+}
+
+/// How often windows were opened since the start.
+pub fn opened() -> u64 {
+    space().opened
+}
+
+/// How many windows there are.
+pub fn count() -> usize {
+    space().windows.len()
+}
+
+/// Shows `pages` pages from `backing` on at `address`, which lies in a claimed region. `writable` is asked under the lock that
+/// [`revoke`] takes. False: the host refused.
+pub fn open(address: u64, backing: Backing, pages: u64, writable: impl FnOnce() -> bool) -> bool {
+    let mut space = space();
+    if space.runs >= MAX_RUNS {
+        space.close_all();
+    }
+    space.runs += 1;
+    space.opened += 1;
+    let writable = writable();
+    let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+    let flags = libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE;
+    let len = (pages * PAGE) as usize;
+    // SAFETY: the address is in a claimed region, where nothing but windows lie; the file is guest RAM.
+    let got = unsafe {
+        libc::mmap(address as *mut _, len, protection, flags, backing.file, backing.offset as libc::off_t)
+    };
+    if got as u64 != address {
+        // MAP_FIXED may have unmapped what was reserved.
+        clear(address, address + pages * PAGE);
+        for page in 0..pages {
+            space.forget(address + page * PAGE);
+        }
+        return false;
+    }
+    for page in 0..pages {
+        let (at, host) = (address + page * PAGE, backing.host + page * PAGE);
+        match space.windows.get_mut(&at) {
+            Some(window) if window.host == host => window.writable = writable,
+            _ => {
+                space.forget(at);
+                let next = space.shown.insert(host, at).unwrap_or(0);
+                space.windows.insert(at, Window { host, writable, next });
+                let extent = space.extent.entry(at / GRANULE).or_insert((at, at));
+                *extent = (extent.0.min(at), extent.1.max(at));
+            }
+        }
+    }
+    true
+}
+
+/// What the window at page address `address` shows, and whether it can be written.
+pub fn shown(address: u64) -> Option<(u64, bool)> {
+    space().windows.get(&address).map(|window| (window.host, window.writable))
+}
+
+/// Closes the window at page address `address`, if there is one.
+pub fn close(address: u64) {
+    let mut space = space();
+    if space.forget(address) {
+        space.runs += 1;
+        clear(address, address + PAGE);
+    }
+}
+
+/// Closes all windows.
+pub fn close_all() {
+    space().close_all();
+}
+
+/// Closes all windows but those that `keep` wants, given the window's address, its page and whether it is writable.
+pub fn retain(mut keep: impl FnMut(u64, u64, bool) -> bool) {
+    let mut space = space();
+    let mut gone: Vec<u64> = space
+        .windows
+        .iter()
+        .filter(|&(&at, window)| !keep(at, window.host, window.writable))
+        .map(|(&at, _)| at)
+        .collect();
+    if gone.len() * 2 > space.windows.len() {
+        return space.close_all();
+    }
+    gone.sort_unstable();
+    for run in gone.chunk_by(|&one, &next| next == one + PAGE) {
+        space.runs += 1;
+        clear(run[0], run[run.len() - 1] + PAGE);
+        for &at in run {
+            space.forget(at);
+        }
+    }
+}
+
+/// No window that shows the page at `host` can be written any more when this returns.
+pub fn revoke(host: u64) {
+    let mut space = space();
+    let mut at = space.shown.get(&host).copied().unwrap_or(0);
+    while at != 0 {
+        let Some(window) = space.windows.get_mut(&at) else { break };
+        let next = window.next;
+        if std::mem::take(&mut window.writable) {
+            space.runs += 1;
+            // SAFETY: a window of this module's; fewer rights harm nobody.
+            let done = unsafe { libc::mprotect(at as *mut _, PAGE as usize, libc::PROT_READ) };
+            assert!(done == 0, "a window cannot be protected: {}", std::io::Error::last_os_error());
+        }
+        at = next;
+    }
+}
+
+impl Space {
+    /// Takes the window at `address` off the lists. Whether there was one.
+    fn forget(&mut self, address: u64) -> bool {
+        let Some(window) = self.windows.remove(&address) else { return false };
+        let first = self.shown.get_mut(&window.host).expect("every window's page is listed");
+        if *first == address {
+            match window.next {
+                0 => _ = self.shown.remove(&window.host),
+                next => *first = next,
+            }
+            return true;
+        }
+        let mut before = *first;
+        while let Some(other) = self.windows.get_mut(&before) {
+            if other.next == address {
+                other.next = window.next;
+                break;
+            }
+            before = other.next;
+        }
+        true
+    }
+
+    fn close_all(&mut self) {
+        for (_, (low, high)) in self.extent.drain() {
+            clear(low, high + PAGE);
+        }
+        self.windows.clear();
+        self.shown.clear();
+        self.runs = 0;
+    }
+}
