@@ -5,9 +5,6 @@
 
 #![expect(unsafe_code, reason = "termios and the restoring signal handlers are C")]
 
-pub mod escape;
-pub mod pty;
-
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, RawFd};

@@ -1,13 +1,13 @@
 //! 16550A UART. National Semiconductor PC16550D (June 1995).
 //!
 //! The line has no speed: a byte is sent the moment it is written, and one that the host has is received as soon as
-//! there is room. (`vm-superio`'s serial port is not used: its interrupts are pulses, reading its IIR drops pending
+//! there is room. A reader that is slow makes the transmitter full after a while, so that the guest waits and its CPU does not. (`vm-superio`'s serial port is not used: its interrupts are pulses, reading its IIR drops pending
 //! causes, and each byte is a write of its own.)
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use crate::backend::{CharBackend, CharDevice};
+use crate::backend::{CharBackend, CharDevice, CharEvent};
 use crate::bus::BusDevice;
 use crate::clock::Clock;
 use crate::device::Device;
@@ -22,6 +22,14 @@ mod transmit;
 use spec::{fcr, ier, iir, lcr, lsr, mcr, msr, register};
 use transmit::Transmitter;
 
+/// What has come over the line.
+#[derive(Clone, Copy)]
+enum Received {
+    Byte(u8),
+    /// Reads as zero, with the break bit.
+    Break,
+}
+
 struct Registers {
     ier: u8,
     fcr: u8,
@@ -31,8 +39,10 @@ struct Registers {
     msr_deltas: u8,
     scr: u8,
     divisor: [u8; 2],
-    received: VecDeque<u8>,
+    received: VecDeque<Received>,
     has_overrun: bool,
+    /// LSR was read with a break at the front of the FIFO.
+    break_seen: bool,
     /// The transmitter became empty and nobody has been told.
     thr_empty_pending: bool,
     /// The host has input that did not fit.
@@ -52,6 +62,7 @@ impl Registers {
             divisor: [12, 0],
             received: VecDeque::with_capacity(spec::FIFO_DEPTH),
             has_overrun: false,
+            break_seen: false,
             thr_empty_pending: false,
             refused_input: false,
         }
@@ -69,12 +80,25 @@ impl Registers {
         self.capacity().saturating_sub(self.received.len())
     }
 
-    fn push_received(&mut self, byte: u8) {
+    fn push_received(&mut self, what: Received) {
         if self.room() == 0 {
             self.has_overrun = true;
         } else {
-            self.received.push_back(byte);
+            self.received.push_back(what);
         }
+    }
+
+    fn pop_received(&mut self) -> u8 {
+        self.break_seen = false;
+        match self.received.pop_front() {
+            Some(Received::Byte(byte)) => byte,
+            Some(Received::Break) | None => 0,
+        }
+    }
+
+    /// A break is at the front and LSR has not told.
+    fn has_break(&self) -> bool {
+        !self.break_seen && matches!(self.received.front(), Some(Received::Break))
     }
 
     /// MSR bits 7:4: the MODEM that is always there, or in loop back what MCR drives.
@@ -88,15 +112,17 @@ impl Registers {
             .fold(0, |inputs, (_, input)| inputs | input)
     }
 
-    fn lsr(&self) -> u8 {
-        let ready = if self.received.is_empty() { 0 } else { lsr::DR };
-        let overrun = if self.has_overrun { lsr::OE } else { 0 };
-        lsr::THRE | lsr::TEMT | ready | overrun
+    fn lsr(&self, transmitter_is_full: bool) -> u8 {
+        let bit = |is_set, bit| if is_set { bit } else { 0 };
+        bit(!self.received.is_empty(), lsr::DR)
+            | bit(self.has_overrun, lsr::OE)
+            | bit(self.has_break(), lsr::BI)
+            | bit(!transmitter_is_full, lsr::THRE | lsr::TEMT)
     }
 
     /// The pending cause with the highest priority, as IIR bits 3:0.
     fn cause(&self) -> u8 {
-        if self.ier & ier::ELSI != 0 && self.has_overrun {
+        if self.ier & ier::ELSI != 0 && (self.has_overrun || self.has_break()) {
             return iir::LINE_STATUS;
         }
         if self.ier & ier::ERBFI != 0 && !self.received.is_empty() {
@@ -122,10 +148,10 @@ impl Registers {
         cause | if self.fcr & fcr::ENABLE != 0 { iir::FIFOS } else { 0 }
     }
 
-    fn write_ier(&mut self, value: u8) {
+    fn write_ier(&mut self, value: u8, transmitter_is_full: bool) {
         let value = value & ier::WRITABLE;
         // Enabling asks at once, as the transmitter is empty: drivers start sending so.
-        if value & !self.ier & ier::ETBEI != 0 {
+        if value & !self.ier & ier::ETBEI != 0 && !transmitter_is_full {
             self.thr_empty_pending = true;
         }
         self.ier = value;
@@ -135,6 +161,7 @@ impl Registers {
         let toggled = (self.fcr ^ value) & fcr::ENABLE != 0;
         if toggled || value & fcr::RESET_RECEIVER != 0 {
             self.received.clear();
+            self.break_seen = false;
         }
         // The other bits are only written while FCR bit 0 is.
         self.fcr = if value & fcr::ENABLE != 0 { value & !fcr::RESET_RECEIVER } else { 0 };
@@ -162,11 +189,14 @@ pub struct Uart16550 {
 impl Uart16550 {
     /// A port whose bytes go to `backend`. `clock` bounds how long a byte may wait for others to go with it.
     pub fn new(irq: IrqLine, backend: Arc<dyn CharBackend>, clock: &Arc<dyn Clock>) -> Arc<Self> {
-        Arc::new(Self {
+        let uart = Arc::new(Self {
             registers: Mutex::new(Registers::power_on()),
             irq,
             transmitter: Transmitter::new(backend, clock),
-        })
+        });
+        let device = Arc::downgrade(&uart);
+        uart.transmitter.backend().attach(device as Weak<dyn CharDevice>);
+        uart
     }
 
     fn lock(&self) -> MutexGuard<'_, Registers> {
@@ -193,7 +223,7 @@ impl Uart16550 {
         let value = match offset {
             register::RBR_THR_DLL if dlab => return registers.divisor[0],
             register::RBR_THR_DLL => {
-                let byte = registers.received.pop_front().unwrap_or(0);
+                let byte = registers.pop_received();
                 has_room = std::mem::take(&mut registers.refused_input);
                 byte
             }
@@ -203,11 +233,12 @@ impl Uart16550 {
             register::LCR => return registers.lcr,
             register::MCR => return registers.mcr,
             register::LSR => {
-                let value = registers.lsr();
-                if !registers.has_overrun {
+                let value = registers.lsr(self.transmitter.is_full());
+                if value & (lsr::OE | lsr::BI) == 0 {
                     return value;
                 }
                 registers.has_overrun = false;
+                registers.break_seen = value & lsr::BI != 0;
                 value
             }
             register::MSR => registers.modem_inputs() | std::mem::take(&mut registers.msr_deltas),
@@ -225,19 +256,19 @@ impl Uart16550 {
         let mut registers = self.lock();
         let dlab = registers.lcr & lcr::DLAB != 0;
         let mut has_room = false;
-        let mut sent = None;
+        let mut transmit = false;
         match offset {
             register::RBR_THR_DLL if dlab => registers.divisor[0] = value,
             register::RBR_THR_DLL => {
                 if registers.is_loop() {
-                    registers.push_received(value);
+                    registers.push_received(Received::Byte(value));
                 } else {
-                    sent = Some(value);
+                    transmit = self.transmitter.push(value);
                 }
-                registers.thr_empty_pending = true;
+                registers.thr_empty_pending = !self.transmitter.is_full();
             }
             register::IER_DLM if dlab => registers.divisor[1] = value,
-            register::IER_DLM => registers.write_ier(value),
+            register::IER_DLM => registers.write_ier(value, self.transmitter.is_full()),
             register::IIR_FCR => {
                 registers.write_fcr(value);
                 has_room = std::mem::take(&mut registers.refused_input);
@@ -251,12 +282,11 @@ impl Uart16550 {
             register::LSR | register::MSR => {}
             _ => registers.scr = value,
         }
-        let transmit = sent.map(|byte| self.transmitter.push(byte));
         self.update_irq(&registers);
         drop(registers);
-        // The host's write may block: nobody waits for it who does not send.
-        if transmit == Some(true) {
-            self.transmitter.flush();
+        // The host's write takes a while: nobody waits for it who does not send.
+        if transmit {
+            self.transmitter.send();
         }
         if has_room {
             self.transmitter.backend().accept_input();
@@ -290,10 +320,28 @@ impl CharDevice for Uart16550 {
         let mut registers = self.lock();
         let room = if registers.is_loop() { 0 } else { registers.room() };
         let taken = room.min(bytes.len());
-        registers.received.extend(&bytes[..taken]);
+        registers.received.extend(bytes[..taken].iter().copied().map(Received::Byte));
         registers.refused_input |= taken < bytes.len();
         self.update_irq(&registers);
         taken
+    }
+
+    fn event(&self, event: CharEvent) {
+        if event == CharEvent::Break {
+            let mut registers = self.lock();
+            if !registers.is_loop() {
+                registers.push_received(Received::Break);
+                self.update_irq(&registers);
+            }
+        }
+    }
+
+    fn writable(&self) {
+        if self.transmitter.resume() {
+            let mut registers = self.lock();
+            registers.thr_empty_pending = true;
+            self.update_irq(&registers);
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! A backend that keeps the last bytes, and one that writes to two.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
-use super::CharBackend;
+use super::{CharBackend, CharDevice};
 
-/// Remembers the last bytes that the guest sent: for tests, and for the report of a crash.
+/// `-chardev ringbuf`: remembers the last bytes that the guest sent. Also for the report of a crash.
 #[derive(Debug)]
 pub struct BufferBackend {
     capacity_bytes: usize,
@@ -58,6 +58,12 @@ impl CharBackend for TeeBackend {
         self.main.write(bytes);
     }
 
+    fn try_write(&self, bytes: &[u8]) -> usize {
+        let taken = self.main.try_write(bytes);
+        self.copy.write(&bytes[..taken]);
+        taken
+    }
+
     fn can_write(&self) -> bool {
         self.copy.can_write() && self.main.can_write()
     }
@@ -69,6 +75,14 @@ impl CharBackend for TeeBackend {
 
     fn accept_input(&self) {
         self.main.accept_input();
+    }
+
+    fn attach(&self, device: Weak<dyn CharDevice>) {
+        self.main.attach(device);
+    }
+
+    fn is_open(&self) -> bool {
+        self.main.is_open()
     }
 }
 

@@ -101,6 +101,8 @@ pub mod lsr {
     pub const DR: u8 = 1 << 0;
     /// Overrun error.
     pub const OE: u8 = 1 << 1;
+    /// Break interrupt.
+    pub const BI: u8 = 1 << 4;
     /// Transmitter holding register empty.
     pub const THRE: u8 = 1 << 5;
     /// Transmitter empty.

@@ -221,3 +221,79 @@ fn random_accesses_do_no_harm() {
     uart.reset();
     assert!(!uart.irq.level());
 }
+
+/// Takes so many bytes, then none until there is more room.
+#[derive(Default)]
+struct Slow {
+    room: AtomicUsize,
+    taken: Mutex<Vec<u8>>,
+}
+
+impl CharBackend for Slow {
+    fn write(&self, _bytes: &[u8]) {
+        panic!("nobody waits");
+    }
+    fn try_write(&self, bytes: &[u8]) -> usize {
+        let count = bytes.len().min(self.room.load(Ordering::SeqCst));
+        self.room.fetch_sub(count, Ordering::SeqCst);
+        self.taken.lock().unwrap().extend(&bytes[..count]);
+        count
+    }
+}
+
+#[test]
+fn a_slow_reader_makes_the_guest_wait_and_not_its_cpu() {
+    let (slow, clock) = (Arc::new(Slow::default()), crate::clock::HostClock::new().unwrap());
+    let uart = Uart16550::new(IrqLine::detached("test"), slow.clone(), &(clock as Arc<dyn Clock>));
+    let read = |offset| {
+        let mut data = [0];
+        uart.read(offset, &mut data);
+        data[0]
+    };
+    uart.write(1, &[ier::ETBEI]);
+    let mut sent = 0u32;
+    while read(5) & lsr::THRE != 0 {
+        uart.write(0, &[if sent % 80 == 79 { b'\n' } else { sent as u8 }]);
+        sent += 1;
+    }
+    assert!((4096..5000).contains(&sent), "{sent}");
+    assert_eq!(read(2) & 0xf, iir::NONE, "nothing asks for more");
+    // A guest that does not look is kept for a while.
+    uart.write(0, b"!");
+    slow.room.store(usize::MAX, Ordering::SeqCst);
+    uart.writable();
+    assert_eq!(read(5) & lsr::THRE, lsr::THRE);
+    assert_eq!(read(2), iir::THR_EMPTY);
+    let taken = slow.taken.lock().unwrap();
+    assert_eq!((taken.len(), taken.last()), (sent as usize + 1, Some(&b'!')));
+}
+
+#[test]
+fn what_is_kept_for_a_reader_that_does_not_read_has_an_end() {
+    let (slow, clock) = (Arc::new(Slow::default()), crate::clock::HostClock::new().unwrap());
+    let uart = Uart16550::new(IrqLine::detached("test"), slow.clone(), &(clock as Arc<dyn Clock>));
+    for _ in 0..200_000 {
+        uart.write(0, b"\n");
+    }
+    slow.room.store(usize::MAX, Ordering::SeqCst);
+    uart.writable();
+    assert_eq!(slow.taken.lock().unwrap().len(), 64 << 10);
+    uart.write(0, b"\n");
+    assert_eq!(slow.taken.lock().unwrap().len(), (64 << 10) + 1);
+}
+
+#[test]
+fn a_break_comes_in_its_place() {
+    let port = Port::new();
+    port.write(2, 1);
+    port.write(1, ier::ELSI);
+    port.uart.receive(b"a");
+    port.uart.event(CharEvent::Break);
+    port.uart.receive(b"h");
+    assert_eq!((port.read(2) & 0xf, port.read(5) & lsr::BI), (iir::NONE, 0), "not yet");
+    assert_eq!(port.read(0), b'a');
+    assert_eq!(port.read(2) & 0xf, iir::LINE_STATUS);
+    assert_eq!(port.read(5) & (lsr::BI | lsr::DR), lsr::BI | lsr::DR);
+    assert_eq!(port.read(5) & (lsr::BI | lsr::DR), lsr::DR, "told once");
+    assert_eq!((port.read(0), port.read(0)), (0, b'h'));
+}

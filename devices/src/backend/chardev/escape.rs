@@ -1,4 +1,4 @@
-//! The escape character of a serial port on the terminal (QEMU, *Keys in the character backend multiplexer*).
+//! The escape character of a multiplexer (QEMU, *Keys in the character backend multiplexer*).
 
 /// What the user typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,8 +9,10 @@ pub enum Typed {
     Quit,
     /// Escape, h: say what there is.
     Help,
-    /// Escape, c: the monitor.
-    Monitor,
+    /// Escape, c: input goes to the next device.
+    Next,
+    /// Escape, b: a break.
+    Break,
     /// Escape and a letter that QEMU has a meaning for and we do not.
     NotBuilt(u8),
 }
@@ -41,8 +43,9 @@ impl EscapeFilter {
             _ if byte == self.escape => Some(Typed::Byte(byte)),
             b'x' => Some(Typed::Quit),
             b'h' | b'?' => Some(Typed::Help),
-            b'c' => Some(Typed::Monitor),
-            b'b' | b's' | b't' => Some(Typed::NotBuilt(byte)),
+            b'c' => Some(Typed::Next),
+            b'b' => Some(Typed::Break),
+            b's' | b't' => Some(Typed::NotBuilt(byte)),
             _ => None,
         }
     }
@@ -55,12 +58,16 @@ impl EscapeFilter {
         }
     }
 
-    /// The answer to [`Typed::Help`].
-    pub fn help(&self) -> String {
+    /// The answer to [`Typed::Help`] where `devices` share the terminal.
+    pub fn help(&self, devices: usize) -> String {
         let name = self.name();
+        let next = match devices {
+            0 | 1 => "the monitor (not built yet)",
+            _ => "input goes to the next device",
+        };
         format!(
-            "\r\n{name} h    this text\r\n{name} x    ends the program\r\n{name} c    the monitor (not built yet)\r\n\
-             {name} {name}  sends {name} to the guest\r\n"
+            "\r\n{name} h    this text\r\n{name} x    ends the program\r\n{name} b    sends a break\r\n\
+             {name} c    {next}\r\n{name} {name}  sends {name} to the guest\r\n"
         )
     }
 }
@@ -77,9 +84,9 @@ mod tests {
     fn sequences() {
         let mut filter = EscapeFilter::new(1);
         assert_eq!(feed(&mut filter, b"a\x01\x01b"), [Typed::Byte(b'a'), Typed::Byte(1), Typed::Byte(b'b')]);
-        assert_eq!(feed(&mut filter, b"\x01x\x01h\x01c"), [Typed::Quit, Typed::Help, Typed::Monitor]);
+        assert_eq!(feed(&mut filter, b"\x01x\x01h\x01c"), [Typed::Quit, Typed::Help, Typed::Next]);
         assert_eq!(feed(&mut filter, b"\x01zq"), [Typed::Byte(b'q')]);
-        assert_eq!(feed(&mut filter, b"\x01b"), [Typed::NotBuilt(b'b')]);
+        assert_eq!(feed(&mut filter, b"\x01b\x01s"), [Typed::Break, Typed::NotBuilt(b's')]);
     }
 
     #[test]

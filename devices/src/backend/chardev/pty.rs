@@ -1,4 +1,4 @@
-//! A pseudo-terminal for `-serial pty` (pty(7)).
+//! Pseudo-terminals (pty(7)).
 
 #![expect(unsafe_code, reason = "the pseudo-terminal calls are C")]
 
@@ -50,6 +50,11 @@ impl Pty {
     /// The side that the serial port reads and writes.
     pub fn master(&self) -> &File {
         &self.master
+    }
+
+    /// The master side alone: it hangs up while no user has the terminal open.
+    pub fn into_master(self) -> File {
+        self.master
     }
 
     /// The side that users open.
