@@ -3,7 +3,7 @@
 pub mod accelerator;
 pub mod acpi;
 pub mod boot;
-pub mod console;
+pub mod chardevs;
 pub mod disks;
 pub mod exit_code;
 pub mod firmware;

@@ -5,6 +5,7 @@ mod accepted;
 pub mod action;
 pub mod attachment;
 pub mod board;
+pub mod chardev;
 mod config_file;
 pub mod cpu;
 pub mod devices;
@@ -38,7 +39,8 @@ use ::devices::clock::icount::Pace;
 use self::accel::{AccelChoice, AccelList, KvmChoice};
 use self::attachment::Attachment;
 use self::board::BoardOptions;
-use self::devices::{BlkChoice, DeviceChoice, MAX_SERIAL, SerialBackend};
+use self::chardev::{Chardev, SerialChoice};
+use self::devices::{BlkChoice, DeviceChoice, MAX_SERIAL};
 use self::drive::{DriveChoice, Interface, Nodes};
 use self::error::{Context, OptionError};
 use self::globals::Globals;
@@ -85,8 +87,10 @@ pub struct Options {
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub append: String,
-    /// COM1 to COM4.
-    pub serial: Vec<SerialBackend>,
+    /// COM1 to COM4: the names of what is behind them; `None`: there is no such port.
+    pub serial: Vec<Option<String>>,
+    /// What is behind character devices. Whatever names one finds it, and none serves too many.
+    pub chardevs: Vec<Chardev>,
     /// Added devices. The drives and objects that they name are there.
     pub devices: Vec<DeviceChoice>,
     /// How they are attached, by their indices; one that is not here is as the machine has it.
@@ -115,6 +119,13 @@ pub struct Options {
     pub log_file: Option<PathBuf>,
     /// What is logged.
     pub log: BTreeSet<LogItem>,
+}
+
+impl Options {
+    /// What devices name as what is behind them, once for each device, in the order in which they are made.
+    pub fn chardev_users(&self) -> impl Iterator<Item = &str> {
+        self.serial.iter().flatten().map(String::as_str)
+    }
 }
 
 /// The text of `-version`.
@@ -165,6 +176,7 @@ fn topic(value: Value) -> Option<String> {
     match value {
         Value::Accel => Some(accel::HELP.into()),
         Value::Machine => Some(machine::HELP.into()),
+        Value::Chardev => Some(chardev::HELP.into()),
         Value::Device => Some(devices::help()),
         Value::Object => Some(devices::OBJECT_HELP.into()),
         Value::Cpu => Some(cpu::help()),
@@ -198,7 +210,8 @@ struct Draft {
     kernel: Option<PathBuf>,
     initrd: Option<PathBuf>,
     append: String,
-    serial: Vec<SerialBackend>,
+    serial: Vec<SerialChoice>,
+    chardevs: Vec<Chardev>,
     devices: Vec<DeviceChoice>,
     attachments: BTreeMap<usize, Attachment>,
     drives: Vec<DriveChoice>,
@@ -244,6 +257,7 @@ impl Draft {
                 let drive = drive::image(context, self.drives.len(), read_only)?;
                 self.add_drive(drive, Interface::Virtio)?;
             }
+            Value::Chardev => self.chardevs.push(chardev::chardev(context)?),
             Value::Cpu => self.cpu = cpu::model(context)?,
             Value::Debug => self.log.extend(log::items(context)?),
             Value::DebugFile => self.log_file = Some(path(context)?),
@@ -306,14 +320,10 @@ impl Draft {
             Value::PidFile => self.pidfile = Some(path(context)?),
             Value::Rtc => self.rtc = icount::rtc(context)?.or(self.rtc),
             Value::Serial => {
-                let backend = devices::serial(context)?;
-                if backend == SerialBackend::Stdio && self.serial.contains(&backend) {
-                    return Err(OptionError::StdioTaken);
-                }
                 if self.serial.len() == MAX_SERIAL {
                     return Err(context.bad(format!("there are {MAX_SERIAL} serial ports")));
                 }
-                self.serial.push(backend);
+                self.serial.push(chardev::serial(context, self.serial.len())?);
             }
             Value::Smp => self.smp.add(context)?,
             Value::Timeout => {
@@ -396,6 +406,34 @@ impl Draft {
         Ok(drives)
     }
 
+    /// The serial ports, and what is behind all that names it.
+    fn chardevs(&mut self) -> Result<(Vec<Option<String>>, Vec<Chardev>), OptionError> {
+        let mut chardevs = std::mem::take(&mut self.chardevs);
+        let mut ports = std::mem::take(&mut self.serial);
+        if ports.is_empty() && (!self.no_defaults || self.no_graphic) {
+            // There is no display: unless `-display none` says that nobody looks, COM1 is what there is to see.
+            let visible = self.no_graphic || !self.display_none;
+            ports.push(SerialChoice::Own(if visible { chardev::stdio(0) } else { chardev::null(0) }));
+        }
+        let mut users = Vec::new();
+        let mut serial = Vec::new();
+        for port in ports {
+            let id = match port {
+                SerialChoice::None => None,
+                SerialChoice::Named(id) => Some(id),
+                SerialChoice::Own(chardev) => {
+                    let id = chardev.id.clone();
+                    chardevs.push(chardev);
+                    Some(id)
+                }
+            };
+            users.extend(id.iter().map(|id| ("-serial".to_owned(), id.clone())));
+            serial.push(id);
+        }
+        chardev::check(&chardevs, &users)?;
+        Ok((serial, chardevs))
+    }
+
     fn name(&mut self, context: Context) -> Result<(), OptionError> {
         for pair in syntax::pairs(context.value, "guest") {
             match pair.key.as_str() {
@@ -413,6 +451,7 @@ impl Draft {
     fn finish(mut self) -> Result<Options, OptionError> {
         let drives = self.drives()?;
         board::check(&self.devices, self.icount.is_some())?;
+        let (serial, chardevs) = self.chardevs()?;
         let kernel = self.kernel.ok_or(OptionError::NoKernel)?;
         let machine = self.machine.kind;
         let named = self.machine.memory_backend.take();
@@ -432,12 +471,6 @@ impl Draft {
             accel = icount::restrict(accel, asked)?;
             rtc = icount::ICOUNT_DATE;
         }
-        let mut serial = self.serial;
-        if serial.is_empty() && !self.no_defaults || serial.is_empty() && self.no_graphic {
-            // There is no display: unless `-display none` says that nobody looks, COM1 is what there is to see.
-            let visible = self.no_graphic || !self.display_none;
-            serial.push(if visible { SerialBackend::Stdio } else { SerialBackend::Null });
-        }
         Ok(Options {
             accel,
             machine,
@@ -452,6 +485,7 @@ impl Draft {
             initrd: self.initrd,
             append: self.append,
             serial,
+            chardevs,
             devices: self.devices,
             attachments: self.attachments,
             drives,

@@ -10,22 +10,21 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use devices::backend::{BufferBackend, CharBackend};
+use devices::backend::{BufferBackend, CharBackend, TeeBackend};
 
 use self::main_loop::{MainLoop, Outcome};
 use crate::accelerator::{self, AccelError, chain};
 use crate::boot::error::BootError;
 use crate::boot::{BootSource, Randomness};
-use crate::console::{self, ConsoleError, Input, Output};
+use crate::chardevs::{self, ChardevError, Chardevs};
 use crate::disks::{self, DiskError};
 use crate::firmware::{self, FirmwareError};
 use crate::log::Log;
-use crate::machine::{Blueprint, Board, MachineError};
+use crate::machine::{Blueprint, Board, Machine, MachineError};
 use crate::networks::{self, NetworkError};
 use crate::options::Options;
 use crate::options::log::LogItem;
 use crate::run_state::{Phase, RunState};
-use crate::terminal::RawTerminal;
 use crate::{exit_code, signals, tell, writable};
 
 /// Why a guest could not be run.
@@ -46,9 +45,9 @@ pub enum RunError {
     /// The machine cannot be built.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// A serial port has no host's end.
+    /// A character device has no host's end.
     #[error(transparent)]
-    Console(#[from] ConsoleError),
+    Chardev(#[from] ChardevError),
     /// A network cannot be had.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -115,6 +114,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
         firmware,
     };
     check_files(options)?;
+    let sockets = chardevs::bind(&options.chardevs)?;
     let board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
 
     if let Some(path) = &options.log_file {
@@ -122,10 +122,15 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     }
     let _pidfile = options.pidfile.as_deref().map(PidFile::create).transpose()?;
     name_process(options);
-    let mut ends = Ends::open(options)?;
-    let machine = board.equip(std::mem::take(&mut ends.backends))?;
-    let mut main_loop = MainLoop::new(&machine, &run_state, options, std::mem::take(&mut ends.inputs))
-        .map_err(host("event loop"))?;
+    let quit = Arc::clone(&run_state);
+    let Some(mut chardevs) = chardevs::open(options, sockets, move || quit.quit())? else {
+        let signal = signals::received().unwrap_or(libc::SIGTERM);
+        return Ok(ended_by(signal));
+    };
+    let ends = Ends::new(options, &mut chardevs);
+    let machine = board.equip(ends.serial)?;
+    let mut main_loop = MainLoop::new(&machine, &run_state, options).map_err(host("event loop"))?;
+    chardevs.start()?;
     machine.start()?;
     run_state.enter(Phase::Running);
     let outcome = main_loop.run();
@@ -137,12 +142,12 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     }
 
     machine.flush_disks();
-    ends.close();
+    chardevs.close();
     for uart in machine.serial().iter().flatten() {
         uart.flush();
     }
-    ends.restore_terminal();
-    let ending = finish(&outcome, &machine, &ends);
+    drop(chardevs);
+    let ending = finish(&outcome, &machine, &ends.tails);
     drop(main_loop);
     // A CPU may be stuck in its engine. Its thread is not waited for: it ends with the process.
     std::mem::forget(machine);
@@ -150,23 +155,25 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
 }
 
 /// Says what there is to say, and how the program ends.
-fn finish(outcome: &Outcome, machine: &crate::machine::Machine, ends: &Ends) -> Ending {
+fn finish(outcome: &Outcome, machine: &Machine, tails: &[Tail]) -> Ending {
     Ending::Status(match outcome {
         Outcome::PowerOff | Outcome::Reset | Outcome::Quit => exit_code::SUCCESS,
         Outcome::GuestStatus(status) => *status,
-        Outcome::Signal(signal) => {
-            tell::line(format_args!("terminated by signal {signal}"));
-            return Ending::Signal(*signal);
-        }
+        Outcome::Signal(signal) => return ended_by(*signal),
         Outcome::Failed(error) => {
             complain(&**error);
             exit_code::ERROR
         }
         Outcome::Stopped(stop) => {
-            tell::text_as_is(&crash_report::text(stop, machine.memory(), &ends.tails));
+            tell::text_as_is(&crash_report::text(stop, machine.memory(), tails));
             stop.exit_code()
         }
     })
+}
+
+fn ended_by(signal: i32) -> Ending {
+    tell::line(format_args!("terminated by signal {signal}"));
+    Ending::Signal(signal)
 }
 
 /// Refuses a file that cannot be written before the first one is created or truncated.
@@ -180,7 +187,7 @@ fn check_files(options: &Options) -> Result<(), RunError> {
             })?;
         }
     }
-    console::check_files(&options.serial)?;
+    chardevs::check_files(&options.chardevs)?;
     Ok(())
 }
 
@@ -215,41 +222,31 @@ impl Drop for PidFile {
     }
 }
 
-/// The host's ends of the serial ports.
+/// How much of what the guest last said is kept for the report of a crash.
+const TAIL_BYTES: usize = 16 << 10;
+
+/// A console's name and what was last said there.
+type Tail = (String, Arc<BufferBackend>);
+
+/// The host's ends of the consoles.
 #[derive(Default)]
 struct Ends {
-    backends: Vec<Option<Arc<dyn CharBackend>>>,
-    /// With the port's index.
-    inputs: Vec<(usize, Input)>,
-    outputs: Vec<Arc<Output>>,
-    /// COM number and what it last said.
-    tails: Vec<(usize, Arc<BufferBackend>)>,
-    raw: Option<RawTerminal>,
+    /// COM1 to COM4.
+    serial: Vec<Option<Arc<dyn CharBackend>>>,
+    tails: Vec<Tail>,
 }
 
 impl Ends {
-    fn open(options: &Options) -> Result<Self, ConsoleError> {
+    fn new(options: &Options, chardevs: &mut Chardevs) -> Self {
         let mut ends = Self::default();
-        for (index, backend) in options.serial.iter().enumerate() {
-            let Some(port) = console::open(backend, index, options.escape)? else {
-                ends.backends.push(None);
-                continue;
-            };
-            ends.backends.push(Some(port.backend));
-            ends.inputs.extend(port.input.map(|input| (index, input)));
-            ends.outputs.extend(port.output);
-            ends.tails.push((index + 1, port.tail));
-            ends.raw = ends.raw.or(port.raw);
+        for (number, chardev) in (1..).zip(&options.serial) {
+            let end = chardev.as_ref().map(|chardev| {
+                let tail = BufferBackend::new(TAIL_BYTES);
+                ends.tails.push((format!("COM{number}"), Arc::clone(&tail)));
+                Arc::new(TeeBackend::new(chardevs.front(chardev), tail)) as Arc<dyn CharBackend>
+            });
+            ends.serial.push(end);
         }
-        Ok(ends)
-    }
-
-    /// Nobody waits for a reader any more.
-    fn close(&self) {
-        self.outputs.iter().for_each(|output| output.close());
-    }
-
-    fn restore_terminal(&mut self) {
-        self.raw = None;
+        ends
     }
 }

@@ -25,9 +25,9 @@ static IS_RAW: AtomicBool = AtomicBool::new(false);
 #[derive(Debug)]
 pub struct RawTerminal(());
 
-/// Puts the terminal behind `input` in raw mode: each key goes to the guest, Ctrl-C and Ctrl-Z too. Output keeps
-/// its newline translation. `None` if `input` is no terminal. Once per process.
-pub fn enter_raw_mode(input: impl AsFd) -> io::Result<Option<RawTerminal>> {
+/// Puts the terminal behind `input` in raw mode: each key goes to the guest, Ctrl-C and Ctrl-Z too unless `signals` stay
+/// signals. Output keeps its newline translation. `None` if `input` is no terminal. Once per process.
+pub fn enter_raw_mode(input: impl AsFd, signals: bool) -> io::Result<Option<RawTerminal>> {
     let fd = input.as_fd().as_raw_fd();
     let Some(before) = settings_of(fd) else { return Ok(None) };
     let mut raw = before;
@@ -40,7 +40,10 @@ pub fn enter_raw_mode(input: impl AsFd) -> io::Result<Option<RawTerminal>> {
         | libc::ICRNL
         | libc::IXON);
     raw.c_oflag |= libc::OPOST;
-    raw.c_lflag &= !(libc::ECHO | libc::ECHONL | libc::ICANON | libc::IEXTEN | libc::ISIG);
+    raw.c_lflag &= !(libc::ECHO | libc::ECHONL | libc::ICANON | libc::IEXTEN);
+    if !signals {
+        raw.c_lflag &= !libc::ISIG;
+    }
     raw.c_cflag &= !(libc::CSIZE | libc::PARENB);
     raw.c_cflag |= libc::CS8;
     raw.c_cc[libc::VMIN] = 1;
@@ -102,6 +105,7 @@ fn apply(fd: RawFd, settings: &libc::termios) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use devices::backend::chardev::pty;
 
     #[test]
     fn raw_mode_comes_and_goes() {
@@ -114,7 +118,7 @@ mod tests {
         apply(fd, &settings).unwrap();
         let before = settings_of(fd).unwrap();
 
-        let raw = enter_raw_mode(pty.terminal()).unwrap().expect("a pty is a terminal");
+        let raw = enter_raw_mode(pty.terminal(), false).unwrap().expect("a pty is a terminal");
         assert_eq!(settings_of(fd).unwrap().c_lflag & cooked, 0);
         apply(fd, &before).unwrap();
         reapply();
@@ -125,6 +129,6 @@ mod tests {
         reapply();
         assert_eq!(settings_of(fd).unwrap().c_lflag, before.c_lflag, "nothing to apply any more");
 
-        assert!(enter_raw_mode(std::fs::File::open("/dev/null").unwrap()).unwrap().is_none());
+        assert!(enter_raw_mode(std::fs::File::open("/dev/null").unwrap(), true).unwrap().is_none());
     }
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bivisor::terminal::pty::Pty;
+use devices::backend::chardev::pty::Pty;
 use session::{Outcome, Session};
 use support::Scratch;
 use tiny_guest::{COM1, EXIT, EXIT_DEVICE, crash, echo_until_q, engines, halt, out8, out16, say};

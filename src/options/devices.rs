@@ -1,4 +1,4 @@
-//! `-serial`, `-device` and `-object` (QEMU, *Invocation*).
+//! `-device` and `-object` (QEMU, *Invocation*).
 
 use std::path::PathBuf;
 
@@ -11,47 +11,8 @@ use super::globals::Globals;
 use super::syntax::{self, Pair};
 use super::uuid::Uuid;
 
-/// What is behind a serial port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SerialBackend {
-    /// The program's standard input and output, with the escape character.
-    Stdio,
-    /// Output is dropped; no input.
-    Null,
-    /// There is no such port.
-    None,
-    /// Output goes to a file; no input.
-    File(PathBuf),
-    /// A new pseudo-terminal, whose name is printed.
-    Pty,
-}
-
 /// How many serial ports a PC has.
 pub const MAX_SERIAL: usize = 4;
-
-/// Reads the argument of `-serial`.
-pub fn serial(context: Context) -> Result<SerialBackend, OptionError> {
-    match context.value {
-        // `mon:` shares the terminal with the monitor, whose place the escape character keeps.
-        "stdio" | "mon:stdio" => Ok(SerialBackend::Stdio),
-        "null" => Ok(SerialBackend::Null),
-        "none" => Ok(SerialBackend::None),
-        "pty" => Ok(SerialBackend::Pty),
-        "file" | "file:" => Err(context.bad("needs a path, file:PATH")),
-        value => {
-            if let Some(path) = value.strip_prefix("file:") {
-                return Ok(SerialBackend::File(path.into()));
-            }
-            let kind = value.split([':', ',']).next().unwrap_or(value);
-            match kind {
-                "chardev" | "tcp" | "telnet" | "websocket" | "udp" | "unix" | "vc" | "pipe" | "con"
-                | "mon" | "msmouse" | "braille" | "ringbuf" | "spicevmc" => Err(context.not_built(kind)),
-                _ if kind.starts_with("/dev/") => Err(context.not_built(kind)),
-                _ => Err(context.bad("takes stdio, null, none, file:PATH or pty")),
-            }
-        }
-    }
-}
 
 /// A device that `-device` added.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -486,22 +447,8 @@ pub fn properties_help(value: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn port(value: &str) -> Result<SerialBackend, OptionError> {
-        serial(Context { option: "-serial", value })
-    }
-
     fn dev(value: &str) -> Result<DeviceChoice, OptionError> {
         device(Context { option: "-device", value }, &Globals::default()).map(|(choice, _)| choice)
-    }
-
-    #[test]
-    fn serial_backends() {
-        assert_eq!(port("stdio"), Ok(SerialBackend::Stdio));
-        assert_eq!(port("mon:stdio"), Ok(SerialBackend::Stdio));
-        assert_eq!(port("file:/tmp/a,b"), Ok(SerialBackend::File("/tmp/a,b".into())));
-        assert!(port("file:").is_err());
-        assert!(port("tcp::4444").unwrap_err().to_string().ends_with("tcp: not built yet"));
-        assert!(port("frob").unwrap_err().to_string().starts_with("-serial frob: takes"));
     }
 
     #[test]

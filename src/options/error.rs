@@ -115,9 +115,30 @@ pub enum OptionError {
     /// Two options exclude each other.
     #[error("{0} and {1} exclude each other")]
     Conflict(String, String),
-    /// Two devices want the terminal.
-    #[error("-serial stdio: the terminal can serve one serial port only")]
+    /// Two character devices want the terminal.
+    #[error(
+        "stdio: the terminal is for one character device only (with mux=on several devices can share that)"
+    )]
     StdioTaken,
+    /// A device names a character device that there is not.
+    #[error("{device}: there is no -chardev with id={chardev}")]
+    NoChardev {
+        /// The device.
+        device: String,
+        /// The character device's name.
+        chardev: String,
+    },
+    /// Two character devices have one name.
+    #[error("-chardev: there are two with id={0}")]
+    ChardevTwice(String),
+    /// More devices than one can serve name a character device.
+    #[error("chardev '{chardev}' is for {most} device{} at most{}", if *most > 1 { "s" } else { "" }, if *most > 1 { "" } else { " (mux=on shares it)" })]
+    ChardevTaken {
+        /// The character device's name.
+        chardev: String,
+        /// How many it serves.
+        most: usize,
+    },
     /// No kernel was given.
     #[error("no kernel: give one with -kernel FILE (booting firmware or a disk is not built yet)")]
     NoKernel,

@@ -1,6 +1,7 @@
 //! Whole command lines.
 
 use super::accel::TcgThread;
+use super::chardev::ChardevKind;
 use super::*;
 
 fn line(words: &[&str]) -> Result<Command, OptionError> {
@@ -54,7 +55,7 @@ fn a_usual_command_line() {
     assert!(matches!(&options.accel[..], [AccelChoice::Tcg(tcg)] if tcg.thread == Some(TcgThread::Single)));
     assert_eq!(options.memory_bytes, 512 << 20);
     assert_eq!(options.append, "console=ttyS0 a=b,c");
-    assert_eq!(options.serial, [SerialBackend::Stdio]);
+    assert_eq!(serial(&options), [Some(&ChardevKind::Stdio { signal: false })]);
     assert_eq!(
         (options.escape, options.board.actions.no_reboot, options.board.actions.no_shutdown),
         (2, true, false)
@@ -66,12 +67,48 @@ fn a_usual_command_line() {
 
 #[test]
 fn serial_ports_that_nobody_asked_for() {
-    assert_eq!(options(&["-kernel", "k"]).serial, [SerialBackend::Stdio]);
-    assert_eq!(options(&["-kernel", "k", "-nographic"]).serial, [SerialBackend::Stdio]);
-    assert_eq!(options(&["-kernel", "k", "-display", "none"]).serial, [SerialBackend::Null]);
-    assert_eq!(options(&["-kernel", "k", "-nodefaults"]).serial, []);
-    let two = options(&["-kernel", "k", "-nographic", "-serial", "none", "-serial", "stdio"]);
-    assert_eq!(two.serial, [SerialBackend::None, SerialBackend::Stdio]);
+    let ports = |words: &[&str]| {
+        let options = options(&[&["-kernel", "k"], words].concat());
+        serial(&options).into_iter().map(|kind| kind.cloned()).collect::<Vec<_>>()
+    };
+    let stdio = Some(ChardevKind::Stdio { signal: false });
+    assert_eq!(ports(&[]), [stdio.clone()]);
+    assert_eq!(ports(&["-nographic"]), [stdio.clone()]);
+    assert_eq!(ports(&["-display", "none"]), [Some(ChardevKind::Null)]);
+    assert_eq!(ports(&["-nodefaults"]), []);
+    assert_eq!(ports(&["-nographic", "-serial", "none", "-serial", "stdio"]), [None, stdio]);
+}
+
+/// What is behind the serial ports.
+fn serial(options: &Options) -> Vec<Option<&ChardevKind>> {
+    let kind = |id: &String| {
+        let chardev = options.chardevs.iter().find(|chardev| chardev.id == *id);
+        &chardev.expect("whatever is named is there").kind
+    };
+    options.serial.iter().map(|id| id.as_ref().map(kind)).collect()
+}
+
+#[test]
+fn character_devices_are_found_and_not_shared_too_much() {
+    const SHARED: &[&str] = &["-kernel", "k", "-chardev", "stdio,id=c,mux=on"];
+    fn words<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [SHARED, more].concat()
+    }
+    let two = options(&words(&["-serial", "chardev:c", "-serial", "chardev:c"]));
+    assert_eq!(serial(&two), [Some(&ChardevKind::Stdio { signal: true }); 2]);
+    for (more, named) in [
+        (&["-serial", "chardev:d"][..], "-serial: there is no -chardev with id=d"),
+        (&["-chardev", "null,id=c"], "two with id=c"),
+        (&["-serial", "stdio"], "one character device only"),
+        (
+            &["-chardev", "pty,id=p", "-serial", "chardev:p", "-serial", "chardev:p"],
+            "'p' is for 1 device at most (mux",
+        ),
+        (&["-chardev", "null,id=serial0", "-serial", "pty"], "two with id=serial0"),
+    ] {
+        let text = refusal(&words(more));
+        assert!(text.contains(named), "{text}");
+    }
 }
 
 #[test]
@@ -88,7 +125,7 @@ fn refusals_name_the_thing() {
     assert!(refusal(&[]).starts_with("no kernel: give one with -kernel FILE"));
     assert!(
         refusal(&["-kernel", "k", "-serial", "stdio", "-serial", "mon:stdio"])
-            .contains("one serial port only")
+            .contains("one character device only")
     );
     assert!(refusal(&["-kernel", "k", "-echr", "256"]).starts_with("-echr 256: takes"));
     assert!(refusal(&["-kernel", "k", "-timeout", "0"]).starts_with("-timeout 0: takes"));
@@ -151,6 +188,7 @@ fn help_comes_before_what_is_missing() {
         &["-cpu", "?"],
         &["-M", "help"],
         &["-d", "help"],
+        &["-chardev", "help"],
         &["-device", "help"],
     ] {
         match line(words).unwrap() {

@@ -26,7 +26,7 @@ const GENERAL: [&str; 16] = [
 const SEGMENTS: [&str; 6] = ["ES", "CS", "SS", "DS", "FS", "GS"];
 
 /// The report. The first line tells all to those who read no further.
-pub fn text(stop: &Stop, memory: &GuestMemoryMmap, tails: &[(usize, Arc<BufferBackend>)]) -> String {
+pub fn text(stop: &Stop, memory: &GuestMemoryMmap, tails: &[(String, Arc<BufferBackend>)]) -> String {
     let place = stop.state.as_deref().map_or_else(String::new, place);
     let cpu = stop.cpu;
     let mut text = match &stop.reason {
@@ -55,8 +55,8 @@ pub fn text(stop: &Stop, memory: &GuestMemoryMmap, tails: &[(usize, Arc<BufferBa
     for line in &stop.others {
         text += &format!("{line}\n");
     }
-    for (number, tail) in tails {
-        text += &last_lines(*number, &tail.contents(), stop.reason == StopReason::Panic);
+    for (name, tail) in tails {
+        text += &last_lines(name, &tail.contents(), stop.reason == StopReason::Panic);
     }
     text
 }
@@ -147,19 +147,19 @@ fn flags(rflags: u64) -> String {
 }
 
 /// The last lines that a serial port said, without what would move the reader's cursor; all of those about a panic.
-fn last_lines(number: usize, bytes: &[u8], panicked: bool) -> String {
+fn last_lines(name: &str, bytes: &[u8], panicked: bool) -> String {
     let said: String = String::from_utf8_lossy(bytes)
         .chars()
         .filter(|&c| c == '\n' || c == '\t' || !c.is_control())
         .collect();
     let lines: Vec<&str> = said.lines().filter(|line| !line.is_empty()).collect();
     if lines.is_empty() {
-        return format!("COM{number} said nothing.\n");
+        return format!("{name} said nothing.\n");
     }
     let last = lines.len().saturating_sub(TAIL_LINES);
     let panic = lines.iter().rposition(|line| panicked && line.contains(PANIC));
     let last = &lines[panic.map_or(last, |panic| panic.min(last))..];
-    let mut text = format!("COM{number} said last:\n");
+    let mut text = format!("{name} said last:\n");
     for line in last {
         text += &format!("  {line}\n");
     }
@@ -187,7 +187,7 @@ mod tests {
             description: String::new(),
             others: vec![line(1, None)],
         };
-        let text = text(&stop, &memory, &[(1, tail)]);
+        let text = text(&stop, &memory, &[("COM1".into(), tail)]);
         assert!(
             text.starts_with(
                 "bivisor: the guest crashed: triple fault on CPU 0 at f000:000000000000fff0\nRAX="

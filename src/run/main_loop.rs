@@ -1,25 +1,20 @@
-//! The main loop: timers, input, signals, and what CPUs and devices ask of the machine.
+//! The main loop: timers, signals, and what CPUs and devices ask of the machine.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use accel::{CpuArchState, CpuEvent, CpuHandle, Shutdown};
-use devices::backend::CharDevice;
-use devices::serial::Uart16550;
 use devices::system::SystemRequest;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::{RunError, crash_report, last_words};
-use crate::console::{Input, Next};
 use crate::machine::{Machine, MachineError};
 use crate::options::Options;
 use crate::options::action::{Actions, PanicAction};
 use crate::run_state::{Occurrence, Phase, RunState};
-use crate::terminal::escape::{EscapeFilter, Typed};
-use crate::{exit_code, signals, tell};
+use crate::{exit_code, signals};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -93,28 +88,6 @@ mod token {
     pub const SIGNAL: u32 = 1;
     pub const CLOCK: u32 = 2;
     pub const TIMEOUT: u32 = 3;
-    /// Input n: its source, then its wish.
-    pub const FIRST_INPUT: u32 = 16;
-}
-
-/// One input and the serial port it goes to.
-struct Source {
-    input: Input,
-    uart: Arc<Uart16550>,
-    watch: Watch,
-}
-
-/// Whether the loop watches an input's descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Watch {
-    /// It does.
-    Readable,
-    /// It does not: the guest has enough to read.
-    Paused,
-    /// It cannot be watched (a regular file, `/dev/null`): always ready.
-    AlwaysReady,
-    /// No more input.
-    Ended,
 }
 
 /// The loop, for one machine.
@@ -128,18 +101,12 @@ struct Reactor<'a> {
     run_state: &'a RunState,
     actions: Actions,
     timeout: Option<(Duration, TimerFd)>,
-    sources: Vec<Source>,
     outcome: Option<Outcome>,
 }
 
 impl<'a> MainLoop<'a> {
-    /// A loop that has not begun. `inputs` come with their serial ports' indices.
-    pub fn new(
-        machine: &'a Machine,
-        run_state: &'a RunState,
-        options: &Options,
-        inputs: Vec<(usize, Input)>,
-    ) -> io::Result<Self> {
+    /// A loop that has not begun.
+    pub fn new(machine: &'a Machine, run_state: &'a RunState, options: &Options) -> io::Result<Self> {
         let timeout = match options.timeout {
             Some(duration) => {
                 let mut timer = TimerFd::new()?;
@@ -148,15 +115,7 @@ impl<'a> MainLoop<'a> {
             }
             None => None,
         };
-        let sources = inputs
-            .into_iter()
-            .filter_map(|(index, input)| {
-                let uart = Arc::clone(machine.serial().get(index)?.as_ref()?);
-                Some(Source { input, uart, watch: Watch::Readable })
-            })
-            .collect();
-        let reactor =
-            Reactor { machine, run_state, actions: options.board.actions, timeout, sources, outcome: None };
+        let reactor = Reactor { machine, run_state, actions: options.board.actions, timeout, outcome: None };
         let mut events = EventManager::new().map_err(io::Error::other)?;
         let reactor = events.add_subscriber(reactor);
         Ok(Self { events, reactor })
@@ -191,22 +150,9 @@ impl MutEventSubscriber for Reactor<'_> {
         if let Some((_, timer)) = &self.timeout {
             watch(timer.as_raw_fd(), token::TIMEOUT);
         }
-        for (source, data) in self.sources.iter_mut().zip((token::FIRST_INPUT..).step_by(2)) {
-            let events = Events::with_data_raw(source.input.source_fd(), data, EventSet::IN);
-            if ops.add(events).is_err() {
-                source.watch = Watch::AlwaysReady;
-            }
-            let wish = Events::with_data_raw(source.input.wanted_fd(), data + 1, EventSet::IN);
-            ops.add(wish).expect("epoll takes an eventfd");
-        }
-        for index in 0..self.sources.len() {
-            if self.sources[index].watch == Watch::AlwaysReady {
-                self.input(index, ops);
-            }
-        }
     }
 
-    fn process(&mut self, events: Events, ops: &mut EventOps) {
+    fn process(&mut self, events: Events, _ops: &mut EventOps) {
         match events.data() {
             token::RUN_STATE => {
                 while let Some(occurrence) = self.run_state.take() {
@@ -222,13 +168,7 @@ impl MutEventSubscriber for Reactor<'_> {
                 }
             }
             token::CLOCK => self.machine.clock().run_expired(),
-            token::TIMEOUT => self.time_is_up(),
-            data => {
-                let (index, is_wish) =
-                    ((data - token::FIRST_INPUT) / 2, (data - token::FIRST_INPUT) % 2 == 1);
-                let index = usize::try_from(index).expect("a handful of inputs");
-                if is_wish { self.wanted(index, ops) } else { self.input(index, ops) }
-            }
+            _ => self.time_is_up(),
         }
     }
 }
@@ -368,75 +308,5 @@ impl Reactor<'_> {
             stop.others.push(crash_report::found(&found, &waiting));
         }
         self.end(Outcome::Stopped(stop));
-    }
-
-    /// An input's descriptor is readable.
-    fn input(&mut self, index: usize, ops: &mut EventOps) {
-        let run_state = self.run_state;
-        let source = &mut self.sources[index];
-        loop {
-            let next = source.input.read(&*source.uart, |typed, filter| command(typed, filter, run_state));
-            match (next, source.watch) {
-                (Next::WhenReadable, Watch::AlwaysReady) => {}
-                (Next::WhenReadable, _) | (Next::WhenWanted, Watch::AlwaysReady) => return,
-                (Next::WhenWanted, _) => {
-                    set_watch(source, index, Watch::Paused, ops);
-                    return;
-                }
-                (Next::Ended, _) => {
-                    set_watch(source, index, Watch::Ended, ops);
-                    return;
-                }
-            }
-        }
-    }
-
-    /// A serial port has room.
-    fn wanted(&mut self, index: usize, ops: &mut EventOps) {
-        let source = &mut self.sources[index];
-        source.input.deliver(&*source.uart as &dyn CharDevice);
-        match source.watch {
-            Watch::AlwaysReady => self.input(index, ops),
-            Watch::Paused => set_watch(source, index, Watch::Readable, ops),
-            Watch::Readable | Watch::Ended => {}
-        }
-    }
-}
-
-fn set_watch(source: &mut Source, index: usize, watch: Watch, ops: &mut EventOps) {
-    let data = token::FIRST_INPUT + 2 * u32::try_from(index).expect("a handful of inputs");
-    let set = if watch == Watch::Readable { EventSet::IN } else { EventSet::empty() };
-    let events = Events::with_data_raw(source.input.source_fd(), data, set);
-    let result = match (source.watch, watch) {
-        (Watch::AlwaysReady | Watch::Ended, _) => Ok(()),
-        // Removed: a hang-up would wake the loop though nothing is asked for.
-        (_, Watch::Ended) => ops.remove(events),
-        _ => ops.modify(events),
-    };
-    if let Err(error) = result {
-        tracing::warn!(target: "serial", %error, "input can no longer be watched");
-    }
-    source.watch = watch;
-}
-
-/// A key that is the program's.
-fn command(typed: Typed, filter: &EscapeFilter, run_state: &RunState) {
-    match typed {
-        Typed::Byte(_) => {}
-        Typed::Quit => run_state.quit(),
-        Typed::Help => tell::text_as_is(&filter.help()),
-        Typed::Monitor => {
-            tell::text_as_is(&format!(
-                "\r\nbivisor: the monitor is not built yet ({} h for help)\r\n",
-                filter.name()
-            ));
-        }
-        Typed::NotBuilt(key) => {
-            tell::text_as_is(&format!(
-                "\r\nbivisor: {} {} is not built yet\r\n",
-                filter.name(),
-                char::from(key)
-            ));
-        }
     }
 }

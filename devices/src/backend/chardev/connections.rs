@@ -4,7 +4,7 @@ use std::fmt::{self, Display};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
     sockopt,
 };
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
 /// Where a socket is.
@@ -142,16 +143,20 @@ impl Server {
         }
     }
 
-    /// Waits for the first client. `None`: `interrupted` became readable before.
-    pub fn wait_for_client(&self, interrupted: BorrowedFd) -> io::Result<Option<File>> {
+    /// Waits for the first client. `None`: the descriptor `interrupted` became readable before.
+    pub fn wait_for_client(&self, interrupted: RawFd) -> io::Result<Option<File>> {
+        let epoll = Epoll::new()?;
+        for fd in [self.fd(), interrupted] {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))?;
+        }
+        let mut events = [EpollEvent::default(); 2];
         loop {
-            let mut fds = [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&interrupted, PollFlags::IN)];
-            match poll(&mut fds, None) {
-                Ok(_) => {}
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            }
-            if !fds[1].revents().is_empty() {
+            let count = match epoll.wait(-1, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => 0,
+                Err(error) => return Err(error),
+            };
+            if events[..count].iter().any(|event| event.data() == interrupted as u64) {
                 return Ok(None);
             }
             if let Some(client) = self.accept()? {
@@ -168,7 +173,9 @@ impl Server {
                 Ok(Some(File::from(client)))
             }
             Err(error) => match io::Error::from(error) {
-                error if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => Ok(None),
+                error if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted) => {
+                    Ok(None)
+                }
                 error if error.kind() == ErrorKind::Interrupted => Ok(None),
                 error => Err(error),
             },

@@ -208,7 +208,9 @@ impl Driver {
         }
         self.set_watch(Watch::Readable, ops);
         // What is already here wakes nobody.
-        if !self.unread.is_empty() || self.reader.as_ref().is_some_and(|reader| reader.watch == Watch::AlwaysReady) {
+        if !self.unread.is_empty()
+            || self.reader.as_ref().is_some_and(|reader| reader.watch == Watch::AlwaysReady)
+        {
             self.stream.wish(Wish::Input);
         }
     }

@@ -274,7 +274,10 @@ mod tests {
         let rig = rig(2);
         rig.mux.receive(b"one\x01ctwo\x01cthree\x01");
         rig.mux.receive(b"\x01");
-        assert_eq!((rig.devices[0].take(), rig.devices[1].take()), (b"onethree\x01".to_vec(), b"two".to_vec()));
+        assert_eq!(
+            (rig.devices[0].take(), rig.devices[1].take()),
+            (b"onethree\x01".to_vec(), b"two".to_vec())
+        );
         rig.mux.receive(b"\x01c\x01b");
         assert_eq!(rig.devices[1].events.lock().unwrap()[..], [CharEvent::Break]);
         assert!(rig.devices[0].events.lock().unwrap().is_empty());
@@ -289,7 +292,10 @@ mod tests {
     fn a_full_device_gets_the_rest_later() {
         let rig = rig(2);
         rig.mux.receive(b"0123456789abcdefghijkl\x01cother");
-        assert_eq!((rig.devices[0].take(), rig.devices[1].take()), (b"0123456789abcdef".to_vec(), b"other".to_vec()));
+        assert_eq!(
+            (rig.devices[0].take(), rig.devices[1].take()),
+            (b"0123456789abcdef".to_vec(), b"other".to_vec())
+        );
         rig.fronts[0].accept_input();
         assert_eq!(rig.devices[0].take(), b"ghijkl");
     }
