@@ -7,13 +7,14 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The terminal's settings before and during raw mode.
 struct Settings {
-    fd: RawFd,
+    /// Our own, so that it is there as long as the program.
+    terminal: OwnedFd,
     before: libc::termios,
     raw: libc::termios,
 }
@@ -48,9 +49,10 @@ pub fn enter_raw_mode(input: impl AsFd, signals: bool) -> io::Result<Option<RawT
     raw.c_cflag |= libc::CS8;
     raw.c_cc[libc::VMIN] = 1;
     raw.c_cc[libc::VTIME] = 0;
-    let settings = SETTINGS.get_or_init(|| Settings { fd, before, raw });
+    let terminal = input.as_fd().try_clone_to_owned()?;
+    let settings = SETTINGS.get_or_init(|| Settings { terminal, before, raw });
     IS_RAW.store(true, Ordering::SeqCst);
-    apply(settings.fd, &settings.raw)?;
+    apply(settings.terminal.as_raw_fd(), &settings.raw)?;
     Ok(Some(RawTerminal(())))
 }
 
@@ -60,7 +62,7 @@ pub fn restore() {
         && let Some(settings) = SETTINGS.get()
     {
         // Nothing can be done about a terminal that went away.
-        let _ = apply(settings.fd, &settings.before);
+        let _ = apply(settings.terminal.as_raw_fd(), &settings.before);
     }
 }
 
@@ -69,7 +71,7 @@ pub fn reapply() {
     if IS_RAW.load(Ordering::SeqCst)
         && let Some(settings) = SETTINGS.get()
     {
-        let _ = apply(settings.fd, &settings.raw);
+        let _ = apply(settings.terminal.as_raw_fd(), &settings.raw);
     }
 }
 

@@ -6,7 +6,9 @@
 //! answers through the transport's interrupt. What a driver does wrong with its rings is a value: the device then
 //! needs a reset, and does nothing until it comes.
 
+pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod mmio;
 pub mod net;
 pub mod pci;

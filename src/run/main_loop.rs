@@ -14,7 +14,7 @@ use crate::machine::{Machine, MachineError};
 use crate::options::Options;
 use crate::options::action::{Actions, PanicAction};
 use crate::run_state::{Occurrence, Phase, RunState};
-use crate::{exit_code, signals};
+use crate::{exit_code, signals, tell};
 
 /// How a run ended.
 #[derive(Debug)]

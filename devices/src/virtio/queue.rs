@@ -137,6 +137,12 @@ impl ActiveQueue {
         self.session.run(|| work(self.dma.memory()))
     }
 
+    /// `len` bytes at `address` were changed otherwise than through a chain's writable segments. Called with no lock held,
+    /// outside of [`ActiveQueue::access`].
+    pub fn wrote(&self, address: GuestAddress, len: u64) {
+        self.dma.written(address, len);
+    }
+
     /// The next buffers that the driver has made available; `None`: there are none now, or the device has been reset.
     pub fn pop(&mut self) -> Result<Option<Chain>, RingError> {
         if self.broken {

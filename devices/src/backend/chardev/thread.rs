@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -12,10 +14,15 @@ use super::Driver;
 
 type Subscriber = Box<dyn MutEventSubscriber + Send>;
 
-/// One thread for all the host's ends. It ends when this is dropped.
+/// How long its end is waited for. It waits for nothing itself.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// One thread for all the host's ends. It ends, and lets go of them, when this is dropped.
 pub struct CharThread {
     ended: Arc<AtomicBool>,
     wakeup: Arc<EventFd>,
+    /// Nothing comes from it, until there is nobody to send any more.
+    gone: Receiver<()>,
 }
 
 impl CharThread {
@@ -29,16 +36,19 @@ impl CharThread {
             events.add_subscriber(Box::new(driver));
         }
         let is_ended = Arc::clone(&ended);
+        let (here, gone) = mpsc::channel();
         let run = move || {
             while !is_ended.load(Ordering::SeqCst) {
                 if let Err(error) = events.run() {
                     tracing::error!(target: "chardev", ?error, "there is no more input");
-                    return;
+                    break;
                 }
             }
+            drop(events);
+            drop(here);
         };
         std::thread::Builder::new().name("chardev".into()).spawn(run)?;
-        Ok(Self { ended, wakeup })
+        Ok(Self { ended, wakeup, gone })
     }
 }
 
@@ -46,6 +56,7 @@ impl Drop for CharThread {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::SeqCst);
         let _ = self.wakeup.write(1);
+        let _ = self.gone.recv_timeout(END_LIMIT);
     }
 }
 
