@@ -10,9 +10,11 @@ use std::sync::Arc;
 use devices::backend::block::{
     BlockBackend, Overlay, Qcow2Error, Qcow2Image, RawError, RawImage, RawOptions,
 };
+use devices::virtio::balloon::BalloonOptions;
 use devices::virtio::blk::BlkOptions;
 use devices::virtio::net::Network;
 
+use crate::consoles::{self, PortPart};
 use crate::options::Options;
 use crate::options::attachment::Attachment;
 use crate::options::devices::{DeviceChoice, RNG_SOURCE};
@@ -89,6 +91,15 @@ pub enum VirtioPart {
         /// Its address.
         mac: [u8; 6],
     },
+    /// Consoles and ports.
+    Serial {
+        /// Ports at most.
+        max_ports: u32,
+        /// The ports.
+        ports: Vec<PortPart>,
+    },
+    /// A balloon.
+    Balloon(BalloonOptions),
 }
 
 /// A virtio device of the command line, and how it is attached.
@@ -113,10 +124,16 @@ pub fn open(options: &Options, networks: &BTreeMap<String, Network>) -> Result<V
     for drive in &options.drives {
         images.insert(drive.id.as_str(), (open_drive(drive)?, drive.cache));
     }
+    let mut serial_buses = options.serial_buses.iter();
     let (mut parts, mut attachments) = (Vec::new(), Vec::new());
     for (index, device) in options.devices.iter().enumerate() {
         match device {
-            DeviceChoice::IsaDebugExit { .. } | DeviceChoice::Board(_) => {}
+            DeviceChoice::IsaDebugExit { .. } | DeviceChoice::Board(_) | DeviceChoice::SerialPort(_) => {}
+            DeviceChoice::VirtioSerial { .. } => {
+                let bus = serial_buses.next().expect("the options are consistent");
+                parts.push(VirtioPart::Serial { max_ports: bus.max_ports, ports: consoles::ports(bus) });
+            }
+            DeviceChoice::VirtioBalloon(options) => parts.push(VirtioPart::Balloon(*options)),
             DeviceChoice::VirtioBlk(blk) => {
                 let (backend, cache) = images.get(blk.drive.as_str()).expect("the options are consistent");
                 let mut shown = blk.options.clone();

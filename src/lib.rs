@@ -4,6 +4,7 @@ pub mod accelerator;
 pub mod acpi;
 pub mod boot;
 pub mod chardevs;
+pub mod consoles;
 pub mod disks;
 pub mod exit_code;
 pub mod firmware;

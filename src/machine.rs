@@ -16,6 +16,7 @@ use accel::cpu_model::CpuTopology;
 use accel::cpu_set::{CpuSet, SpawnError};
 use accel::machine_lifecycle::MachineResetError;
 use accel::{Accelerator, CpuModel, Irqchip, MachineLifecycle, MemoryError, VcpuConfig, VcpuError};
+use devices::backend::CharBackend;
 use devices::backend::block::BlockBackend;
 use devices::bus::{Bus, BusError};
 use devices::chipset::fw_cfg::FileError;
@@ -211,6 +212,16 @@ impl Board {
         &self.clock
     }
 
+    /// Puts the host's ends behind the ports of virtio-serial devices: `end` has them by the names that the ports say, and whether
+    /// it is for a console.
+    pub fn connect_ports(&mut self, mut end: impl FnMut(&str, bool) -> Arc<dyn CharBackend>) {
+        for part in &mut self.blueprint.virtio {
+            if let VirtioPart::Serial { ports, .. } = part {
+                ports.iter_mut().for_each(|port| port.connect(&mut end));
+            }
+        }
+    }
+
     /// Adds the devices: `serial` are the host's ends of the serial ports.
     pub fn equip(mut self, serial: microvm::SerialEnds) -> Result<Machine, MachineError> {
         let firmware = std::mem::take(&mut self.blueprint.firmware);
@@ -258,7 +269,7 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 fn disks(parts: &[AttachedPart]) -> Vec<Arc<dyn BlockBackend>> {
     let disk = |attached: &AttachedPart| match &attached.part {
         VirtioPart::Blk { backend, .. } => Some(Arc::clone(backend)),
-        VirtioPart::Rng(_) | VirtioPart::Net { .. } => None,
+        _ => None,
     };
     parts.iter().filter_map(disk).collect()
 }

@@ -4,9 +4,11 @@ pub mod accel;
 mod accepted;
 pub mod action;
 pub mod attachment;
+pub mod balloon;
 pub mod board;
 pub mod chardev;
 mod config_file;
+pub mod console;
 pub mod cpu;
 pub mod devices;
 pub mod drive;
@@ -40,6 +42,7 @@ use self::accel::{AccelChoice, AccelList, KvmChoice};
 use self::attachment::Attachment;
 use self::board::BoardOptions;
 use self::chardev::{Chardev, SerialChoice};
+use self::console::SerialBus;
 use self::devices::{BlkChoice, DeviceChoice, MAX_SERIAL};
 use self::drive::{DriveChoice, Interface, Nodes};
 use self::error::{Context, OptionError};
@@ -91,6 +94,8 @@ pub struct Options {
     pub serial: Vec<Option<String>>,
     /// What is behind character devices. Whatever names one finds it, and none serves too many.
     pub chardevs: Vec<Chardev>,
+    /// The virtio-serial devices among the added ones, in their order.
+    pub serial_buses: Vec<SerialBus>,
     /// Added devices. The drives and objects that they name are there.
     pub devices: Vec<DeviceChoice>,
     /// How they are attached, by their indices; one that is not here is as the machine has it.
@@ -124,7 +129,9 @@ pub struct Options {
 impl Options {
     /// What devices name as what is behind them, once for each device, in the order in which they are made.
     pub fn chardev_users(&self) -> impl Iterator<Item = &str> {
-        self.serial.iter().flatten().map(String::as_str)
+        let ports = self.serial_buses.iter().flat_map(|bus| &bus.ports);
+        let ports = ports.map(|(_, port)| port.chardev.as_str());
+        self.serial.iter().flatten().map(String::as_str).chain(ports)
     }
 }
 
@@ -372,6 +379,9 @@ impl Draft {
             match device {
                 DeviceChoice::IsaDebugExit { .. }
                 | DeviceChoice::Board(_)
+                | DeviceChoice::VirtioSerial { .. }
+                | DeviceChoice::SerialPort(_)
+                | DeviceChoice::VirtioBalloon(_)
                 | DeviceChoice::VirtioRng { rng: None } => {}
                 DeviceChoice::VirtioRng { rng: Some(object) } => {
                     if !self.rng_sources.contains_key(object) {
@@ -407,7 +417,7 @@ impl Draft {
     }
 
     /// The serial ports, and what is behind all that names it.
-    fn chardevs(&mut self) -> Result<(Vec<Option<String>>, Vec<Chardev>), OptionError> {
+    fn chardevs(&mut self, buses: &[SerialBus]) -> Result<(Vec<Option<String>>, Vec<Chardev>), OptionError> {
         let mut chardevs = std::mem::take(&mut self.chardevs);
         let mut ports = std::mem::take(&mut self.serial);
         if ports.is_empty() && (!self.no_defaults || self.no_graphic) {
@@ -430,6 +440,13 @@ impl Draft {
             users.extend(id.iter().map(|id| ("-serial".to_owned(), id.clone())));
             serial.push(id);
         }
+        for (_, port) in buses.iter().flat_map(|bus| &bus.ports) {
+            users.push((port.option.clone(), port.chardev.clone()));
+            let has_input = |chardev: &Chardev| chardev.id == port.chardev && chardev.has_input();
+            if self.icount.is_some() && chardevs.iter().any(has_input) {
+                return Err(OptionError::IcountPort(port.chardev.clone()));
+            }
+        }
         chardev::check(&chardevs, &users)?;
         Ok((serial, chardevs))
     }
@@ -451,7 +468,9 @@ impl Draft {
     fn finish(mut self) -> Result<Options, OptionError> {
         let drives = self.drives()?;
         board::check(&self.devices, self.icount.is_some())?;
-        let (serial, chardevs) = self.chardevs()?;
+        balloon::check(&self.devices)?;
+        let serial_buses = console::buses(&self.devices)?;
+        let (serial, chardevs) = self.chardevs(&serial_buses)?;
         let kernel = self.kernel.ok_or(OptionError::NoKernel)?;
         let machine = self.machine.kind;
         let named = self.machine.memory_backend.take();
@@ -486,6 +505,7 @@ impl Draft {
             append: self.append,
             serial,
             chardevs,
+            serial_buses,
             devices: self.devices,
             attachments: self.attachments,
             drives,

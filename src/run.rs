@@ -115,7 +115,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     };
     check_files(options)?;
     let sockets = chardevs::bind(&options.chardevs)?;
-    let board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
+    let mut board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
 
     if let Some(path) = &options.log_file {
         log.redirect(create("-D", path)?);
@@ -127,7 +127,8 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
         let signal = signals::received().unwrap_or(libc::SIGTERM);
         return Ok(ended_by(signal));
     };
-    let ends = Ends::new(options, &mut chardevs);
+    let mut ends = Ends::new(options, &mut chardevs);
+    board.connect_ports(|chardev, is_console| ends.port(chardevs.front(chardev), is_console));
     let machine = board.equip(ends.serial)?;
     let mut main_loop = MainLoop::new(&machine, &run_state, options).map_err(host("event loop"))?;
     chardevs.start()?;
@@ -240,13 +241,25 @@ impl Ends {
     fn new(options: &Options, chardevs: &mut Chardevs) -> Self {
         let mut ends = Self::default();
         for (number, chardev) in (1..).zip(&options.serial) {
-            let end = chardev.as_ref().map(|chardev| {
-                let tail = BufferBackend::new(TAIL_BYTES);
-                ends.tails.push((format!("COM{number}"), Arc::clone(&tail)));
-                Arc::new(TeeBackend::new(chardevs.front(chardev), tail)) as Arc<dyn CharBackend>
-            });
+            let front = chardev.as_ref().map(|chardev| chardevs.front(chardev));
+            let end = front.map(|front| ends.with_tail(format!("COM{number}"), front));
             ends.serial.push(end);
         }
         ends
+    }
+
+    /// What is behind a port is `front`; what a console said last is kept.
+    fn port(&mut self, front: Arc<dyn CharBackend>, is_console: bool) -> Arc<dyn CharBackend> {
+        if !is_console {
+            return front;
+        }
+        let number = self.tails.iter().filter(|(name, _)| name.starts_with("hvc")).count();
+        self.with_tail(format!("hvc{number}"), front)
+    }
+
+    fn with_tail(&mut self, name: String, front: Arc<dyn CharBackend>) -> Arc<dyn CharBackend> {
+        let tail = BufferBackend::new(TAIL_BYTES);
+        self.tails.push((name, Arc::clone(&tail)));
+        Arc::new(TeeBackend::new(front, tail))
     }
 }

@@ -158,6 +158,9 @@ fn added(choice: &DeviceChoice, wiring: &Wiring) -> Option<Placed> {
         DeviceChoice::VirtioBlk(_)
         | DeviceChoice::VirtioRng { .. }
         | DeviceChoice::VirtioNet { .. }
+        | DeviceChoice::VirtioSerial { .. }
+        | DeviceChoice::SerialPort(_)
+        | DeviceChoice::VirtioBalloon(_)
         | DeviceChoice::Board(_) => None,
     }
 }

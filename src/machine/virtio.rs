@@ -11,7 +11,9 @@ use devices::bus::{Bus, BusDevice, BusError};
 use devices::clock::Clock;
 use devices::dma::DmaMemory;
 use devices::interrupt::{Gsi, InterruptSink, IrqPin};
+use devices::virtio::balloon::Balloon;
 use devices::virtio::blk::Blk;
+use devices::virtio::console::Console;
 use devices::virtio::mmio::{VirtioMmio, spec};
 use devices::virtio::net::Net;
 use devices::virtio::rng::Rng;
@@ -20,6 +22,7 @@ use devices::virtio::{Doorbell, VirtioDevice};
 use vm_memory::GuestMemoryMmap;
 
 use super::pci::PciError;
+use crate::consoles::PortPart;
 use crate::disks::VirtioPart;
 
 const BASE: u64 = 0xfeb0_0000;
@@ -105,6 +108,10 @@ impl Wires<'_> {
             VirtioPart::Blk { backend, options } => Blk::new(Arc::clone(backend), options, &pace)?,
             VirtioPart::Rng(source) => Rng::new(source.try_clone()?, &pace)?,
             VirtioPart::Net { network, mac } => Net::new(Arc::clone(network), *mac, &pace)?,
+            VirtioPart::Serial { max_ports, ports } => {
+                Console::new(ports.iter().map(PortPart::options).collect(), *max_ports, &pace)?
+            }
+            VirtioPart::Balloon(options) => Balloon::new(*options, &pace)?,
         })
     }
 

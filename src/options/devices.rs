@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 
+use devices::virtio::balloon::BalloonOptions;
 use devices::virtio::blk::{BlkOptions, MAX_QUEUES};
 
 use super::attachment::{Attachment, BusKind, PCI_PROPERTIES};
 use super::board;
+use super::console::PortChoice;
 use super::error::{Context, OptionError};
 use super::globals::Globals;
 use super::syntax::{self, Pair};
 use super::uuid::Uuid;
+use super::{balloon, console};
 
 /// How many serial ports a PC has.
 pub const MAX_SERIAL: usize = 4;
@@ -40,6 +43,17 @@ pub enum DeviceChoice {
     },
     /// A part of the board.
     Board(BoardDevice),
+    /// A device for consoles and ports.
+    VirtioSerial {
+        /// What its ports call it.
+        id: Option<String>,
+        /// Ports at most.
+        max_ports: u32,
+    },
+    /// A port of such a device.
+    SerialPort(PortChoice),
+    /// A balloon.
+    VirtioBalloon(BalloonOptions),
 }
 
 /// A part of the board that is there if it was asked for, once.
@@ -160,6 +174,40 @@ const MODELS: &[Model] = &[
         read: virtio_net,
     },
     Model {
+        name: "virtio-serial-device",
+        alias: Some("virtio-serial"),
+        help: "what virtconsole and virtserialport are on",
+        properties: &[property("id", "NAME"), property("max_ports", "N, 1 to 31 (default 31)")],
+        read: console::bus,
+    },
+    Model {
+        name: "virtconsole",
+        alias: None,
+        help: "a console of the guest's (hvc0 ...)",
+        properties: PORT_PROPERTIES,
+        read: console::console,
+    },
+    Model {
+        name: "virtserialport",
+        alias: None,
+        help: "a port that programs in the guest know by its name",
+        properties: PORT_PROPERTIES,
+        read: console::serial_port,
+    },
+    Model {
+        name: "virtio-balloon-device",
+        alias: Some("virtio-balloon"),
+        help: "gives memory that the guest does without back to the host",
+        properties: &[
+            property("id", "NAME"),
+            property("deflate-on-oom", "on|off (default off)"),
+            property("free-page-reporting", "on|off (default off)"),
+            property("free-page-hint", "off"),
+            property("page-poison", "off"),
+        ],
+        read: balloon::balloon,
+    },
+    Model {
         name: "pvpanic",
         alias: None,
         help: "the guest's kernel tells of its panic (-action panic= says what follows)",
@@ -184,6 +232,14 @@ const MODELS: &[Model] = &[
         properties: &[property("id", "NAME")],
         read: board::vmcoreinfo,
     },
+];
+
+const PORT_PROPERTIES: &[Property] = &[
+    property("id", "NAME"),
+    property("chardev", "NAME of a -chardev"),
+    property("name", "TEXT, what programs in the guest know it by"),
+    property("nr", "N, its number (default: the next one; 0 is a virtconsole's)"),
+    property("bus", "NAME of a virtio-serial-device (default: the first one)"),
 ];
 
 /// How the names of virtio-mmio devices end, and those of the same on PCI.
@@ -391,8 +447,6 @@ fn is_qemu_device(name: &str) -> bool {
     const FAMILIES: &[&str] = &[
         "virtio-",
         "vhost-",
-        "virtserialport",
-        "virtconsole",
         "scsi-",
         "ide-",
         "usb-",
@@ -468,7 +522,7 @@ mod tests {
         ] {
             assert!(dev(bad).is_err(), "{bad}");
         }
-        assert!(dev("virtio-balloon-device").unwrap_err().to_string().ends_with("not built yet"));
+        assert!(dev("virtio-gpu-device").unwrap_err().to_string().ends_with("not built yet"));
     }
 
     #[test]

@@ -139,6 +139,22 @@ pub enum OptionError {
         /// How many it serves.
         most: usize,
     },
+    /// A port that cannot be.
+    #[error("{option}: {why}")]
+    SerialPort {
+        /// The option as written.
+        option: String,
+        /// Why.
+        why: String,
+    },
+    /// A port whose input depends on the host's time.
+    #[error(
+        "-icount: what comes from chardev '{0}' is not recorded, so no two runs would be the same (leave its port out, or use a kind without input)"
+    )]
+    IcountPort(String),
+    /// There are two balloons.
+    #[error("-device virtio-balloon-device: a machine has one balloon at most")]
+    BalloonTwice,
     /// No kernel was given.
     #[error("no kernel: give one with -kernel FILE (booting firmware or a disk is not built yet)")]
     NoKernel,

@@ -108,6 +108,11 @@ impl Session {
         }
     }
 
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until the console has said this, after what was waited for before.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) {

@@ -81,14 +81,14 @@ pub fn writable(address: u64, len: u32) -> Buffer {
 pub struct Rings {
     pub memory: GuestMemoryMmap,
     /// Chains made available, by queue.
-    made: [u16; 4],
+    made: [u16; 16],
 }
 
 impl Rings {
     /// Memory, all zero.
     pub fn new() -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
-        Self { memory, made: [0; 4] }
+        Self { memory, made: [0; 16] }
     }
 
     /// Empties the rings of `queue`.
@@ -98,7 +98,7 @@ impl Rings {
 
     /// The driver begins anew: nothing was made available.
     pub fn restart(&mut self) {
-        self.made = [0; 4];
+        self.made = [0; 16];
     }
 
     /// Where the rings of `queue` are: descriptors, available ring, used ring.
