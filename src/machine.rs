@@ -216,7 +216,7 @@ impl Board {
     /// it is for a console.
     pub fn connect_ports(&mut self, mut end: impl FnMut(&str, bool) -> Arc<dyn CharBackend>) {
         for part in &mut self.blueprint.virtio {
-            if let VirtioPart::Serial { ports, .. } = part {
+            if let VirtioPart::Serial { ports, .. } = &mut part.part {
                 ports.iter_mut().for_each(|port| port.connect(&mut end));
             }
         }

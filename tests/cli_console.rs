@@ -26,7 +26,7 @@ fn options_of_consoles_and_balloons() {
     );
     on_bus(&["-device", "virtconsole,chardev=c"], "there is no -chardev with id=c");
     on_bus(&["-device", "virtconsole"], "needs chardev=NAME");
-    on_bus(&["-device", "virtserialport,chardev=c,nmae=x"], "unknown property 'nmae' (did you mean 'name'?)");
+    on_bus(&["-device", "virtserialport,chardev=c,nme=x"], "unknown property 'nme' (did you mean 'name'?)");
     on_bus(
         &["-chardev", "pty,id=c", "-serial", "chardev:c", "-device", "virtserialport,chardev=c"],
         "chardev 'c' is for 1 device at most (mux=on shares it)",

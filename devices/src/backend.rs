@@ -62,8 +62,19 @@ pub trait CharDevice: Send + Sync {
     fn event(&self, _event: CharEvent) {}
     /// There is room again after [`CharBackend::try_write`] has not taken all.
     fn writable(&self) {}
-    /// Whether somebody in the guest means to read. What is said while nobody does may be lost when who said it goes.
-    fn is_listening(&self) -> bool {
-        true
+    /// What becomes of bytes that the device has had no room for, when who said them goes.
+    fn rest(&self) -> Rest {
+        Rest::Kept
     }
+}
+
+/// What becomes of what was said by somebody who goes before the device has taken it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It is kept for the device, so far as that is little, and the next one may come.
+    Kept,
+    /// The device hears that somebody went after it has had all of it: until then nobody else comes.
+    Awaited,
+    /// Nobody in the guest means to read it.
+    Lost,
 }

@@ -143,9 +143,12 @@ pub fn buses(devices: &[DeviceChoice]) -> Result<Vec<SerialBus>, OptionError> {
 mod tests {
     use super::*;
     use crate::options::devices::device;
+    use crate::options::globals::Globals;
 
     fn buses_of(devices: &[&str]) -> Result<Vec<SerialBus>, String> {
-        let read = |value: &&str| device(Context { option: "-device", value });
+        let read = |value: &&str| {
+            device(Context { option: "-device", value }, &Globals::default()).map(|(device, _)| device)
+        };
         let devices = devices.iter().map(read).collect::<Result<Vec<_>, _>>();
         devices.and_then(|devices| buses(&devices)).map_err(|error| error.to_string())
     }

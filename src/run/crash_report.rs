@@ -196,9 +196,9 @@ mod tests {
         );
         assert!(text.contains("Code at RIP: 0f 0b 00"));
         let long = format!("before\n{PANIC}: why\n{}", "trace\n".repeat(TAIL_LINES + 5));
-        let lines = last_lines(1, long.as_bytes(), true);
+        let lines = last_lines("COM1", long.as_bytes(), true);
         assert!(lines.contains("why") && !lines.contains("before"), "{lines}");
-        assert!(!last_lines(1, long.as_bytes(), false).contains("why"));
+        assert!(!last_lines("COM1", long.as_bytes(), false).contains("why"));
         assert_eq!(found("CPU 1: Halted", ""), "  CPU 1: Halted");
         assert_eq!(found("CPU 1: Halted", "IRR 41"), "  CPU 1: Halted; IRR 41");
         assert!(text.contains("\nCPU 1 does not answer\nCOM1 said"), "{text}");

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use vm_memory::GuestAddress;
 
 use self::release::release;
-use self::spec::{config, feature, queue, statistic};
+use self::spec::{config, feature, statistic};
 use super::queue::{Chain, RingError, Segment, split, total};
 use super::worker::{Pace, QueueWork, Worker};
 use super::{Activation, ActiveQueue, Doorbell, VirtioDevice, VirtioInterrupt, read_config_bytes};

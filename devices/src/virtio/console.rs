@@ -18,7 +18,6 @@ use self::spec::{config, control, feature, queue};
 use super::queue::{RingError, total};
 use super::worker::{Pace, QueueWork, Worker};
 use super::{Activation, ActiveQueue, Doorbell, Session, VirtioDevice};
-use crate::backend::{CharBackend, CharDevice};
 
 pub use port::PortOptions;
 

@@ -13,11 +13,13 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::connections::{Client, Server};
 use super::stream::{Stream, Wish, Writer};
-use crate::backend::{CharBackend, CharEvent};
+use crate::backend::{CharBackend, CharEvent, Rest};
 
 const BUFFER_BYTES: usize = 64 << 10;
 /// Reads in a row, then it is another one's turn.
 const BATCH: usize = 16;
+/// What is kept of those who have gone, and a buffer more.
+const MOST_KEPT_BYTES: usize = 64 << 10;
 /// How often somebody is looked for on a pseudo-terminal, which does not tell: as QEMU does.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -133,7 +135,6 @@ impl Driver {
         self.unwatch_writer(ops);
         self.reader = None;
         self.stream.set_writer(None);
-        self.unread.clear();
         self.tell(CharEvent::Closed);
         self.seek(ops);
     }
@@ -258,12 +259,32 @@ impl Driver {
 
     /// The other side is gone. What it said before is for the device, if that means to read it some time.
     fn other_side_went(&mut self, ops: &mut EventOps) {
-        let is_listening = self.stream.front.get().is_some_and(|device| device.is_listening());
-        if is_listening || matches!(self.source, Source::Fixed) {
+        let rest = self.stream.front.get().map_or(Rest::Lost, |device| device.rest());
+        match rest {
             // Unwatched: it would wake the thread though nothing is asked for.
-            self.set_watch(Watch::Nothing, ops);
-        } else {
-            self.disconnect(ops);
+            _ if matches!(self.source, Source::Fixed) => self.set_watch(Watch::Nothing, ops),
+            Rest::Awaited => self.set_watch(Watch::Nothing, ops),
+            Rest::Kept => {
+                self.keep_rest();
+                self.disconnect(ops);
+            }
+            Rest::Lost => {
+                self.unread.clear();
+                self.disconnect(ops);
+            }
+        }
+    }
+
+    /// Reads what there is, for the device to have before what the next one says.
+    fn keep_rest(&mut self) {
+        let Some(reader) = &mut self.reader else { return };
+        while self.unread.len() < MOST_KEPT_BYTES {
+            match reader.read(&mut self.buffer) {
+                Ok(0) => return,
+                Ok(count) => self.unread.extend_from_slice(&self.buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
         }
     }
 
@@ -290,7 +311,7 @@ impl Driver {
     fn pump_if_there(&mut self, ops: &mut EventOps) {
         let is_absent = match &self.source {
             Source::Terminal { .. } => !self.stream.is_open(),
-            _ => self.reader.is_none(),
+            _ => self.reader.is_none() && self.unread.is_empty(),
         };
         if !is_absent {
             self.pump(ops);

@@ -6,13 +6,13 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use super::pty::Pty;
 use super::*;
-use crate::backend::{CharBackend, CharEvent};
+use crate::backend::{CharBackend, CharEvent, Rest};
 
 /// A slow host makes a test slow, never wrong.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -22,7 +22,7 @@ struct Sink {
     got: Mutex<Vec<u8>>,
     events: Mutex<Vec<CharEvent>>,
     limit: AtomicUsize,
-    listening: AtomicBool,
+    rest: Mutex<Rest>,
     writables: AtomicUsize,
     changed: Condvar,
 }
@@ -33,7 +33,7 @@ impl Sink {
             got: Mutex::default(),
             events: Mutex::default(),
             limit: AtomicUsize::new(limit),
-            listening: AtomicBool::new(true),
+            rest: Mutex::new(Rest::Awaited),
             writables: AtomicUsize::new(0),
             changed: Condvar::new(),
         })
@@ -82,8 +82,8 @@ impl CharDevice for Sink {
         self.writables.fetch_add(1, Ordering::SeqCst);
         self.changed.notify_all();
     }
-    fn is_listening(&self) -> bool {
-        self.listening.load(Ordering::SeqCst)
+    fn rest(&self) -> Rest {
+        *self.rest.lock().unwrap()
     }
 }
 
@@ -229,12 +229,29 @@ fn what_a_client_said_before_it_went_is_read() {
 fn who_is_not_heard_does_not_keep_the_place() {
     use CharEvent::{Closed, Opened};
     let (path, _stream, sink, _thread) = server("unheard", 0);
-    sink.listening.store(false, Ordering::SeqCst);
+    *sink.rest.lock().unwrap() = Rest::Lost;
     let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(b"hello?").unwrap();
     drop(client);
     let _second = UnixStream::connect(&path).unwrap();
     sink.wait_for_events(&[Opened, Closed, Opened]);
+}
+
+#[test]
+fn what_is_kept_comes_before_what_the_next_one_says() {
+    use CharEvent::{Closed, Opened};
+    let (path, stream, sink, _thread) = server("kept", 4);
+    *sink.rest.lock().unwrap() = Rest::Kept;
+    UnixStream::connect(&path).unwrap().write_all(b"0123456789").unwrap();
+    let mut second = UnixStream::connect(&path).unwrap();
+    second.write_all(b"abc").unwrap();
+    sink.wait_for_events(&[Opened, Closed, Opened]);
+    assert_eq!(*sink.got.lock().unwrap(), b"0123");
+    sink.limit.store(100, Ordering::SeqCst);
+    stream.accept_input();
+    sink.wait_for(b"0123456789abc");
+    drop(second);
+    sink.wait_for_events(&[Opened, Closed, Opened, Closed]);
 }
 
 #[test]

@@ -26,15 +26,12 @@ pub mod config {
     pub const BYTES: usize = 8;
 }
 
-/// Queues. Those behind [`DEFLATE`](queue::DEFLATE) are as many as features were agreed on: drivers do not agree about their
-/// numbers otherwise.
+/// Queues. Behind these are as many as features were agreed on; drivers do not agree about their numbers.
 pub mod queue {
     /// Pages that the driver gives away.
     pub const INFLATE: usize = 0;
     /// Pages that it takes back.
     pub const DEFLATE: usize = 1;
-    /// The first of the others.
-    pub const REST: usize = 2;
 }
 
 /// Entries of a statistics buffer: a tag (16 bits) and a value (64), little-endian.

@@ -2,6 +2,7 @@
 
 use vm_memory::{Bytes, GuestMemoryMmap};
 
+use super::spec::queue;
 use super::*;
 use crate::testing::Random;
 use crate::virtio::testing::{DATA, Driver, MEMORY, readable, writable};

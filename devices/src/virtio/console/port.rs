@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::backend::{CharBackend, CharDevice, CharEvent};
+use crate::backend::{CharBackend, CharDevice, CharEvent, Rest};
 use crate::virtio::Doorbell;
 
 const LOCK: &str = "nobody panics with a port's lock held";
@@ -134,7 +134,7 @@ impl CharDevice for Port {
         self.doorbell.ring();
     }
 
-    fn is_listening(&self) -> bool {
-        self.input().is_listening
+    fn rest(&self) -> Rest {
+        if self.input().is_listening { Rest::Awaited } else { Rest::Lost }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock, Weak};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::backend::CharEvent;
+use crate::backend::{CharBackend, CharDevice, CharEvent, Rest};
 use crate::testing::Random;
 use crate::virtio::testing::{DATA, Driver, MEMORY, readable, writable};
 
@@ -229,9 +229,9 @@ fn input_waits_for_the_guest() {
     let mut rig = Rig::new();
     let device = rig.port.device();
     assert_eq!((device.can_receive(), device.receive(b"early")), (0, 0));
-    assert!(!device.is_listening());
+    assert_eq!(device.rest(), Rest::Lost);
     rig.open();
-    assert!(rig.port.accepts.load(Ordering::SeqCst) > 0 && device.is_listening());
+    assert!(rig.port.accepts.load(Ordering::SeqCst) > 0 && device.rest() == Rest::Awaited);
     assert_eq!(device.receive(b"hello, guest"), 12);
     rig.driver.run();
     let receive = Rig::receive_queue(2);
@@ -261,10 +261,10 @@ fn input_waits_for_the_guest() {
     assert_eq!(rig.port.accepts.load(Ordering::SeqCst), accepts + 1);
     // The guest closes it, and is reset.
     rig.say(2, control::PORT_OPEN, 0);
-    assert!(!device.is_listening() && device.can_receive() == 0);
+    assert!(device.rest() == Rest::Lost && device.can_receive() == 0);
     rig.say(0, control::PORT_OPEN, 1);
     rig.driver.start();
-    assert!(!rig.console.device().is_listening());
+    assert_eq!(rig.console.device().rest(), Rest::Lost);
 }
 
 #[test]
