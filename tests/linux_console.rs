@@ -12,7 +12,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use harness::guests::fetch;
-use harness::linux::{Linux, ended_well};
+use harness::linux::Linux;
+use harness::log::complaints;
 use harness::session::Session;
 use support::Scratch;
 
@@ -136,5 +137,14 @@ fn consoles_ports_and_a_balloon() {
     session.send("off\n");
     let outcome = session.finish();
     outcome.check(!outcome.serial.contains("BIVISOR-NO-MODULE"), "a module is missing");
-    ended_well(&outcome);
+    // The kernel's messages, too; but it takes its virtio devices away before it says its last.
+    outcome.check(outcome.serial.contains("Free page reporting enabled"), "hvc0 is not the kernel's console");
+    let mut last = String::new();
+    (&com1).read_to_string(&mut last).expect("the kernel's other console speaks text");
+    outcome.check(outcome.status.code() == Some(0), "the exit code is not 0");
+    outcome.check(last.contains("reboot: Power down"), "the guest did not power off");
+    for log in [&outcome.serial, &last] {
+        let complaints = complaints(log, &[]);
+        outcome.check(complaints.is_empty(), &format!("the log complains: {complaints:#?}"));
+    }
 }
