@@ -174,7 +174,7 @@ pub fn open(
         let fronts = match (chardev.mux, users) {
             (true, 1..) => {
                 let quit = quit.clone();
-                let fronts = Mux::new(main, users, options.escape, move |Command::Quit| quit());
+                let fronts = Mux::share(main, users, options.escape, move |Command::Quit| quit());
                 fronts.into_iter().map(|front| front as Arc<dyn CharBackend>).collect()
             }
             _ => VecDeque::from([main]),

@@ -49,7 +49,7 @@ pub struct Mux {
 impl Mux {
     /// Shares `main` among `devices`, of which the first has the input to begin with. `escape` is the escape character's code;
     /// `command` is called for keys that are the program's.
-    pub fn new(
+    pub fn share(
         main: Arc<dyn CharBackend>,
         devices: usize,
         escape: u8,
@@ -257,7 +257,7 @@ mod tests {
     fn rig(count: usize) -> Rig {
         let (host, commands) = (BufferBackend::new(4096), Arc::new(Mutex::new(Vec::new())));
         let heard = Arc::clone(&commands);
-        let fronts = Mux::new(host.clone(), count, 1, move |command| heard.lock().unwrap().push(command));
+        let fronts = Mux::share(host.clone(), count, 1, move |command| heard.lock().unwrap().push(command));
         let devices: Vec<_> = fronts
             .iter()
             .map(|front| {
