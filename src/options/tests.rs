@@ -72,8 +72,8 @@ fn serial_ports_that_nobody_asked_for() {
         serial(&options).into_iter().map(|kind| kind.cloned()).collect::<Vec<_>>()
     };
     let stdio = Some(ChardevKind::Stdio { signal: false });
-    assert_eq!(ports(&[]), [stdio.clone()]);
-    assert_eq!(ports(&["-nographic"]), [stdio.clone()]);
+    assert_eq!(ports(&[]), std::slice::from_ref(&stdio));
+    assert_eq!(ports(&["-nographic"]), std::slice::from_ref(&stdio));
     assert_eq!(ports(&["-display", "none"]), [Some(ChardevKind::Null)]);
     assert_eq!(ports(&["-nodefaults"]), []);
     assert_eq!(ports(&["-nographic", "-serial", "none", "-serial", "stdio"]), [None, stdio]);
