@@ -330,9 +330,9 @@ pub struct EnvBlock {
     pub env: Env,
 }
 
-/// Bytes of host stack below the environment. Helpers run on it, and one makes an address space there (a quarter of a MiB,
+/// Bytes of host stack below the environment. Helpers run on it, and one makes an address space there (three quarters of a MiB,
 /// twice where the compiler moves it).
-const STACK_BYTES: usize = 2 << 20;
+const STACK_BYTES: usize = 4 << 20;
 const GUARD_BYTES: usize = 64 * 1024;
 
 /// Where the table of regions is from the host's RSP in generated code.

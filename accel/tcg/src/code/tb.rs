@@ -82,6 +82,8 @@ pub mod mode {
     pub const KERNEL64_AC: usize = 2;
     /// Flat 32-bit code at CPL 3.
     pub const USER32: usize = 3;
+    /// Classes that have a second, larger jump cache: the first of them.
+    pub const FAR_CLASSES: usize = 2;
     /// Classes whose returns are predicted: the first of them.
     pub const RETURN_CLASSES: usize = 2;
     /// Bits that differ within a class: the CPU's vector state as the operating system has enabled it. When they change,

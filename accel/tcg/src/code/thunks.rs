@@ -21,7 +21,11 @@ use crate::code::refill;
 use crate::code::tb::mode;
 use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TLB_MODES, TlbSlot};
 use crate::exec::helpers::{JUDGE, NEAR_SIZE, RESUME, SITE_SHIFT, SLOT_SHIFT};
-use crate::mmu::soft_tlb::{JUMP_ENTRIES, JumpEntry, TLB_ENTRIES, jumps_offset, table_offset};
+use crate::mmu::sets::PIECES;
+use crate::mmu::soft_tlb::{
+    FAR_ENTRIES, JUMP_ENTRIES, JumpEntry, TLB_ENTRIES, far_jumps_offset, jumps_offset, jumps_used_offset,
+    table_offset,
+};
 
 /// First scratch register: R10.
 pub const T0: u8 = 10;
@@ -110,9 +114,9 @@ pub struct Thunks {
     /// For each reason that a block has of its own, with the flags saved and with them in EFLAGS: jumped to with the address
     /// to go on at in T0 and the payload in T1.
     pub leave: [[u64; 2]; exit::REASONS],
-    /// Jumped to where an indirect branch is not in the jump cache: its target in T0, what [`Env::branch_from`] is to be in T1,
+    /// For each class of modes: jumped to where an indirect branch is not in the jump cache: its target in T0, what [`Env::branch_from`] is to be in T1,
     /// flags saved.
-    pub branch_miss: u64,
+    pub branch_miss: [u64; mode::CLASSES],
     /// For each class of modes: jumped to with the target in T0, flags saved: continues in the block there, or leaves.
     pub lookup: [u64; mode::CLASSES],
     /// As `lookup` for the first classes, for returns: leaves the host's return predictor balanced. T1 as for `branch_miss`.
@@ -245,7 +249,9 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
         thunks.lookup[class] = e.here();
         let miss = probe_jump_cache(e, class);
         dynasm!(e ; .arch x64 ; gs jmp QWORD [r11 + jump_code(class)]);
-        lookup_missed(e, miss, thunks.exit);
+        e.bind(miss);
+        look_far(e, class, |e| dynasm!(e ; .arch x64 ; jmp r10));
+        lookup_missed(e, thunks.exit);
     }
     for class in 0..mode::RETURN_CLASSES {
         thunks.return_lookup[class] = e.here();
@@ -258,15 +264,23 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
             ; mov DWORD [rsp + env_offset!(branch_from)], 0
             ; gs push QWORD [r11 + jump_code(class)]
             ; ret);
-        lookup_missed(e, miss, thunks.exit);
+        e.bind(miss);
+        look_far(e, class, |e| {
+            dynasm!(e ; .arch x64
+                ; mov DWORD [rsp + env_offset!(branch_from)], 0
+                ; push r10
+                ; ret);
+        });
+        lookup_missed(e, thunks.exit);
     }
-
-    thunks.branch_miss = e.here();
-    dynasm!(e ; .arch x64
-        ; mov [rsp + env_offset!(branch_from)], r11d
-        ; mov [rsp + env_offset!(rip)], r10
-        ; mov r11d, exit::LOOKUP as i32);
-    e.jmp_to(thunks.exit);
+    for class in 0..mode::CLASSES {
+        thunks.branch_miss[class] = e.here();
+        dynasm!(e ; .arch x64 ; mov [rsp + env_offset!(branch_from)], r11d);
+        look_far(e, class, |e| {
+            dynasm!(e ; .arch x64 ; mov DWORD [rsp + env_offset!(branch_from)], 0 ; jmp r10);
+        });
+        lookup_missed(e, thunks.exit);
+    }
 
     let resume = e.here();
     gs_base::follow(e, RSP, 0);
@@ -276,7 +290,8 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     dynasm!(e ; .arch x64 ; add r11, [rsp + env_offset!(resume_jumps)] ; gs cmp r10, [r11]);
     let miss = e.jcc(cc::NE);
     dynasm!(e ; .arch x64 ; gs jmp QWORD [r11 + 8]);
-    lookup_missed(e, miss, thunks.exit);
+    e.bind(miss);
+    lookup_missed(e, thunks.exit);
 
     let ways = Ways { saved, resume, fp };
     thunks.complex = helper_thunk(e, helpers.complex, &ways, After::Nothing);
@@ -483,9 +498,39 @@ pub const fn jump_code(class: usize) -> i32 {
     jumps_offset(class) + offset_of!(JumpEntry, code) as i32
 }
 
-/// Where `miss` of [`probe_jump_cache`] leads: out.
-fn lookup_missed(e: &mut Emitter, miss: Patch, exit: u64) {
-    e.bind(miss);
+/// The larger jump cache of `class`, if it has one, is asked for the address in T0. Does `found` with the code's address in T0
+/// if it is there; from then on the first one has it, too. Clobbers T1.
+fn look_far(e: &mut Emitter, class: usize, found: impl FnOnce(&mut Emitter)) {
+    const { assert!(FAR_ENTRIES == 1 << 14 && JUMP_ENTRIES == 1 << 11) };
+    if class >= mode::FAR_CLASSES {
+        return;
+    }
+    let (entry, first) = (far_jumps_offset(class), jumps_offset(class));
+    let code = offset_of!(JumpEntry, code) as i32;
+    let kept = scratch_offset(0);
+    dynasm!(e ; .arch x64
+        ; mov r11, r10
+        ; shr r11, 14
+        ; xor r11d, r10d
+        ; and r11d, FAR_ENTRIES as i32 - 1
+        ; shl r11d, 4
+        ; gs cmp r10, [r11 + entry]);
+    let not_there = e.jcc_short(cc::NE);
+    dynasm!(e ; .arch x64 ; mov [rsp + kept], rax ; gs mov rax, [r11 + entry + code]);
+    jump_index_to_t1(e);
+    dynasm!(e ; .arch x64
+        ; gs mov [r11 + first], r10
+        ; gs mov [r11 + first + code], rax
+        ; shr r11d, (4 + (JUMP_ENTRIES / PIECES).ilog2()) as i8
+        ; gs mov BYTE [r11 + jumps_used_offset(class)], 1
+        ; mov r10, rax
+        ; mov rax, [rsp + kept]);
+    found(e);
+    e.bind_short(not_there);
+}
+
+/// Where an address is in no jump cache: out.
+fn lookup_missed(e: &mut Emitter, exit: u64) {
     dynasm!(e ; .arch x64 ; mov [rsp + env_offset!(rip)], r10 ; mov r11d, exit::LOOKUP as i32);
     e.jmp_to(exit);
 }

@@ -26,6 +26,8 @@ pub const TLB_ENTRIES: usize = 1024;
 pub const FETCH_ENTRIES: usize = 256;
 /// Entries of a jump cache.
 pub const JUMP_ENTRIES: usize = 2048;
+/// Entries of the larger jump cache that the thunks ask where the first does not have an address.
+pub const FAR_ENTRIES: usize = 16384;
 /// Entries of a table of code pages.
 pub const CODE_PAGES: usize = 4096;
 /// Address spaces kept at once. Linux uses six PCIDs for user space at a time.
@@ -66,6 +68,11 @@ static NO_JUMPS: [JumpEntry; JUMP_ENTRIES] = {
     entries
 };
 
+/// An empty larger one.
+const fn no_far_jump(index: usize) -> JumpEntry {
+    JumpEntry { tag: (index == 0) as u64, code: 0 }
+}
+
 /// A page that code may be fetched from.
 #[derive(Clone, Copy)]
 pub struct FetchEntry {
@@ -82,11 +89,13 @@ const NO_FETCH: FetchEntry = FetchEntry { tag: EMPTY_TAG, page: crate::ram::RamP
 pub struct Context {
     tables: [[[TlbEntry; TLB_ENTRIES]; 2]; TLB_MODES],
     jumps: [[JumpEntry; JUMP_ENTRIES]; mode::CLASSES],
+    far_jumps: [[JumpEntry; FAR_ENTRIES]; mode::FAR_CLASSES],
     code_pages: [[u32; CODE_PAGES]; 2],
     fetch: [[FetchEntry; FETCH_ENTRIES]; 2],
     used: [[Used; 2]; TLB_MODES],
     fetch_used: [Used; 2],
     jumps_used: [Used; mode::CLASSES],
+    far_jumps_used: [Used; mode::FAR_CLASSES],
     code_pages_used: [Used; 2],
     /// Where pieces of 2 MiB (or 4 MiB) pages are, by address: INVLPG in one must drop all of them.
     large: PageSet,
@@ -114,6 +123,16 @@ pub const fn jumps_offset(class: usize) -> i32 {
     (offset_of!(Context, jumps) + class * size_of::<[JumpEntry; JUMP_ENTRIES]>()) as i32
 }
 
+/// Where in a context the larger jump cache of `class`, one of the first, is: [`JumpEntry`], by [`far_jump_index`].
+pub const fn far_jumps_offset(class: usize) -> i32 {
+    (offset_of!(Context, far_jumps) + class * size_of::<[JumpEntry; FAR_ENTRIES]>()) as i32
+}
+
+/// Where in a context it is noted, a byte each, which pieces of the jump cache of `class` are used.
+pub const fn jumps_used_offset(class: usize) -> i32 {
+    (offset_of!(Context, jumps_used) + class * size_of::<Used>()) as i32
+}
+
 /// Where in a context the entry for `linear` is of the table of pages that code may be fetched from by a user or the
 /// supervisor: the number of the page's mapping ([`crate::code::tb::Guard`]), 4 bytes.
 pub const fn code_page_offset(user: bool, linear: u64) -> i32 {
@@ -126,11 +145,13 @@ impl Context {
         let mut context = Box::new(Self {
             tables: [[[EMPTY; TLB_ENTRIES]; 2]; TLB_MODES],
             jumps: [NO_JUMPS; mode::CLASSES],
+            far_jumps: [[no_far_jump(1); FAR_ENTRIES]; mode::FAR_CLASSES],
             code_pages: [[0; CODE_PAGES]; 2],
             fetch: [[NO_FETCH; FETCH_ENTRIES]; 2],
             used: [[Used::NONE; 2]; TLB_MODES],
             fetch_used: [Used::NONE; 2],
             jumps_used: [Used::NONE; mode::CLASSES],
+            far_jumps_used: [Used::NONE; mode::FAR_CLASSES],
             code_pages_used: [Used::NONE; 2],
             large: PageSet::NEW,
             huge: PageSet::NEW,
@@ -141,6 +162,9 @@ impl Context {
             last_use: 0,
             windows: Windowed::default(),
         });
+        for jumps in &mut context.far_jumps {
+            jumps[0] = no_far_jump(0);
+        }
         context.flush();
         context
     }
@@ -165,6 +189,9 @@ impl Context {
     fn flush_jumps(&mut self) {
         for class in 0..mode::CLASSES {
             self.jumps_used[class].flush(&mut self.jumps[class], |index| NO_JUMPS[index]);
+        }
+        for class in 0..mode::FAR_CLASSES {
+            self.far_jumps_used[class].flush(&mut self.far_jumps[class], no_far_jump);
         }
         self.jumped.clear();
     }
@@ -230,6 +257,11 @@ pub const fn code_page_index(linear: u64) -> usize {
 /// Index of a block at `pc` in a jump cache.
 pub fn jump_index(pc: u64) -> usize {
     (pc ^ pc >> 11) as usize & (JUMP_ENTRIES - 1)
+}
+
+/// Index of a block at `pc` in a larger jump cache.
+pub fn far_jump_index(pc: u64) -> usize {
+    (pc ^ pc >> 14) as usize & (FAR_ENTRIES - 1)
 }
 
 /// All contexts of one CPU.
@@ -414,6 +446,11 @@ impl Mmu {
         context.jumped.insert(pc >> 12);
         context.executed.insert(pc >> 12);
         context.jumps[class][index] = JumpEntry { tag: pc, code };
+        if class < mode::FAR_CLASSES {
+            let index = far_jump_index(pc);
+            context.far_jumps_used[class].set(&context.far_jumps[class], index);
+            context.far_jumps[class][index] = JumpEntry { tag: pc, code };
+        }
     }
 
     /// Enters the page of `linear`, from which code may be fetched now, with the number of its mapping.
@@ -431,6 +468,13 @@ impl Mmu {
             let entry = &mut context.jumps[class][index];
             if entry.tag == pc {
                 *entry = NO_JUMPS[index];
+            }
+            if class < mode::FAR_CLASSES {
+                let index = far_jump_index(pc);
+                let entry = &mut context.far_jumps[class][index];
+                if entry.tag == pc {
+                    *entry = no_far_jump(index);
+                }
             }
         }
     }

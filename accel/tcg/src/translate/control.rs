@@ -154,7 +154,8 @@ impl Translator {
     pub(super) fn branch_miss(&mut self, patch: Patch) {
         self.e.bind(patch);
         dynasm!(self.e ; .arch x64 ; mov r11d, self.id as i32 + 1);
-        self.e.jmp_to(self.thunks.branch_miss);
+        let class = self.class.expect("only classes have jump caches");
+        self.e.jmp_to(self.thunks.branch_miss[class]);
     }
 
     /// Emits the ways of returns that the return cache did not have.
