@@ -45,6 +45,8 @@ const END: u64 = (1 << 47) - PAGE;
 /// Times that windows are opened before all are closed. Each may cost two of the mappings that a process can have, of which
 /// there are 65530 (Linux, *vm.max_map_count*).
 const MAX_RUNS: usize = 24_000;
+/// In less time so many windows do not pay: the program goes through more memory than they can show.
+const MIN_TIME: Duration = Duration::from_secs(3);
 /// Regions that are ever looked at: a guest may ask for any.
 const MAX_REGIONS: usize = 1024;
 
@@ -73,6 +75,8 @@ pub type Owner = u64;
 #[derive(Default)]
 struct Space {
     owner: Owner,
+    /// When it became that, or windows ran out last.
+    since: Option<Instant>,
     /// When its program was last seen running.
     used: Option<Instant>,
     /// Granules that are reserved.
@@ -168,7 +172,7 @@ pub fn take(owner: Owner) -> bool {
     let mut space = space();
     let free = space.owner == 0 || space.owner == owner;
     if free {
-        (space.owner, space.used) = (owner, Some(Instant::now()));
+        space.own(owner);
     }
     free
 }
@@ -191,7 +195,7 @@ pub fn seize(old: Owner, new: Owner) -> bool {
     let free = space.owner == 0 || space.owner == old;
     if free {
         space.close_all();
-        (space.owner, space.used) = (new, Some(Instant::now()));
+        space.own(new);
     }
     free
 }
@@ -220,7 +224,11 @@ pub fn count() -> usize {
 pub fn open(address: u64, backing: Backing, pages: u64, writable: impl FnOnce() -> bool) -> bool {
     let mut space = space();
     if space.runs >= MAX_RUNS {
+        if space.since.is_some_and(|since| since.elapsed() < MIN_TIME) {
+            return false;
+        }
         space.close_all();
+        space.since = Some(Instant::now());
     }
     space.runs += 1;
     space.opened += 1;
@@ -256,18 +264,25 @@ pub fn open(address: u64, backing: Backing, pages: u64, writable: impl FnOnce() 
     true
 }
 
+/// Whether the owner has used up its windows, and too soon.
+pub fn are_exhausted() -> bool {
+    space().runs >= MAX_RUNS
+}
+
 /// What the window at page address `address` shows, and whether it can be written.
 pub fn shown(address: u64) -> Option<(u64, bool)> {
     space().windows.get(&address).map(|window| (window.host, window.writable))
 }
 
-/// Closes the window at page address `address`, if there is one.
-pub fn close(address: u64) {
+/// Closes the window at page address `address`. Whether there was one.
+pub fn close(address: u64) -> bool {
     let mut space = space();
-    if space.forget(address) {
+    let there = space.forget(address);
+    if there {
         space.runs += 1;
         clear(address, address + PAGE);
     }
+    there
 }
 
 /// Closes all windows.
@@ -276,7 +291,8 @@ pub fn close_all() {
 }
 
 /// Closes all windows but those that `keep` wants, given the window's address, its page and whether it is writable.
-pub fn retain(mut keep: impl FnMut(u64, u64, bool) -> bool) {
+/// How many were closed.
+pub fn retain(mut keep: impl FnMut(u64, u64, bool) -> bool) -> usize {
     let mut space = space();
     let mut gone: Vec<u64> = space
         .windows
@@ -285,7 +301,9 @@ pub fn retain(mut keep: impl FnMut(u64, u64, bool) -> bool) {
         .map(|(&at, _)| at)
         .collect();
     if gone.len() * 2 > space.windows.len() {
-        return space.close_all();
+        let all = space.windows.len();
+        space.close_all();
+        return all;
     }
     gone.sort_unstable();
     for run in gone.chunk_by(|&one, &next| next == one + PAGE) {
@@ -295,6 +313,7 @@ pub fn retain(mut keep: impl FnMut(u64, u64, bool) -> bool) {
             space.forget(at);
         }
     }
+    gone.len()
 }
 
 /// No window that shows the page at `host` can be written any more when this returns.
@@ -315,6 +334,11 @@ pub fn revoke(host: u64) {
 }
 
 impl Space {
+    fn own(&mut self, owner: Owner) {
+        let now = Some(Instant::now());
+        (self.owner, self.since, self.used) = (owner, now, now);
+    }
+
     /// Takes the window at `address` off the lists. Whether there was one.
     fn forget(&mut self, address: u64) -> bool {
         let Some(window) = self.windows.remove(&address) else { return false };

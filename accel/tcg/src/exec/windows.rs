@@ -5,7 +5,7 @@
 //! They follow the guest's TLB: what is flushed is looked up again, and closed if it has changed, before user code runs on.
 
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cpu::Cpu;
 use crate::engine::Engine;
@@ -28,6 +28,8 @@ const AROUND: u64 = 16;
 const LARGE: u64 = 2 << 20;
 /// Windows whose program no tick has found running for so long are another CPU's for the asking.
 const UNUSED: Duration = Duration::from_millis(50);
+/// What it costs to open a window again that a flush has closed.
+const REOPENED: Duration = Duration::from_micros(15);
 /// What a region that cannot be claimed counts for: a program that lies there has no use for windows.
 const UNCLAIMED: u32 = MAX_REFUSED / 8;
 
@@ -61,7 +63,7 @@ impl Cpu {
             return false;
         }
         let windows = self.mmu.windows();
-        (windows.open, windows.root, windows.refused) = (true, root, 0);
+        windows.opened(root);
         windows.take_flushed();
         self.mmu.flush_jumps();
         tracing::debug!(target: "mmu", root, "windows opened");
@@ -98,15 +100,21 @@ impl Cpu {
             self.mmu.windows().denied = false;
             return self.close_windows();
         }
-        match self.mmu.windows().take_flushed() {
-            Flushed::Pages(pages) => pages.into_iter().for_each(windows::close),
+        let begun = Instant::now();
+        let closed = match self.mmu.windows().take_flushed() {
+            Flushed::Pages(pages) => pages.into_iter().filter(|&page| windows::close(page)).count(),
             Flushed::All => {
                 let (env, ram) = (&self.env, &self.ram);
                 windows::retain(|at, host, writable| {
                     let Some((gpa, may_write)) = walk::accessed(env, ram, at) else { return false };
                     ram.page(gpa).is_some_and(|page| page.host == host) && (!writable || may_write)
-                });
+                })
             }
+        };
+        let cost = begun.elapsed() + REOPENED * closed as u32;
+        if self.mmu.windows().costs_too_much(cost) {
+            self.mmu.windows().denied = true;
+            self.close_windows();
         }
     }
 
@@ -219,6 +227,8 @@ impl Vcpu {
                 self.window_exception = Some(exception);
                 self.window_wanted = Some((address, write));
             }
+            // The instruction is executed without; then the program loses them.
+            Opened::Refused if windows::are_exhausted() => self.cpu.mmu.windows().refused = MAX_REFUSED,
             Opened::Refused => {}
         }
         false

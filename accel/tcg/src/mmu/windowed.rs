@@ -1,7 +1,13 @@
 //! What a context remembers of its windows ([`crate::windows`]).
 
+use std::time::{Duration, Instant};
+
 /// Pages that are closed one by one; more are looked at all together.
 const MAX_PAGES: usize = 64;
+
+/// What following flushes may cost, of the time that the windows have been open, and what nobody looks at.
+const COST_SHARE: u32 = 4;
+const COST_IN_ANY_CASE: Duration = Duration::from_millis(20);
 
 /// The windows of one address space.
 #[derive(Default)]
@@ -16,6 +22,9 @@ pub struct Windowed {
     pub refused: u32,
     /// They did not pay for this address space.
     pub denied: bool,
+    /// When they were opened, and what following flushes has cost since.
+    since: Option<Instant>,
+    cost: Duration,
     /// Everything was flushed since the windows were last looked at.
     all: bool,
     /// Pages that were.
@@ -31,6 +40,19 @@ pub enum Flushed {
 }
 
 impl Windowed {
+    /// They are open from now on, over the tables at `root`.
+    pub fn opened(&mut self, root: u64) {
+        (self.open, self.root, self.refused) = (true, root, 0);
+        (self.since, self.cost) = (Some(Instant::now()), Duration::ZERO);
+    }
+
+    /// Following a flush has cost `cost`. Whether they cost more than they can be worth.
+    pub fn costs_too_much(&mut self, cost: Duration) -> bool {
+        self.cost += cost;
+        self.cost > COST_IN_ANY_CASE
+            && self.since.is_some_and(|since| self.cost > since.elapsed() / COST_SHARE)
+    }
+
     /// The context was flushed.
     pub fn all_flushed(&mut self) {
         self.all = self.open;
