@@ -22,7 +22,7 @@ use devices::bus::{Bus, BusError};
 use devices::chipset::fw_cfg::FileError;
 use devices::clock::Clock;
 use devices::device::Device;
-use devices::interrupt::InterruptSink;
+use devices::interrupt::{InterruptSink, MsiMessage};
 use devices::irqchip::UserspaceIrqchip;
 use devices::serial::Uart16550;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -239,6 +239,7 @@ impl Board {
             lifecycle,
             accelerator: self.accelerator,
             clock: self.clock,
+            sink: self.sink,
             ram: self.ram,
             boot: self.blueprint.boot,
             tables,
@@ -254,6 +255,7 @@ pub struct Machine {
     lifecycle: MachineLifecycle,
     accelerator: Arc<dyn Accelerator>,
     clock: Arc<dyn Clock>,
+    sink: Arc<dyn InterruptSink>,
     ram: Ram,
     boot: BootSource,
     /// Tables for the operating system, each with its address.
@@ -322,6 +324,13 @@ impl Machine {
         if thread.is_err() || wait.recv_timeout(FLUSH_LIMIT).is_err() {
             tracing::error!(target: "virtio", "disks could not be flushed at the end");
         }
+    }
+
+    /// Interrupts the bootstrap CPU, whose APIC ID is 0, though its interrupts may be off.
+    pub fn inject_nmi(&self) {
+        /// Delivery mode NMI, to the local APIC with ID 0 (SDM vol. 3A, *Message Signalled Interrupts*).
+        const NMI: MsiMessage = MsiMessage { address: 0xfee0_0000, data: 0b100 << 8 };
+        self.sink.send_msi(NMI);
     }
 
     /// Loads the kernel and sets the machine going. Once.

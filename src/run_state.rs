@@ -86,8 +86,8 @@ impl RunState {
 impl SystemControl for RunState {
     fn request(&self, request: SystemRequest) {
         let current = CpuHandle::current();
-        // A crash kernel goes on.
-        if request == SystemRequest::CrashLoaded {
+        // A crash kernel goes on; a watchdog's time ends on no CPU, or on any.
+        if matches!(request, SystemRequest::CrashLoaded | SystemRequest::Watchdog) {
             return self.file(Occurrence::System(request));
         }
         // The CPU that asked must not get far: what follows a power-off in a guest is a loop or worse. Nor the others of its

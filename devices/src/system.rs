@@ -11,6 +11,8 @@ pub enum SystemRequest {
     Panicked,
     /// The guest's kernel has panicked, and its crash kernel goes on (pvpanic).
     CrashLoaded,
+    /// A watchdog was not fed in time.
+    Watchdog,
     /// The guest ends the VMM with this exit status (ISA debug-exit).
     Exit(u8),
 }

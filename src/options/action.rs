@@ -21,9 +21,7 @@ pub enum WatchdogAction {
     /// The guest is reset.
     #[default]
     Reset,
-    /// The guest is asked to shut down.
-    Shutdown,
-    /// The program ends.
+    /// The program ends, with the code of a crash.
     Poweroff,
     /// The guest is stopped, and the program stays.
     Pause,
@@ -39,7 +37,6 @@ impl WatchdogAction {
     /// QEMU's names.
     const NAMES: &[(&str, Self)] = &[
         ("reset", Self::Reset),
-        ("shutdown", Self::Shutdown),
         ("poweroff", Self::Poweroff),
         ("pause", Self::Pause),
         ("debug", Self::Debug),
@@ -49,6 +46,9 @@ impl WatchdogAction {
 
     /// Reads one.
     pub fn of(context: Context, name: &str) -> Result<Self, OptionError> {
+        if name == "shutdown" {
+            return Err(context.not_built("a power button, to ask the guest with"));
+        }
         let found = Self::NAMES.iter().find(|(known, _)| *known == name);
         let expected = || {
             let names: Vec<&str> = Self::NAMES.iter().map(|(name, _)| *name).collect();
@@ -128,7 +128,8 @@ mod tests {
             ("reboot=on", "reboot= takes reset or shutdown"),
             ("shutdown=off", "shutdown= takes poweroff or pause"),
             ("panic=run", "panic= takes shutdown, exit-failure, pause or none"),
-            ("watchdog=bark", "reset, shutdown, poweroff, pause, debug, none, inject-nmi"),
+            ("watchdog=bark", "reset, poweroff, pause, debug, none, inject-nmi"),
+            ("watchdog=shutdown", "a power button, to ask the guest with: not built yet"),
             ("panik=none", "did you mean 'panic'?"),
         ] {
             let error = read(value).unwrap_err();

@@ -230,7 +230,7 @@ pub const ROWS: &[Row] = &[
         "action",
         Value::Action,
         "EVENT=ACTION,...",
-        "what follows: reboot=reset|shutdown, shutdown=poweroff|pause, panic=shutdown|exit-failure|pause|none,\n        watchdog=reset|shutdown|poweroff|pause|debug|none|inject-nmi",
+        "what follows: reboot=reset|shutdown, shutdown=poweroff|pause, panic=shutdown|exit-failure|pause|none,\n        watchdog=reset|poweroff|pause|debug|none|inject-nmi",
     ),
     value("watchdog-action", Value::WatchdogAction, "ACTION", "the same as -action watchdog=ACTION"),
     value("uuid", Value::Uuid, "UUID", "the machine's UUID"),

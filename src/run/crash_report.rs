@@ -34,6 +34,7 @@ pub fn text(stop: &Stop, memory: &GuestMemoryMmap, tails: &[(String, Arc<BufferB
         StopReason::Panic => {
             format!("bivisor: the guest crashed: its kernel panicked on CPU {cpu} (pvpanic)\n")
         }
+        StopReason::Watchdog => "bivisor: the guest hangs: its watchdog was not fed in time\n".to_owned(),
         StopReason::Engine(what) => format!("bivisor: CPU {cpu} cannot go on{place}: {what}\n"),
         StopReason::Timeout { limit, phase: Phase::Running } => {
             format!("bivisor: timeout after {} s; CPU {cpu} is{place}\n", limit.as_secs_f64())

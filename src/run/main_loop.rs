@@ -12,7 +12,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::{RunError, crash_report, last_words};
 use crate::machine::{Machine, MachineError};
 use crate::options::Options;
-use crate::options::action::{Actions, PanicAction};
+use crate::options::action::{Actions, PanicAction, WatchdogAction};
 use crate::run_state::{Occurrence, Phase, RunState};
 use crate::{exit_code, signals, tell};
 
@@ -57,6 +57,8 @@ pub enum StopReason {
     TripleFault,
     /// Its kernel panicked, and told.
     Panic,
+    /// Its watchdog was not fed.
+    Watchdog,
     /// The engine could not execute it.
     Engine(String),
     /// `-timeout`.
@@ -72,7 +74,7 @@ impl Stop {
     /// The exit status.
     pub fn exit_code(&self) -> u8 {
         match self.reason {
-            StopReason::TripleFault | StopReason::Panic => exit_code::GUEST_CRASH,
+            StopReason::TripleFault | StopReason::Panic | StopReason::Watchdog => exit_code::GUEST_CRASH,
             StopReason::Engine(_) => exit_code::ENGINE_FAILURE,
             StopReason::Timeout { .. } => exit_code::TIMEOUT,
         }
@@ -202,6 +204,7 @@ impl Reactor<'_> {
             Occurrence::System(SystemRequest::CrashLoaded) => {
                 tell::line("the guest's kernel panicked; its crash kernel goes on (pvpanic)");
             }
+            Occurrence::System(SystemRequest::Watchdog) => self.watchdog(),
             Occurrence::System(SystemRequest::Panicked) => {
                 unreachable!("the run state knows the CPU")
             }
@@ -242,6 +245,29 @@ impl Reactor<'_> {
         match lifecycle.pause().and_then(|()| lifecycle.resume()) {
             Ok(()) => self.run_state.enter(Phase::Running),
             Err(error) => self.fail(MachineError::Reset(error.into())),
+        }
+    }
+
+    /// The watchdog was not fed: the guest hangs.
+    fn watchdog(&mut self) {
+        let line = "the guest hangs: its watchdog was not fed in time";
+        match self.actions.watchdog {
+            // Whoever wants no reset wants to know of this one.
+            WatchdogAction::Reset if !self.actions.no_reboot => {
+                tell::line(format_args!("{line}; it is reset"));
+                self.occurred(Occurrence::System(SystemRequest::Reset));
+            }
+            WatchdogAction::Reset | WatchdogAction::Poweroff => {
+                self.run_state.enter(Phase::Watchdog);
+                self.stop(StopReason::Watchdog, 0, None, String::new());
+            }
+            WatchdogAction::Pause => {
+                tell::line(format_args!("{line}; it is paused"));
+                self.pause_for_good(Phase::Watchdog);
+            }
+            WatchdogAction::InjectNmi => self.machine.inject_nmi(),
+            WatchdogAction::Debug => tell::line(line),
+            WatchdogAction::None => {}
         }
     }
 
