@@ -43,7 +43,7 @@ use self::attachment::Attachment;
 use self::board::BoardOptions;
 use self::chardev::{Chardev, SerialChoice};
 use self::console::SerialBus;
-use self::devices::{BlkChoice, DeviceChoice, MAX_SERIAL};
+use self::devices::{BlkChoice, BoardDevice, DeviceChoice, MAX_SERIAL};
 use self::drive::{DriveChoice, Interface, Nodes};
 use self::error::{Context, OptionError};
 use self::globals::Globals;
@@ -343,7 +343,12 @@ impl Draft {
     }
 
     fn add_device(&mut self, context: Context) -> Result<(), OptionError> {
-        let (device, attachment) = devices::device(context, &self.globals)?;
+        let (mut device, attachment) = devices::device(context, &self.globals)?;
+        if let (DeviceChoice::Board(BoardDevice::Watchdog { address }), Some(attachment)) =
+            (&mut device, &attachment)
+        {
+            *address = attachment.address;
+        }
         self.attachments.extend(attachment.map(|attachment| (self.devices.len(), attachment)));
         self.devices.push(device);
         Ok(())

@@ -35,6 +35,8 @@ fn mistakes_of_the_command_line() {
     refused(&["-global", "pvpanic.event=1"], "did you mean 'events'?");
     refused(&["-boot", "order=1"], "order= takes letters a to p");
     refused(&["-object", "memory-backend-file,id=m,size=1G"], "needs mem-path=PATH");
+    let words = ["-device", "i6300esb", "-kernel", "/dev/null"];
+    refused(&words, "-device i6300esb: there is no PCI on this machine: use -M microvm,pcie=on or -M q35");
     refused(&["-device", "pvpanik"], "did you mean pvpanic?");
     let kernel = ["-kernel", "/dev/null"];
     refused(&[&["-M", "memory-backend=m"], &kernel[..]].concat(), "there is no memory backend 'm'");

@@ -100,3 +100,24 @@ fn a_panic_has_an_exit_code() {
     outcome
         .check(outcome.stderr.contains("Kernel panic - not syncing: sysrq triggered crash"), "no last words");
 }
+
+#[test]
+fn a_hang_is_found() {
+    if !fetch("a_hang_is_found", &["generic", "board"]) {
+        return;
+    }
+    // Whoever wants no reset hears of this one as of a crash.
+    let watchdog = ["-M", "microvm,pcie=on", "-device", "i6300esb", "-no-reboot"];
+    let outcome = run("hang", &watchdog);
+    outcome.check(outcome.status.code() == Some(120), "the exit code is not 120");
+    let first = outcome.stderr.lines().next().unwrap_or_default();
+    outcome.check(
+        first == "bivisor: the guest hangs: its watchdog was not fed in time",
+        "stderr says another thing",
+    );
+    // An NMI, which the kernel takes for a reason to panic: that is told, too.
+    let more = ["-watchdog-action", "inject-nmi", "-device", "pvpanic"];
+    let outcome = run("hang unknown_nmi_panic=1", &[&watchdog[..], &more].concat());
+    outcome.check(outcome.status.code() == Some(120), "the exit code is not 120");
+    outcome.check(outcome.stderr.contains("its kernel panicked on CPU 0 (pvpanic)"), "no panic was told");
+}

@@ -251,7 +251,9 @@ pub fn equip(board: &Board, serial_ends: SerialEnds) -> Result<Equipment, Machin
         equipment.virtio.push(transport);
     }
     if let Some(root) = root {
+        pci::place_watchdog(&root, board, true)?;
         equipment.virtio.extend(pci::place(&root, machine, &wires, &on_pci)?);
+        pci::place_watchdog(&root, board, false)?;
         equipment.pci = Some(pci::PLATFORM);
         equipment.devices.push(root);
     }

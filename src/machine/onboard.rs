@@ -44,7 +44,7 @@ pub fn place(board: &Board, firmware: Firmware) -> Result<Onboard, MachineError>
     for device in chosen {
         match *device {
             BoardDevice::Vmcoreinfo => vmcoreinfo = true,
-            BoardDevice::Vmgenid { .. } => {}
+            BoardDevice::Vmgenid { .. } | BoardDevice::Watchdog { .. } => {}
             BoardDevice::Pvpanic { ioport, events } => {
                 let system = Arc::clone(&board.run_state) as Arc<dyn SystemControl>;
                 let chip = Pvpanic::new(events, system);

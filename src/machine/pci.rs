@@ -6,21 +6,25 @@ use std::sync::Arc;
 
 use accel::{Accelerator, DoorbellStore};
 use devices::bus::{BusDevice, BusError};
+use devices::chipset::I6300Esb;
 use devices::device::Device;
 use devices::pci::spec::ports;
 use devices::pci::{
     Address, FunctionInterrupts, HostBridge, HostBridgeModel, IsaBridge, PciDevice, PciRoot, Taken,
     interrupt_of,
 };
+use devices::system::SystemControl;
 use devices::virtio::pci::{KernelDoorbells, VirtioPci};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Board;
 use super::microvm::PM_BASE;
 use super::virtio::{FIRST_GSI, VirtioError, Wires};
 use crate::acpi;
 use crate::boot::layout::{ECAM, ECAM_END, PCI_MEMORY_END, RAM_GAP};
 use crate::disks::AttachedPart;
 use crate::options::attachment::{Attachment, BusKind, HOST_BRIDGE, ISA_BRIDGE};
+use crate::options::devices::{BoardDevice, DeviceChoice};
 use crate::options::machine::MachineKind;
 
 /// Why a device cannot be on the bus.
@@ -119,6 +123,18 @@ pub fn place(
     }
     placed.sort_by_key(|&(index, _)| index);
     Ok(placed.into_iter().map(|(_, device)| device).collect())
+}
+
+/// Puts the watchdog on the bus, if there is one that says (or, with `fixed` false, does not say) where.
+pub fn place_watchdog(root: &PciRoot, board: &Board, fixed: bool) -> Result<(), VirtioError> {
+    let watchdog = board.blueprint.devices.iter().find_map(|device| match device {
+        DeviceChoice::Board(BoardDevice::Watchdog { address }) => Some(*address),
+        _ => None,
+    });
+    let Some(address) = watchdog.filter(|address| address.is_some() == fixed) else { return Ok(()) };
+    let address = address.or_else(|| root.free_slot(FIRST_SLOT)).ok_or(PciError::Full("i6300esb"))?;
+    let system = Arc::clone(&board.run_state) as Arc<dyn SystemControl>;
+    Ok(add(root, address, I6300Esb::new(Arc::clone(&board.clock), system))?)
 }
 
 fn add(root: &PciRoot, address: Address, device: Arc<dyn PciDevice>) -> Result<(), PciError> {

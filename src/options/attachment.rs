@@ -119,7 +119,10 @@ pub fn check(machine: MachineKind, attachments: &BTreeMap<usize, Attachment>) ->
         let name = driver.trim_end_matches("-non-transitional");
         match attachment.bus {
             BusKind::Pci if !machine.has_pci() => {
-                let other = name.trim_end_matches("-pci");
+                let Some(other) = name.strip_suffix("-pci") else {
+                    let cure = "use -M microvm,pcie=on or -M q35";
+                    return Err(attachment.bad(format!("there is no PCI on this machine: {cure}")));
+                };
                 return Err(attachment.bad(format!(
                     "there is no PCI on this machine: use {other}-device, -M microvm,pcie=on or -M q35"
                 )));

@@ -91,6 +91,11 @@ pub fn vmcoreinfo(_context: Context, _pairs: Vec<Pair>) -> Result<DeviceChoice, 
     Ok(DeviceChoice::Board(BoardDevice::Vmcoreinfo))
 }
 
+/// Reads `-device i6300esb`. Where it is, it does not say itself.
+pub fn watchdog(_context: Context, _pairs: Vec<Pair>) -> Result<DeviceChoice, OptionError> {
+    Ok(DeviceChoice::Board(BoardDevice::Watchdog { address: None }))
+}
+
 /// Refuses what cannot be there twice, and under `-icount` what would be another thing in each run.
 pub fn check(devices: &[DeviceChoice], icount: bool) -> Result<(), OptionError> {
     let board = devices.iter().filter_map(|device| match device {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use devices::pci::Address;
 use devices::virtio::balloon::BalloonOptions;
 use devices::virtio::blk::{BlkOptions, MAX_QUEUES};
 
@@ -73,6 +74,11 @@ pub enum BoardDevice {
     },
     /// The guest's kernel says where its notes for a dump are.
     Vmcoreinfo,
+    /// A guest that does not feed it is taken to hang.
+    Watchdog {
+        /// Where on the PCI bus; `None`: in the first slot that is free.
+        address: Option<Address>,
+    },
 }
 
 impl BoardDevice {
@@ -82,6 +88,7 @@ impl BoardDevice {
             Self::Pvpanic { .. } => "pvpanic",
             Self::Vmgenid { .. } => "vmgenid",
             Self::Vmcoreinfo => "vmcoreinfo",
+            Self::Watchdog { .. } => "i6300esb",
         }
     }
 }
@@ -232,6 +239,13 @@ const MODELS: &[Model] = &[
         properties: &[property("id", "NAME")],
         read: board::vmcoreinfo,
     },
+    Model {
+        name: "i6300esb",
+        alias: None,
+        help: "a watchdog (-action watchdog= says what follows when it is not fed)",
+        properties: &[property("id", "NAME")],
+        read: board::watchdog,
+    },
 ];
 
 const PORT_PROPERTIES: &[Property] = &[
@@ -241,6 +255,9 @@ const PORT_PROPERTIES: &[Property] = &[
     property("nr", "N, its number (default: the next one; 0 is a virtconsole's)"),
     property("bus", "NAME of a virtio-serial-device (default: the first one)"),
 ];
+
+/// Those that are on PCI and nowhere else.
+const PCI_ONLY: &[&str] = &["i6300esb"];
 
 /// How the names of virtio-mmio devices end, and those of the same on PCI.
 const ON_MMIO: &str = "-device";
@@ -257,7 +274,10 @@ impl Model {
 fn model(name: &str) -> Option<(&'static Model, Option<BusKind>)> {
     let on_pci = ON_PCI.iter().find_map(|end| name.strip_suffix(end));
     MODELS.iter().find_map(|model| match model.virtio_name() {
-        None => (model.name == name || model.alias == Some(name)).then_some((model, None)),
+        None => {
+            let bus = PCI_ONLY.contains(&name).then_some(BusKind::Pci);
+            (model.name == name || model.alias == Some(name)).then_some((model, bus))
+        }
         Some(virtio) => {
             let bus = if on_pci == Some(virtio) {
                 BusKind::Pci
@@ -445,26 +465,8 @@ pub const RNG_SOURCE: &str = "/dev/urandom";
 /// Families of devices that QEMU has and scripts use.
 fn is_qemu_device(name: &str) -> bool {
     const FAMILIES: &[&str] = &[
-        "virtio-",
-        "vhost-",
-        "scsi-",
-        "ide-",
-        "usb-",
-        "nvme",
-        "e1000",
-        "rtl8139",
-        "pci",
-        "isa-",
-        "i6300esb",
-        "pvpanic",
-        "vmcoreinfo",
-        "VGA",
-        "sga",
-        "tpm-",
-        "ioh3420",
-        "intel-",
-        "AC97",
-        "loader",
+        "virtio-", "vhost-", "scsi-", "ide-", "usb-", "nvme", "e1000", "rtl8139", "pci", "isa-", "VGA",
+        "sga", "tpm-", "ioh3420", "intel-", "AC97", "loader",
     ];
     FAMILIES.iter().any(|family| name.starts_with(family))
 }

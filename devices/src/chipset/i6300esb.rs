@@ -10,6 +10,7 @@ use crate::device::Device;
 use crate::lock_rank::device::{Mutex, MutexGuard};
 use crate::system::{SystemControl, SystemRequest};
 
+mod function;
 pub mod spec;
 #[cfg(test)]
 mod tests;

@@ -144,3 +144,30 @@ fn random_guests() {
     bench.wait(3);
     assert_eq!(bench.requests.take(), [SystemRequest::Watchdog]);
 }
+
+#[test]
+fn on_the_bus() {
+    use crate::pci::PciDevice;
+    use crate::pci::spec::CONFIG_BYTES;
+    let bench = bench();
+    let mut space = [0; CONFIG_BYTES];
+    space[spec::config::CONFIG] = 0x04;
+    bench.chip.wrote_config(spec::config::CONFIG, 2, &space);
+    space[spec::config::LOCK] = lock::ENABLE | lock::LOCK;
+    bench.chip.wrote_config(spec::config::LOCK, 1, &space);
+    assert_eq!(bench.chip.config(), (0x04, 3));
+    // Locked: what is written is not what is read.
+    space[spec::config::LOCK] = 0;
+    bench.chip.wrote_config(spec::config::LOCK & !3, 4, &space);
+    let mut data = [0; 4];
+    bench.chip.read_config(spec::config::LOCK & !3, &mut data, &space);
+    assert_eq!(data, [3, 0, 0, 0]);
+    let mut data = [0; 1];
+    bench.chip.read_config(spec::config::LOCK + 1, &mut data, &space);
+    assert_eq!(data, [0]);
+    bench.wait(3);
+    assert_eq!(bench.requests.take(), [SystemRequest::Watchdog]);
+    // A neighbour's registers are none of its.
+    bench.chip.wrote_config(spec::config::CONFIG + 2, 6, &[0xff; CONFIG_BYTES]);
+    assert_eq!(bench.chip.config(), (0x04, 3));
+}
