@@ -407,7 +407,7 @@ impl Translator {
                 dynasm!(self.e ; .arch x64 ; xor r10, [rsp + at] ; cmp r10, 0x1000 - size);
                 Restore::Slot(at)
             }
-            Place::Sum(_) | Place::Host(_) | Place::Window(_) => {
+            Place::Sum(_) | Place::Host(_) | Place::Window(_) | Place::Own(_) => {
                 dynasm!(self.e ; .arch x64 ; mov r11, r10 ; xor r11, [rsp + at] ; cmp r11, 0x1000 - size);
                 Restore::Nothing
             }

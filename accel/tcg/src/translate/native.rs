@@ -125,6 +125,9 @@ impl Translator {
             let len = insn.len();
             match copying(insn, item.memory) {
                 Copying::Verbatim => return self.e.raw_start(&item.bytes, len),
+                Copying::Memory if matches!(self.place, Place::Own(_)) => {
+                    return self.e.raw_start(&item.bytes, len);
+                }
                 Copying::Memory => {
                     if let Some((bytes, len)) = with_memory(&item.bytes, len, self.place) {
                         return self.e.raw_start(&bytes, len);
@@ -296,7 +299,7 @@ pub fn set_operand(insn: &mut Instruction, place: Place) {
         Place::Sum(displacement) => (Register::R11, Register::R10, displacement),
         Place::Host(displacement) => (Register::R11, Register::None, displacement),
         Place::Base { base, displacement } => (sized(usize::from(base), 8), Register::R11, displacement),
-        Place::Window(memory) => return set_memory(insn, memory),
+        Place::Window(memory) | Place::Own(memory) => return set_memory(insn, memory),
     };
     insn.set_memory_base(base);
     insn.set_memory_index(index);

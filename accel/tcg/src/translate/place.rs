@@ -21,6 +21,8 @@ pub enum Place {
     },
     /// At this operand: in a window.
     Window(Memory),
+    /// As [`Place::Window`], where the operand is the instruction's own, bit for bit.
+    Own(Memory),
 }
 
 impl Place {
@@ -39,7 +41,7 @@ impl Place {
             Self::Base { base, displacement } => {
                 Memory { base: Some(base), index: Some((11, 1)), displacement }
             }
-            Self::Window(memory) => memory,
+            Self::Window(memory) | Self::Own(memory) => memory,
         }
     }
 }

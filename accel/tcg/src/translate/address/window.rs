@@ -52,7 +52,9 @@ impl Translator {
         let index = gpr_number(index).map(|index| (index, insn.memory_index_scale()));
         match (number, index) {
             (Some(number), None) if u64::from(displacement.unsigned_abs()) <= CLOSE => {
-                self.reach_window_at(number as u8, displacement)
+                let reached = self.reach_window_at(number as u8, displacement);
+                self.own(number, None);
+                reached
             }
             _ => {
                 let host = |number: Option<usize>| number.map(host_number);
@@ -72,8 +74,23 @@ impl Translator {
                     }
                     _ => at_t0(),
                 };
+                if let Some(number) = number {
+                    self.own(number, index.map(|(index, _)| index));
+                }
                 true
             }
+        }
+    }
+
+    /// The place is a window's, at an operand of guest registers `base` and `index`: notes whether these are the host's of the same
+    /// numbers.
+    fn own(&mut self, base: usize, index: Option<usize>) {
+        let same = |number: usize| host_number(number) == Some(number);
+        if let Place::Window(memory) = self.place
+            && same(base)
+            && index.is_none_or(same)
+        {
+            self.place = Place::Own(memory);
         }
     }
 
