@@ -1,5 +1,5 @@
 //! Whole machine: Linux's console on a virtio-console under `-accel tcg`, ports on sockets whose clients come and go, a serial port on
-//! a socket, and a balloon that gives free memory back to the host.
+//! a socket, and a balloon that gives free memory back to the host; on virtio-mmio, and on PCI.
 
 mod harness;
 #[path = "cli/support.rs"]
@@ -84,9 +84,10 @@ fn consoles_ports_and_a_balloon() {
             "-chardev", "stdio,id=con,signal=off", "-chardev", &first, "-chardev", &second, "-chardev", &com1,
             "-serial", "chardev:com1", "-device", "virtio-serial-device,id=vs,max_ports=5",
             "-device", "virtconsole,chardev=con", "-device", "virtserialport,chardev=one,name=org.bivisor.one",
-            "-device", "virtserialport,chardev=two,name=org.bivisor.two,bus=vs.0,nr=4",
-            "-device", "virtio-balloon-device,free-page-reporting=on,deflate-on-oom=on",
-            "-smp", "2",
+            "-device", "virtio-serial-pci,id=vp",
+            "-device", "virtserialport,chardev=two,name=org.bivisor.two,bus=vp.0,nr=4",
+            "-device", "virtio-balloon-pci,free-page-reporting=on,deflate-on-oom=on",
+            "-M", "microvm,pcie=on", "-smp", "2",
         ],
     };
     let mut session = machine.boot(LIMIT);

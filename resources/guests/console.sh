@@ -11,7 +11,7 @@ root=$(mktemp -d)
 chmod 755 "$root"
 busybox_root "$root"
 mkdir -p "$root/modules"
-for module in virtio_mmio virtio_console virtio_balloon; do add_module "$root" "$module"; done
+for module in virtio_mmio virtio_pci virtio_console virtio_balloon; do add_module "$root" "$module"; done
 install -m 755 "$HERE/init/console" "$root/init"
 pack "$root" "$GUESTS/console.gz" 6
 rm -rf "$root"
