@@ -23,7 +23,6 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::RawFd;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet};
 
 pub use self::config::{Config, ConfigError, HostForward, Nameservers, Protocol};
@@ -114,7 +113,7 @@ impl UserNet {
     /// Makes a network, and opens the ports of the host that lead into it.
     pub fn open(config: Config) -> Result<Self, OpenError> {
         config.check()?;
-        raise_descriptor_limit();
+        crate::descriptors::raise_limit();
         let poller = Poller::new().map_err(OpenError::Poller)?;
         let mut network = Self {
             resolver: Resolver::new(config.nameservers.clone()),
@@ -256,16 +255,5 @@ impl NetBackend for UserNet {
 
     fn wakeup_fd(&self) -> RawFd {
         self.poller.fd()
-    }
-}
-
-/// A connection is a descriptor, and the usual limit is for programs that still use select(2): the hard limit is what a user may
-/// have.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum
-        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
-    {
-        tracing::debug!(target: "net", %error, "the limit of open files stays as it is");
     }
 }
