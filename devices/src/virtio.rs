@@ -18,6 +18,7 @@ pub mod registers;
 pub mod rng;
 pub mod session;
 mod transport;
+pub mod vsock;
 pub mod worker;
 
 #[cfg(test)]
