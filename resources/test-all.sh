@@ -23,7 +23,7 @@ step() {
 step "tools" resources/prepare.sh --tests
 step "format" cargo fmt --all --check
 step "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
-step "guests" resources/guests/fetch.sh cloud generic shell boot-test programs smp disk net console board pci
+step "guests" resources/guests/fetch.sh cloud generic shell boot-test programs smp disk net console board pci shares
 # With debug assertions (lock ranks among them), all but the longest.
 step "tests" cargo test --workspace --quiet -- --skip programs_print_the_same --skip linux_boots_ \
     --skip under_nested_kvm --skip under_stress --skip on_four_cpus

@@ -10,15 +10,18 @@ use std::sync::Arc;
 use devices::backend::block::{
     BlockBackend, Overlay, Qcow2Error, Qcow2Image, RawError, RawImage, RawOptions,
 };
+use devices::p9::Share;
 use devices::virtio::balloon::BalloonOptions;
 use devices::virtio::blk::BlkOptions;
 use devices::virtio::net::Network;
+use devices::virtio::vsock::HostSocket;
 
 use crate::consoles::{self, PortPart};
 use crate::options::Options;
 use crate::options::attachment::Attachment;
 use crate::options::devices::{DeviceChoice, RNG_SOURCE};
 use crate::options::drive::{DriveChoice, ImageFormat};
+use crate::sockets::{self, VsockError};
 
 /// The first card's address, and the next ones' but for the last byte: QEMU's.
 const DEFAULT_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
@@ -62,6 +65,9 @@ pub enum DiskError {
         /// The host's answer.
         source: io::Error,
     },
+    /// The host's end of a vsock device cannot be had.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// The source of random bytes cannot be opened.
     #[error("-object rng-random: {}", file.display())]
     Rng {
@@ -91,6 +97,20 @@ pub enum VirtioPart {
         /// Its address.
         mac: [u8; 6],
     },
+    /// A shared folder.
+    P9 {
+        /// The folder.
+        share: Arc<Share>,
+        /// The name that guests mount it by.
+        tag: String,
+    },
+    /// Streams to programs of the host.
+    Vsock {
+        /// The guest's address.
+        guest_cid: u32,
+        /// The host's end, not made yet.
+        socket: Arc<HostSocket>,
+    },
     /// Consoles and ports.
     Serial {
         /// Ports at most.
@@ -119,7 +139,11 @@ impl From<VirtioPart> for AttachedPart {
 }
 
 /// Opens what the virtio devices of the command line need, in their order. Creates nothing that has a name.
-pub fn open(options: &Options, networks: &BTreeMap<String, Network>) -> Result<Vec<AttachedPart>, DiskError> {
+pub fn open(
+    options: &Options,
+    networks: &BTreeMap<String, Network>,
+    shares: &BTreeMap<String, Arc<Share>>,
+) -> Result<Vec<AttachedPart>, DiskError> {
     let mut images = BTreeMap::new();
     for drive in &options.drives {
         images.insert(drive.id.as_str(), (open_drive(drive)?, drive.cache));
@@ -146,6 +170,13 @@ pub fn open(options: &Options, networks: &BTreeMap<String, Network>) -> Result<V
                 let source = File::options().read(true).custom_flags(libc::O_CLOEXEC).open(file);
                 let source = source.map_err(|source| DiskError::Rng { file: file.into(), source })?;
                 parts.push(VirtioPart::Rng(Arc::new(source)));
+            }
+            DeviceChoice::Virtio9p { fsdev, mount_tag } => {
+                let share = shares.get(fsdev).expect("the options are consistent");
+                parts.push(VirtioPart::P9 { share: Arc::clone(share), tag: mount_tag.clone() });
+            }
+            DeviceChoice::VirtioVsock { guest_cid, socket } => {
+                parts.push(VirtioPart::Vsock { guest_cid: *guest_cid, socket: sockets::find(socket)? });
             }
             DeviceChoice::VirtioNet { netdev, mac } => {
                 let network = networks.get(netdev).expect("the options are consistent");

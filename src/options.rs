@@ -24,11 +24,13 @@ pub mod memory;
 pub mod memory_backend;
 pub mod network;
 mod refused;
+pub mod shares;
 pub mod smbios;
 pub mod smp;
 pub mod syntax;
 mod table;
 pub mod uuid;
+pub mod vsock;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -53,6 +55,7 @@ use self::log::LogItem;
 use self::machine::{MachineArgument, MachineKind};
 use self::memory_backend::{MemoryArgument, MemoryBackend};
 use self::network::Network;
+use self::shares::SharedFolder;
 use self::smp::SmpArgument;
 use self::table::{Flag, Kind, Value};
 
@@ -106,6 +109,8 @@ pub struct Options {
     pub rng_sources: BTreeMap<String, PathBuf>,
     /// Networks for cards.
     pub networks: Vec<Network>,
+    /// Folders for 9p devices.
+    pub shares: Vec<SharedFolder>,
     /// The escape character of a stdio serial port.
     pub escape: u8,
     /// Name plate, files for the guest, what follows what the guest does.
@@ -226,6 +231,7 @@ struct Draft {
     rng_sources: BTreeMap<String, PathBuf>,
     snapshot: bool,
     networks: Vec<Network>,
+    shares: Vec<SharedFolder>,
     escape: Option<u8>,
     no_defaults: bool,
     no_graphic: bool,
@@ -305,6 +311,7 @@ impl Draft {
                 let code = syntax::integer(context.value).and_then(|n| u8::try_from(n).ok());
                 self.escape = Some(code.ok_or_else(|| context.bad("takes a character's code, 0 to 255"))?);
             }
+            Value::Fsdev => self.add_share(shares::fsdev(context)?)?,
             Value::Icount => self.icount = Some(icount::pace(context)?),
             Value::Initrd => self.initrd = Some(path(context)?),
             Value::Kernel => self.kernel = Some(path(context)?),
@@ -333,6 +340,11 @@ impl Draft {
                 self.serial.push(chardev::serial(context, self.serial.len())?);
             }
             Value::Smp => self.smp.add(context)?,
+            Value::Virtfs => {
+                let (folder, device) = shares::virtfs(context)?;
+                self.add_share(folder)?;
+                self.devices.push(device);
+            }
             Value::Timeout => {
                 let seconds = context.value.parse::<f64>().ok().filter(|&s| s > 0.0 && s < 1e9);
                 let seconds = seconds.ok_or_else(|| context.bad("takes seconds, more than 0"))?;
@@ -351,6 +363,25 @@ impl Draft {
         }
         self.attachments.extend(attachment.map(|attachment| (self.devices.len(), attachment)));
         self.devices.push(device);
+        Ok(())
+    }
+
+    fn add_share(&mut self, folder: SharedFolder) -> Result<(), OptionError> {
+        if self.shares.iter().any(|other| other.id == folder.id) {
+            return Err(OptionError::ShareTaken(folder.id));
+        }
+        self.shares.push(folder);
+        Ok(())
+    }
+
+    /// Device `fsdev` has its folder. What a guest writes under icount would have the host's times.
+    fn check_share(&self, fsdev: &str) -> Result<(), OptionError> {
+        let Some(folder) = self.shares.iter().find(|folder| folder.id == fsdev) else {
+            return Err(OptionError::NoShare { fsdev: fsdev.to_owned() });
+        };
+        if self.icount.is_some() && !folder.rules.read_only {
+            return Err(OptionError::IcountShare);
+        }
         Ok(())
     }
 
@@ -401,6 +432,11 @@ impl Draft {
                         return Err(OptionError::CardTaken(netdev.clone()));
                     }
                 }
+                DeviceChoice::Virtio9p { fsdev, .. } => self.check_share(fsdev)?,
+                DeviceChoice::VirtioVsock { .. } if self.icount.is_some() => {
+                    return Err(OptionError::IcountVsock);
+                }
+                DeviceChoice::VirtioVsock { .. } => {}
                 DeviceChoice::VirtioBlk(BlkChoice { drive, .. }) => {
                     if !ids.contains(drive) {
                         let node = self.nodes.get(drive);
@@ -516,6 +552,7 @@ impl Draft {
             drives,
             rng_sources: self.rng_sources,
             networks: self.networks,
+            shares: self.shares,
             escape: self.escape.unwrap_or(1),
             board: self.board,
             timeout: self.timeout,

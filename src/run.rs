@@ -25,6 +25,8 @@ use crate::networks::{self, NetworkError};
 use crate::options::Options;
 use crate::options::log::LogItem;
 use crate::run_state::{Phase, RunState};
+use crate::shares::{self, SharesError};
+use crate::sockets::{Sockets, VsockError};
 use crate::{exit_code, signals, tell, writable};
 
 /// Why a guest could not be run.
@@ -51,6 +53,12 @@ pub enum RunError {
     /// A network cannot be had.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A vsock device has no host's end.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// A folder cannot be shared.
+    #[error(transparent)]
+    Share(#[from] SharesError),
     /// A file cannot be written.
     #[error("{option} {}", path.display())]
     Create {
@@ -96,7 +104,9 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     let randomness = if options.icount.is_some() { Randomness::None } else { Randomness::OfHost };
     let boot = boot.with_randomness(randomness);
     let networks = networks::open(&options.networks)?;
-    let virtio = disks::open(options, &networks)?;
+    let shares = shares::open(&options.shares)?;
+    let virtio = disks::open(options, &networks, &shares)?;
+    let vsock_sockets = Sockets::of(&virtio);
     let firmware = firmware::open(options)?;
     let accelerator = accelerator::choose(&options.accel, options.icount, tell::line)?;
     let run_state = RunState::new().map_err(host("eventfd"))?;
@@ -117,6 +127,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     let sockets = chardevs::bind(&options.chardevs)?;
     let mut board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
 
+    vsock_sockets.bind()?;
     if let Some(path) = &options.log_file {
         log.redirect(create("-D", path)?);
     }

@@ -158,6 +158,8 @@ fn added(choice: &DeviceChoice, wiring: &Wiring) -> Option<Placed> {
         DeviceChoice::VirtioBlk(_)
         | DeviceChoice::VirtioRng { .. }
         | DeviceChoice::VirtioNet { .. }
+        | DeviceChoice::Virtio9p { .. }
+        | DeviceChoice::VirtioVsock { .. }
         | DeviceChoice::VirtioSerial { .. }
         | DeviceChoice::SerialPort(_)
         | DeviceChoice::VirtioBalloon(_)

@@ -16,7 +16,9 @@ use devices::virtio::blk::Blk;
 use devices::virtio::console::Console;
 use devices::virtio::mmio::{VirtioMmio, spec};
 use devices::virtio::net::Net;
+use devices::virtio::p9::P9;
 use devices::virtio::rng::Rng;
+use devices::virtio::vsock::Vsock;
 use devices::virtio::worker::Pace;
 use devices::virtio::{Doorbell, VirtioDevice};
 use vm_memory::GuestMemoryMmap;
@@ -107,6 +109,8 @@ impl Wires<'_> {
         Ok(match part {
             VirtioPart::Blk { backend, options } => Blk::new(Arc::clone(backend), options, &pace)?,
             VirtioPart::Rng(source) => Rng::new(source.try_clone()?, &pace)?,
+            VirtioPart::P9 { share, tag } => P9::new(Arc::clone(share), tag, &pace)?,
+            VirtioPart::Vsock { guest_cid, socket } => Vsock::new(*guest_cid, Arc::clone(socket), &pace)?,
             VirtioPart::Net { network, mac } => Net::new(Arc::clone(network), *mac, &pace)?,
             VirtioPart::Serial { max_ports, ports } => {
                 Console::new(ports.iter().map(PortPart::options).collect(), *max_ports, &pace)?

@@ -13,7 +13,7 @@ use super::error::{Context, OptionError};
 use super::globals::Globals;
 use super::syntax::{self, Pair};
 use super::uuid::Uuid;
-use super::{balloon, console};
+use super::{balloon, console, shares, vsock};
 
 /// How many serial ports a PC has.
 pub const MAX_SERIAL: usize = 4;
@@ -41,6 +41,20 @@ pub enum DeviceChoice {
         netdev: String,
         /// Its address, if it is not the usual one.
         mac: Option<[u8; 6]>,
+    },
+    /// A shared folder.
+    Virtio9p {
+        /// Which folder.
+        fsdev: String,
+        /// The name that guests mount it by.
+        mount_tag: String,
+    },
+    /// Streams to and from programs of the host.
+    VirtioVsock {
+        /// The guest's address.
+        guest_cid: u32,
+        /// The host's socket.
+        socket: PathBuf,
     },
     /// A part of the board.
     Board(BoardDevice),
@@ -112,22 +126,22 @@ impl BlkChoice {
 }
 
 /// A property of a device.
-struct Property {
+pub(super) struct Property {
     name: &'static str,
     /// What it takes.
     takes: &'static str,
 }
 
 /// A device that `-device` takes.
-struct Model {
-    name: &'static str,
-    alias: Option<&'static str>,
-    help: &'static str,
-    properties: &'static [Property],
-    read: fn(Context, Vec<Pair>) -> Result<DeviceChoice, OptionError>,
+pub(super) struct Model {
+    pub(super) name: &'static str,
+    pub(super) alias: Option<&'static str>,
+    pub(super) help: &'static str,
+    pub(super) properties: &'static [Property],
+    pub(super) read: fn(Context, Vec<Pair>) -> Result<DeviceChoice, OptionError>,
 }
 
-const fn property(name: &'static str, takes: &'static str) -> Property {
+pub(super) const fn property(name: &'static str, takes: &'static str) -> Property {
     Property { name, takes }
 }
 
@@ -246,6 +260,8 @@ const MODELS: &[Model] = &[
         properties: &[property("id", "NAME")],
         read: board::watchdog,
     },
+    shares::MODEL,
+    vsock::MODEL,
 ];
 
 const PORT_PROPERTIES: &[Property] = &[
@@ -304,6 +320,9 @@ pub fn device(
         return Err(context.bad("the device's name comes first"));
     }
     let Some((model, bus)) = model(&driver.value) else {
+        if driver.value.starts_with("vhost-vsock-") {
+            return Err(context.not_built("vsock in the host's kernel (use virtio-vsock-device)"));
+        }
         return Err(if is_qemu_device(&driver.value) {
             context.not_built(&format!("device '{}'", driver.value))
         } else {

@@ -109,6 +109,25 @@ pub enum OptionError {
     /// A random identifier is another one each time.
     #[error("-icount: -device vmgenid,guid=auto is another identifier in each run (give a UUID)")]
     IcountGuid,
+    /// A device names a folder that there is not.
+    #[error("-device virtio-9p: there is no -fsdev with id={fsdev}")]
+    NoShare {
+        /// The folder's name.
+        fsdev: String,
+    },
+    /// Two folders have one name.
+    #[error("-fsdev: there are two with id={0}")]
+    ShareTaken(String),
+    /// What is written to a folder has the host's times.
+    #[error(
+        "-icount: what a guest writes to a shared folder has the host's times, so no two runs would be the same (say readonly=on)"
+    )]
+    IcountShare,
+    /// What the host's programs send depends on the host's time.
+    #[error(
+        "-icount: what comes through virtio-vsock is not recorded, so no two runs would be the same (leave it out)"
+    )]
+    IcountVsock,
     /// Two networks have one name.
     #[error("-netdev: there are two with id={0}")]
     NetworkTaken(String),

@@ -54,6 +54,7 @@ pub enum Value {
     Drive,
     Echr,
     FwCfg,
+    Fsdev,
     Global,
     HardDisk,
     Icount,
@@ -80,6 +81,7 @@ pub enum Value {
     Uuid,
     Vga,
     WatchdogAction,
+    Virtfs,
 }
 
 /// One option.
@@ -218,6 +220,18 @@ pub const ROWS: &[Row] = &[
         "a network for a card: the guest goes where you can go, and is reached through forwarded ports",
     ),
     value("nic", Value::Nic, "none|user[,...]", "a network and its card; none: no card"),
+    value(
+        "fsdev",
+        Value::Fsdev,
+        "local,id=ID,path=FOLDER,security_model=none|mapped-xattr|passthrough[,readonly=on]\n        [,multidevs=remap|warn|forbid][,fmode=MODE][,dmode=MODE]",
+        "a folder of the host's for a virtio-9p device: the guest does not get out of it",
+    ),
+    value(
+        "virtfs",
+        Value::Virtfs,
+        "local,path=FOLDER,mount_tag=TAG,security_model=MODEL[,...]",
+        "a folder, as -fsdev, and its device",
+    ),
     flag("no-reboot", Flag::NoReboot, "a reset ends the program"),
     flag("no-shutdown", Flag::NoShutdown, "a power-off stops the guest and keeps the program"),
     value(
@@ -306,7 +320,6 @@ pub const NOT_BUILT: &[&str] = &[
     "dfilter",
     "dump-vmstate",
     "enable-sync-profile",
-    "fsdev",
     "gdb",
     "incoming",
     "iscsi",
@@ -333,7 +346,6 @@ pub const NOT_BUILT: &[&str] = &[
     "tb-size",
     "tpmdev",
     "trace",
-    "virtfs",
 ];
 
 /// What is done with the option `name` (without dashes); `None` if nobody knows it.
