@@ -1,6 +1,7 @@
 //! qcow2 images, with their backing files (QEMU, `docs/interop/qcow2.txt`); the format is imago's work.
 
 mod layout;
+mod refcounts;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -62,6 +63,8 @@ pub enum Qcow2Error {
 pub struct Qcow2Image {
     access: Access,
     options: RawOptions,
+    /// The image is as long as a cluster at least: the library's way to zero a shorter one zeroes what is beside the range.
+    has_cluster: bool,
 }
 
 /// What has been opened of a chain: device and inode of each file.
@@ -83,12 +86,13 @@ impl Chain {
         Storage::from_open_file(file, opened).map_err(|source| error(RawError::Open(source)))
     }
 
-    fn qcow2(&mut self, path: &Path, options: &RawOptions) -> Result<Access, Qcow2Error> {
+    /// The image, and the bytes of its clusters.
+    fn qcow2(&mut self, path: &Path, options: &RawOptions) -> Result<(Access, u64), Qcow2Error> {
         let bad = |source| Qcow2Error::Format { path: path.into(), source };
         let unsupported = |what| Qcow2Error::Unsupported { path: path.into(), what };
         let storage = self.open(path, options)?;
         let read_back = std::fs::File::open(path).map_err(bad)?;
-        layout::check(&read_back).map_err(bad)?;
+        let cluster = layout::check(&read_back, !options.read_only).map_err(bad)?;
         let mut image = Qcow2::<Storage, Access>::open_image(storage, !options.read_only).map_err(bad)?;
         if image.requires_external_data_file() {
             return Err(unsupported("a qcow2 image with its data in another file is not built yet"));
@@ -105,7 +109,7 @@ impl Chain {
             }
         };
         image.set_backing(backing);
-        Ok(FormatAccess::new(image))
+        Ok((FormatAccess::new(image), cluster))
     }
 
     fn backing(
@@ -118,7 +122,7 @@ impl Chain {
         let options = RawOptions { read_only: true, ..*options };
         let unsupported = |what| Qcow2Error::Unsupported { path: above.into(), what };
         match format {
-            Some("qcow2") => self.qcow2(path, &options),
+            Some("qcow2") => Ok(self.qcow2(path, &options)?.0),
             Some("raw") => {
                 let image = Raw::open_image(self.open(path, &options)?, false);
                 image
@@ -135,8 +139,9 @@ impl Chain {
 impl Qcow2Image {
     /// Opens `path` and its backing files, these read-only. Creates nothing.
     pub fn open(path: &Path, options: RawOptions) -> Result<Self, Qcow2Error> {
-        let access = Chain::default().qcow2(path, &options)?;
-        Ok(Self { access, options })
+        let (access, cluster) = Chain::default().qcow2(path, &options)?;
+        let has_cluster = access.size() >= cluster;
+        Ok(Self { access, options, has_cluster })
     }
 }
 
@@ -175,7 +180,12 @@ impl BlockBackend for Qcow2Image {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, _may_unmap: bool) -> io::Result<()> {
-        self.access.write_zeroes(offset, len)
+        if self.has_cluster {
+            return self.access.write_zeroes(offset, len);
+        }
+        let end = offset.checked_add(len).filter(|&end| end <= self.access.size());
+        end.ok_or(io::ErrorKind::InvalidInput)?;
+        self.write(offset, &[VolatileSlice::from(&mut vec![0; len as usize][..])])
     }
 }
 

@@ -27,7 +27,7 @@ pub fn read(backend: &dyn BlockBackend, offset: u64, len: usize) -> Vec<u8> {
     bytes.bytes()[8..].to_vec()
 }
 
-fn write(backend: &dyn BlockBackend, offset: u64, bytes: &[u8]) {
+pub fn write(backend: &dyn BlockBackend, offset: u64, bytes: &[u8]) {
     let mut copy = bytes.to_vec();
     let (first, second) = copy.split_at_mut(bytes.len() / 5);
     backend.write(offset, &[VolatileSlice::from(first), VolatileSlice::from(second)]).unwrap();

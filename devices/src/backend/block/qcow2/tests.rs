@@ -3,6 +3,8 @@ use std::fs::File;
 use imago::FormatCreateBuilder;
 use vmm_sys_util::tempdir::TempDir;
 
+mod refcounts;
+
 use super::*;
 use crate::backend::block::tests::{behaves_like_memory, noise, read};
 
@@ -30,8 +32,11 @@ fn written(folder: &TempDir) -> (PathBuf, Qcow2Image, Vec<u8>) {
 }
 
 fn refusal(path: &Path) -> String {
-    let error =
-        Qcow2Image::open(path, RawOptions { read_only: true, ..RawOptions::default() }).err().unwrap();
+    refused(path, true)
+}
+
+fn refused(path: &Path, read_only: bool) -> String {
+    let error = Qcow2Image::open(path, RawOptions { read_only, ..RawOptions::default() }).err().unwrap();
     let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
     format!("{error}{}", source.unwrap_or_default())
 }
@@ -73,7 +78,7 @@ fn what_is_flushed_is_there_without_the_program_s_end() {
 fn an_image_that_was_cut_short_is_refused() {
     let folder = TempDir::new().unwrap();
     let path = written(&folder).0;
-    layout::check(&File::open(&path).unwrap()).unwrap();
+    layout::check(&File::open(&path).unwrap(), true).unwrap();
     let whole = std::fs::read(&path).unwrap();
     for len in [whole.len() / 2, 0x1_0000, 100, 10, 0] {
         std::fs::write(&path, &whole[..len]).unwrap();
@@ -98,15 +103,15 @@ fn backing_files_that_cannot_be() {
     assert!(refusal(&at("odd")).contains("not built yet"));
 }
 
-/// Any bytes end in an image or a refusal, and reading an image in data or an error.
+/// Any bytes end in an image or a refusal, and reading and writing an image in data or an error.
 #[test]
 fn malformed_images_never_panic() {
     let folder = TempDir::new().unwrap();
     let path = written(&folder).0;
     let whole = std::fs::read(&path).unwrap();
     let mut random = crate::testing::Random::new(5);
-    let mut opened = 0;
-    for _ in 0..400 {
+    let mut opened = [0; 2];
+    for round in 0..400 {
         let mut bytes = whole.clone();
         for _ in 0..1 + random.below(3) {
             // The header, or a table somewhere.
@@ -114,14 +119,19 @@ fn malformed_images_never_panic() {
             bytes[usize::try_from(at).unwrap()] = random.next() as u8;
         }
         std::fs::write(&path, &bytes).unwrap();
-        let options = RawOptions { read_only: true, ..RawOptions::default() };
-        if let Ok(image) = Qcow2Image::open(&path, options) {
-            opened += 1;
+        let read_only = round % 2 == 0;
+        if let Ok(image) = Qcow2Image::open(&path, RawOptions { read_only, ..RawOptions::default() }) {
+            opened[usize::from(read_only)] += 1;
             let mut copy = vec![0; 4096];
             for offset in (0..image.capacity().min(SIZE)).step_by(0x1_0000) {
                 let _ = image.read(offset, &[VolatileSlice::from(&mut copy[..])]);
+                if !read_only {
+                    let _ = image.write(offset, &[VolatileSlice::from(&mut copy[..])]);
+                    let _ = image.write_zeroes(offset + 8192, 4096, true);
+                }
             }
+            let _ = image.flush();
         }
     }
-    assert!(opened > 50, "only {opened} of them were opened");
+    assert!(opened.iter().all(|&count| count > 25), "only {opened:?} of them were opened");
 }
