@@ -29,3 +29,23 @@ host_json() {
     printf '"cpu": "%s", "cores": %d, "host_kernel": "%s", "date": "%s"' \
         "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" "$(uname -r)" "$(date -u +%F)"
 }
+
+# watch COMMAND...: leaves what the command says in $lines and when each line came in $stamps, until it ends or hangs: it is silent
+# for $BOOT_S seconds, or for $SILENCE_S between BENCH- lines. What it says on stderr goes to $work/log.
+watch() {
+    local output pid line limit=$BOOT_S
+    lines=() stamps=()
+    exec {output}< <("$@" </dev/null 2>"$work/log")
+    pid=$!
+    # Nothing else is done here: it would make the stamp of the next line late.
+    while read -r -t "$limit" -u "$output" line; do
+        stamps+=("${EPOCHREALTIME/./}")
+        lines+=("${line%$'\r'}")
+        [[ $line != BENCH-* ]] || limit=$SILENCE_S
+    done
+    kill -9 "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+    exec {output}<&-
+}
+
+last_words() { { cat "$work/log"; printf '%s\n' "${lines[@]}"; } | tail -n 2 | cut -c 1-160 | tr '\n' ' '; }

@@ -71,25 +71,6 @@ judge() {
     fi
 }
 
-# watch COMMAND...: leaves what the command says in $lines and when each line came in $stamps, until it ends or hangs.
-watch() {
-    local output pid line limit=$BOOT_S
-    lines=() stamps=()
-    exec {output}< <("$@" </dev/null 2>"$work/log")
-    pid=$!
-    # Nothing else is done here: it would make the stamp of the next line late.
-    while read -r -t "$limit" -u "$output" line; do
-        stamps+=("${EPOCHREALTIME/./}")
-        lines+=("${line%$'\r'}")
-        [[ $line != BENCH-* ]] || limit=$SILENCE_S
-    done
-    kill -9 "$pid" 2>/dev/null || true
-    wait "$pid" 2>/dev/null || true
-    exec {output}<&-
-}
-
-last_words() { { cat "$work/log"; printf '%s\n' "${lines[@]}"; } | tail -n 2 | cut -c 1-160 | tr '\n' ' '; }
-
 # session SUBJECT NAME...: one boot, or native run, of these workloads. Leaves in $left those it did not get to: not the one
 # during which it hung or died, which has failed.
 session() {

@@ -3,7 +3,7 @@
 #
 #     resources/guests/fetch.sh [--refresh] [WHAT...]
 #
-# WHAT: cloud generic (kernels), shell boot-test programs bench smp disk net console board pci shares (initramfs images; disk.ext4 beside), vmlinux (the cloud kernel as an ELF
+# WHAT: cloud generic (kernels), shell boot-test programs bench smp disk net console board pci shares io (initramfs images; disk.ext4 beside), vmlinux (the cloud kernel as an ELF
 # file with its symbols, for debuggers), or all. Without one: cloud shell boot-test.
 # Results lie in target/guests (or $BIVISOR_GUESTS): vmlinuz-cloud, vmlinuz-generic, shell.gz, boot-test.gz, ...
 # What is there already is left as it is; --refresh asks the archive again. No root needed.
@@ -71,7 +71,7 @@ if [ "${1:-}" = --refresh ]; then
     rm -rf "$GUESTS"/{vmlinuz-*,busybox,*.gz,*.cpio,*.ext4,vmlinux,programs,bench,smp,apt/lists.stamp}
 fi
 [ $# -gt 0 ] || set -- cloud shell boot-test
-[ "$*" != all ] || set -- cloud generic shell boot-test programs bench smp disk net console board pci shares vmlinux
+[ "$*" != all ] || set -- cloud generic shell boot-test programs bench smp disk net console board pci shares io vmlinux
 need apt-get dpkg-deb cpio gzip flock tar
 for what in "$@"; do
     case $what in
@@ -86,7 +86,8 @@ for what in "$@"; do
     pci) busybox && kernel cloud && "$HERE/pci.sh" ;;
     board) busybox && kernel generic && "$HERE/board.sh" ;;
     shares) busybox && kernel generic && "$HERE/shares.sh" ;;
+    io) busybox && kernel cloud && "$HERE/io.sh" ;;
     vmlinux) kernel cloud && "$HERE/vmlinux.sh" ;;
-    *) die "unknown guest: $what (known: cloud generic shell boot-test programs bench smp disk net console board pci shares vmlinux all)" ;;
+    *) die "unknown guest: $what (known: cloud generic shell boot-test programs bench smp disk net console board pci shares io vmlinux all)" ;;
     esac
 done
