@@ -1,28 +1,151 @@
-//! The networks of a run, opened before anything is created: a port that is taken ends it.
+//! The networks of a run, opened before anything else is created: a port that is taken, or a socket where nobody is, ends it.
+
+mod inherited;
+mod script;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use devices::net::NetBackend;
-use devices::net::user::{OpenError, UserNet};
+use devices::net::dgram::{self, Dgram};
+use devices::net::socket::Address;
+use devices::net::stream::{self, Stream};
+use devices::net::tap::{self, Tap};
+use devices::net::user::{self, UserNet};
 use devices::virtio::net;
 
-use crate::options::network::Network;
+use self::script::ScriptError;
+use crate::options::network::{Network, NetworkKind, TapChoice, TapSource};
 
 /// Why a network cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("-netdev user,id={id}")]
+#[error("-netdev {kind},id={id}")]
 pub struct NetworkError {
+    kind: &'static str,
     id: String,
     source: OpenError,
 }
 
-/// Opens the networks, to be found by their names.
-pub fn open(networks: &[Network]) -> Result<BTreeMap<String, net::Network>, NetworkError> {
-    let open = |network: &Network| {
-        let error = |source| NetworkError { id: network.id.clone(), source };
-        let user: Box<dyn NetBackend> = Box::new(UserNet::open(network.user.clone()).map_err(error)?);
-        Ok((network.id.clone(), Arc::new(Mutex::new(user))))
-    };
-    networks.iter().map(open).collect()
+/// The same, without its name.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error(transparent)]
+    User(#[from] user::OpenError),
+    #[error(transparent)]
+    Tap(#[from] tap::OpenError),
+    #[error(transparent)]
+    Stream(#[from] stream::OpenError),
+    #[error(transparent)]
+    Dgram(#[from] dgram::OpenError),
+    #[error(transparent)]
+    Script(#[from] ScriptError),
+    #[error("descriptor {0} is not open")]
+    Inherited(RawFd, #[source] io::Error),
+}
+
+/// The networks. What is to be done when they are no longer needed is done when this is dropped.
+#[derive(Default)]
+pub struct Networks {
+    backends: BTreeMap<String, net::Network>,
+    ends: Vec<End>,
+}
+
+/// What outlives a network in the host.
+enum End {
+    /// A script to be run with the interface's name.
+    Script(PathBuf, String),
+    /// A socket's file.
+    File(PathBuf),
+}
+
+impl Drop for Networks {
+    fn drop(&mut self) {
+        for end in &self.ends {
+            match end {
+                End::Script(path, interface) => {
+                    if let Err(error) = script::run(path, interface) {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "-netdev tap");
+                    }
+                }
+                // Whoever removed it already has.
+                End::File(path) => drop(std::fs::remove_file(path)),
+            }
+        }
+    }
+}
+
+impl Networks {
+    /// Opens the networks.
+    pub fn open(networks: &[Network]) -> Result<Self, NetworkError> {
+        let mut opened = Self::default();
+        for network in networks {
+            let (kind, backend) = match &network.kind {
+                NetworkKind::User(config) => ("user", open_user(config)),
+                NetworkKind::Tap(choice) => ("tap", opened.open_tap(choice)),
+                NetworkKind::Stream(config) => ("stream", opened.open_stream(config)),
+                NetworkKind::Dgram(config) => ("dgram", opened.open_dgram(config)),
+            };
+            let error = |source| NetworkError { kind, id: network.id.clone(), source };
+            opened.backends.insert(network.id.clone(), Arc::new(Mutex::new(backend.map_err(error)?)));
+        }
+        Ok(opened)
+    }
+
+    /// The networks by their names.
+    pub fn backends(&self) -> &BTreeMap<String, net::Network> {
+        &self.backends
+    }
+
+    fn open_tap(&mut self, choice: &TapChoice) -> Result<Box<dyn NetBackend>, OpenError> {
+        let tap = match &choice.source {
+            TapSource::Named(name) => Tap::open(name.as_deref(), choice.vnet_header)?,
+            TapSource::Fd(number) => Tap::inherited(claim(*number)?, *number)?,
+        };
+        let there = |script: &&crate::options::network::Script| !script.is_default || script.path.exists();
+        if let Some(script) = choice.script.as_ref().filter(there) {
+            script::run(&script.path, tap.name())?;
+        }
+        if let Some(script) = choice.down_script.as_ref().filter(there) {
+            self.ends.push(End::Script(script.path.clone(), tap.name().into()));
+        }
+        Ok(Box::new(tap))
+    }
+
+    fn open_stream(&mut self, config: &stream::Config) -> Result<Box<dyn NetBackend>, OpenError> {
+        let stream = Stream::open(config, inherited(&config.address)?)?;
+        if config.server {
+            self.note_file(&config.address);
+        }
+        Ok(Box::new(stream))
+    }
+
+    fn open_dgram(&mut self, config: &dgram::Config) -> Result<Box<dyn NetBackend>, OpenError> {
+        let dgram = Dgram::open(config, inherited(&config.local)?)?;
+        self.note_file(&config.local);
+        Ok(Box::new(dgram))
+    }
+
+    fn note_file(&mut self, address: &Address) {
+        if let Address::Unix(path) = address {
+            self.ends.push(End::File(path.clone()));
+        }
+    }
+}
+
+fn open_user(config: &user::Config) -> Result<Box<dyn NetBackend>, OpenError> {
+    Ok(Box::new(UserNet::open(config.clone())?))
+}
+
+fn claim(number: RawFd) -> Result<OwnedFd, OpenError> {
+    inherited::claim(number).map_err(|source| OpenError::Inherited(number, source))
+}
+
+fn inherited(address: &Address) -> Result<Option<OwnedFd>, OpenError> {
+    match address {
+        Address::Fd(number) => claim(*number).map(Some),
+        Address::Inet { .. } | Address::Unix(_) => Ok(None),
+    }
 }

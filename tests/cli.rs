@@ -72,11 +72,48 @@ fn networks_that_cannot_be() {
     assert!(!log.exists());
     refused(&["-netdev", "user,id=n0,hostfw=tcp::1-:1"], "did you mean 'hostfwd'?");
     refused(&["-netdev", "user,id=n0", "-netdev", "user,id=n0"], "-netdev: there are two with id=n0");
-    refused(&["-netdev", "tap,id=n0"], "tap: not built yet");
+    refused(&["-netdev", "vde,id=n0"], "vde: not built yet");
+    refused(
+        &["-netdev", "tap,id=n0,vhost=on"],
+        "vhost=on (frames go through this process: vhost=off): not built yet",
+    );
     refused(&["-nic", "user,mac=1"], "mac= takes");
     let kernel = ["-kernel", "/dev/null"];
     refused(&[&["-device", "virtio-net-device,netdev=n9"], &kernel[..]].concat(), "no -netdev with id=n9");
     refused(&[&["-nic", "user", "-icount", "3"], &kernel[..]].concat(), "-icount: what a network brings");
+}
+
+#[test]
+fn the_other_ends_of_networks() {
+    let scratch = Scratch::new("cli_network_ends");
+    let kernel = tiny_guest::write(&scratch, "kernel", &[&tiny_guest::halt()]);
+    let log = scratch.path("log");
+    let [absent, file] = ["absent", "file"].map(|name| scratch.path(name).display().to_string());
+    scratch.write("file", b"in the way");
+    for (netdev, named) in [
+        (
+            format!("stream,id=n0,addr.type=unix,addr.path={absent}"),
+            format!("cannot connect to {absent}: No such file"),
+        ),
+        (
+            format!("stream,id=n0,server=on,addr.type=unix,addr.path={file}"),
+            format!("cannot listen on {file}: Address"),
+        ),
+        (
+            format!("dgram,id=n0,local.type=unix,local.path={file},remote.type=unix,remote.path={absent}"),
+            format!("no socket on {file}: Address already in use"),
+        ),
+        ("stream,id=n0,addr.type=fd,addr.str=987".into(), "descriptor 987 is not open: Bad file".into()),
+        ("tap,id=n0,fd=987".into(), "descriptor 987 is not open: Bad file".into()),
+        // An interface of the host that is no tap; without the right to have one, that is what it says.
+        ("tap,id=n0,ifname=lo,script=no".into(), "-netdev tap,id=n0: ".into()),
+    ] {
+        #[rustfmt::skip]
+        let words = ["-accel", "tcg", "-netdev", &netdev, "-kernel", kernel.to_str().unwrap(), "-D", log.to_str().unwrap()];
+        refused(&words, &named);
+        assert!(!log.exists(), "{netdev}");
+    }
+    assert_eq!(std::fs::read(scratch.path("file")).unwrap(), b"in the way");
 }
 
 #[test]

@@ -8,22 +8,38 @@
 
 use std::os::fd::RawFd;
 
+mod checksum;
+pub mod dgram;
+mod poller;
+pub mod socket;
+pub mod stream;
+pub mod tap;
+#[cfg(test)]
+mod testing;
 pub mod user;
+pub mod vnet_header;
 
 /// An Ethernet header without a VLAN tag.
 pub const ETHERNET_HEADER_BYTES: usize = 14;
 /// The largest payload of a frame that is not to be cut into segments.
 pub const MTU_BYTES: usize = 1500;
-/// The longest frame: an IPv4 packet of the largest size, which segmentation cuts later.
+/// The longest frame: a packet of the largest size, which segmentation cuts later.
 pub const MAX_FRAME_BYTES: usize = ETHERNET_HEADER_BYTES + 65535;
 
-/// What a receiver of frames does itself, so that the sender need not (Virtio 1.3, 5.1.3: `GUEST_CSUM`, `GUEST_TSO4`).
+/// What one side does for the other, so that it need not (Virtio 1.3, 5.1.3: `CSUM`, `TSO4`, `TSO6`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
     /// It takes [`Checksum::Partial`].
     pub checksum: bool,
-    /// It takes TCP over IPv4 in frames larger than the MTU, with [`FrameInfo::segment_bytes`] set.
+    /// It takes TCP over IPv4 in frames larger than the MTU, with [`FrameInfo::segments`] set.
     pub tcp4_segments: bool,
+    /// The same over IPv6.
+    pub tcp6_segments: bool,
+}
+
+impl Offloads {
+    /// All of them.
+    pub const ALL: Self = Self { checksum: true, tcp4_segments: true, tcp6_segments: true };
 }
 
 /// The state of a frame's TCP or UDP checksum.
@@ -41,13 +57,31 @@ pub enum Checksum {
     },
 }
 
+/// Which IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IpVersion {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// A frame that stands for several TCP segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segments {
+    /// What TCP is over.
+    pub version: IpVersion,
+    /// The payload of each but the last.
+    pub bytes: u16,
+}
+
 /// What goes with a frame (Virtio 1.3, 5.1.6: `struct virtio_net_hdr`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrameInfo {
     /// The checksum of TCP or UDP.
     pub checksum: Checksum,
-    /// Set in a frame that stands for several TCP segments: the payload of each but the last.
-    pub segment_bytes: Option<u16>,
+    /// Set in a frame that is to be cut.
+    pub segments: Option<Segments>,
     /// In such a frame, the length of the headers, Ethernet's to TCP's.
     pub header_bytes: u16,
 }
@@ -64,15 +98,24 @@ pub trait FrameSink {
 
 /// A network, as a card sees it.
 pub trait NetBackend: Send {
+    /// What it does for the guest, and the guest may be asked to do for it.
+    fn offloads(&self) -> Offloads;
+
     /// Takes a frame that the guest sent. Never waits. What the network will not have is dropped, as a wire would.
     fn send(&mut self, info: &FrameInfo, frame: &[u8]);
 
+    /// Whether [`NetBackend::send`] should be called now. Otherwise frames are better left where they are, until
+    /// [`NetBackend::wakeup_fd`] is readable.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
     /// Brings what there is for the guest to `sink`, until there is nothing or no room. To be called when
     /// [`NetBackend::wakeup_fd`] is readable (whether or not there is room), when the sink has room again, and behind
-    /// a batch of frames sent.
-    fn receive(&mut self, sink: &mut dyn FrameSink);
+    /// a batch of frames sent. True: there is more and room for it, but it is the guest's turn; to be called again.
+    fn receive(&mut self, sink: &mut dyn FrameSink) -> bool;
 
     /// Polls readable (`POLLIN`) when [`NetBackend::receive`] has something to do, which also makes it unreadable
-    /// again; nobody reads it.
+    /// again, unless there is no room; nobody else reads it. To be watched edge-triggered.
     fn wakeup_fd(&self) -> RawFd;
 }

@@ -4,7 +4,6 @@
 //! routed: whatever the guest sends ends here, and is said again by sockets of the host. So the guest can go where the user
 //! who runs it can, and nobody comes in but through `hostfwd=`.
 
-mod checksum;
 mod config;
 mod dhcp;
 mod dns;
@@ -12,7 +11,6 @@ mod flows;
 mod forward;
 mod icmp;
 mod link;
-mod poller;
 mod reassembly;
 mod tcp;
 #[cfg(test)]
@@ -30,10 +28,10 @@ use self::dhcp::DhcpServer;
 use self::dns::Resolver;
 use self::flows::{FlowId, Flows};
 use self::link::Link;
-use self::poller::{Poller, Readiness, Time};
 use self::reassembly::Reassembly;
 use self::tcp::Tcp;
-use super::{FrameInfo, FrameSink, NetBackend};
+use super::poller::{Poller, Readiness, Time};
+use super::{FrameInfo, FrameSink, NetBackend, Offloads};
 
 /// Turns that one call of [`NetBackend::receive`] gives.
 const MAX_TURNS: usize = 4096;
@@ -223,6 +221,10 @@ impl UserNet {
 }
 
 impl NetBackend for UserNet {
+    fn offloads(&self) -> Offloads {
+        Offloads::ALL
+    }
+
     fn send(&mut self, info: &FrameInfo, frame: &[u8]) {
         let Ok(frame) = EthernetFrame::new_checked(frame) else { return };
         match frame.ethertype() {
@@ -232,7 +234,7 @@ impl NetBackend for UserNet {
         }
     }
 
-    fn receive(&mut self, sink: &mut dyn FrameSink) {
+    fn receive(&mut self, sink: &mut dyn FrameSink) -> bool {
         self.poll();
         let mut turns = 0;
         while self.link.flush(sink) && turns < MAX_TURNS {
@@ -247,10 +249,9 @@ impl NetBackend for UserNet {
                 }
             }
         }
-        // Work that is left though there is room: come back at once.
-        let is_unfinished = turns == MAX_TURNS && self.link.is_clear() && self.flows.has_ready();
-        let next = if is_unfinished { Some(Time::ZERO) } else { self.flows.next_alarm() };
-        self.poller.wake_at(next);
+        self.poller.wake_at(self.flows.next_alarm());
+        // Work that is left though there is room.
+        turns == MAX_TURNS && self.link.is_clear() && self.flows.has_ready()
     }
 
     fn wakeup_fd(&self) -> RawFd {

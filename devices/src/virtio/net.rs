@@ -12,11 +12,11 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use self::receive::ReceiveQueue;
-use self::spec::{config, feature, header, queue};
+use self::spec::{config, feature, queue};
 use super::queue::{Chain, RingError, total};
 use super::worker::{Pace, QueueWork, Worker};
 use super::{Activation, ActiveQueue, Doorbell, VirtioDevice};
-use crate::net::{Checksum, FrameInfo, MAX_FRAME_BYTES, NetBackend, Offloads};
+use crate::net::{MAX_FRAME_BYTES, NetBackend, Offloads, vnet_header};
 
 const QUEUE_SIZES: [u16; 2] = [256, 256];
 /// Frames that go down before what came up is fetched.
@@ -30,6 +30,8 @@ pub type Network = Arc<Mutex<Box<dyn NetBackend>>>;
 /// The device.
 pub struct Net {
     network: Network,
+    /// What the network does for the guest.
+    offloads: Offloads,
     config: [u8; config::BYTES],
     worker: Worker,
     /// The same one for both queues.
@@ -43,10 +45,22 @@ impl Net {
         space[config::MAC..][..6].copy_from_slice(&mac);
         space[config::STATUS..][..2].copy_from_slice(&config::LINK_UP.to_le_bytes());
         space[config::MAX_VIRTQUEUE_PAIRS..][..2].copy_from_slice(&1u16.to_le_bytes());
-        let worker = Worker::watching("virtio-net", pace, network.lock().expect(LOCK).wakeup_fd())?;
+        let (wakeup, offloads) = {
+            let network = network.lock().expect(LOCK);
+            (network.wakeup_fd(), network.offloads())
+        };
+        let worker = Worker::watching("virtio-net", pace, wakeup)?;
         let doorbells = [worker.doorbell(), worker.doorbell()].map(Arc::clone);
-        Ok(Arc::new(Self { network, config: space, worker, doorbells }))
+        Ok(Arc::new(Self { network, offloads, config: space, worker, doorbells }))
     }
+}
+
+/// What [`Traffic::fetch`] found.
+struct Fetched {
+    /// The guest has no room for what there is.
+    is_full: bool,
+    /// There is more, and room.
+    more: bool,
 }
 
 /// The two queues, and the network.
@@ -77,16 +91,18 @@ impl Traffic {
         loop {
             let mut sent = 0;
             while sent < BATCH
+                && self.is_ready()
                 && let Some(chain) = self.transmit.pop()?
             {
                 self.send(&chain)?;
                 sent += 1;
             }
-            let is_full = self.fetch()?;
-            if sent == BATCH {
+            let Fetched { is_full, more } = self.fetch()?;
+            if sent == BATCH || more {
                 continue;
             }
-            let more_to_send = self.transmit.has_more()?;
+            // A network that takes nothing wakes us when it does again.
+            let more_to_send = self.is_ready() && self.transmit.has_more()?;
             let more_room = is_full && self.receive.has_more()?;
             if !more_to_send && !more_room {
                 return Ok(());
@@ -98,7 +114,7 @@ impl Traffic {
         let length = total(&chain.readable);
         // A frame that is none is dropped.
         let length = usize::try_from(length).ok().filter(|length| *length <= self.frame.len()).unwrap_or(0);
-        if length > header::BYTES {
+        if length > vnet_header::BYTES {
             let frame = &mut self.frame[..length];
             let copied = self.transmit.access(|memory| {
                 let mut at = 0;
@@ -112,16 +128,25 @@ impl Traffic {
                 None => return Ok(()),
                 Some(false) => return Err(self.transmit.bad_buffers(chain, "are not in memory")),
                 Some(true) => {
-                    let (head, frame) = self.frame[..length].split_at(header::BYTES);
-                    self.network.lock().expect(LOCK).send(&info(head), frame);
+                    let header = self.frame[..length].split_first_chunk();
+                    // One with a kind of segmentation that was not offered is dropped, too.
+                    if let Some((header, frame)) = header
+                        && let Some(info) = vnet_header::decode(header)
+                    {
+                        self.network.lock().expect(LOCK).send(&info, frame);
+                    }
                 }
             }
         }
         self.transmit.finish(chain, 0)
     }
 
-    /// Fetches what there is for the guest; whether it has no room for more.
-    fn fetch(&mut self) -> Result<bool, RingError> {
+    fn is_ready(&self) -> bool {
+        self.network.lock().expect(LOCK).is_ready()
+    }
+
+    /// Fetches what there is for the guest.
+    fn fetch(&mut self) -> Result<Fetched, RingError> {
         let mut sink = ReceiveQueue {
             queue: &mut self.receive,
             waiting: &mut self.waiting,
@@ -130,24 +155,11 @@ impl Traffic {
             is_full: false,
             error: None,
         };
-        self.network.lock().expect(LOCK).receive(&mut sink);
+        let more = self.network.lock().expect(LOCK).receive(&mut sink);
         match sink.error {
             Some(error) => Err(error),
-            None => Ok(sink.is_full),
+            None => Ok(Fetched { is_full: sink.is_full, more }),
         }
-    }
-}
-
-/// What a driver's header says.
-fn info(head: &[u8]) -> FrameInfo {
-    let word = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
-    let partial = Checksum::Partial { start: word(header::CSUM_START), offset: word(header::CSUM_OFFSET) };
-    let is_partial = head[header::FLAGS] & header::F_NEEDS_CSUM != 0;
-    let is_large = head[header::GSO_TYPE] != header::GSO_NONE;
-    FrameInfo {
-        checksum: if is_partial { partial } else { Checksum::Complete },
-        segment_bytes: is_large.then(|| word(header::GSO_SIZE)),
-        header_bytes: word(header::HDR_LEN),
     }
 }
 
@@ -161,13 +173,14 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        feature::CSUM
-            | feature::GUEST_CSUM
-            | feature::MAC
-            | feature::GUEST_TSO4
-            | feature::HOST_TSO4
+        let can = self.offloads;
+        let with = |is_set: bool, features: u64| if is_set { features } else { 0 };
+        feature::MAC
             | feature::MRG_RXBUF
             | feature::STATUS
+            | with(can.checksum, feature::CSUM | feature::GUEST_CSUM)
+            | with(can.tcp4_segments, feature::GUEST_TSO4 | feature::HOST_TSO4)
+            | with(can.tcp6_segments, feature::GUEST_TSO6 | feature::HOST_TSO6)
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -191,10 +204,12 @@ impl VirtioDevice for Net {
         let mut take = |index: usize| queues.get_mut(index).and_then(Option::take);
         let (Some(receive), Some(transmit)) = (take(queue::RECEIVE), take(queue::TRANSMIT)) else { return };
         let has = |feature| activation.features & feature != 0;
+        // Without mergeable buffers a driver would need 64 KiB for each frame.
+        let takes_large = |kind| has(feature::GUEST_CSUM) && has(kind) && has(feature::MRG_RXBUF);
         let offloads = Offloads {
             checksum: has(feature::GUEST_CSUM),
-            // Without mergeable buffers a driver would need 64 KiB for each frame.
-            tcp4_segments: has(feature::GUEST_CSUM) && has(feature::GUEST_TSO4) && has(feature::MRG_RXBUF),
+            tcp4_segments: takes_large(feature::GUEST_TSO4),
+            tcp6_segments: takes_large(feature::GUEST_TSO6),
         };
         self.worker.start(Box::new(Traffic {
             network: Arc::clone(&self.network),
@@ -203,7 +218,7 @@ impl VirtioDevice for Net {
             waiting: VecDeque::new(),
             mergeable: has(feature::MRG_RXBUF),
             offloads,
-            frame: vec![0; header::BYTES + MAX_FRAME_BYTES].into_boxed_slice(),
+            frame: vec![0; vnet_header::BYTES + MAX_FRAME_BYTES].into_boxed_slice(),
         }));
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::config::Nameservers;
-use super::poller::Time;
+use crate::net::poller::Time;
 
 /// DNS.
 pub(super) const PORT: u16 = 53;

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::config::{HostForward, Protocol};
 use super::flows::FlowId;
-use super::poller::Time;
 use super::udp::MAX_BYTES;
 use super::{Flow, Key, Turn, UserNet, tcp};
 use crate::net::FrameSink;
+use crate::net::poller::Time;
 
 /// Peers of a UDP port at once; the one that was silent longest makes room.
 const MAX_PEERS: usize = 1024;

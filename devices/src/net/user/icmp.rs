@@ -9,9 +9,9 @@ use smoltcp::wire::{IpProtocol, checksum};
 
 use super::flows::FlowId;
 use super::link::Link;
-use super::poller::Time;
 use super::{Flow, Key, Turn, UserNet};
 use crate::net::FrameSink;
+use crate::net::poller::Time;
 
 /// Types of messages.
 const ECHO_REPLY: u8 = 0;

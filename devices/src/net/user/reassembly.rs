@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use smoltcp::wire::{Ipv4FragKey, Ipv4Packet};
 
-use super::poller::Time;
+use crate::net::poller::Time;
 
 /// Packets in the making; beyond, the oldest is given up.
 const MAX_PACKETS: usize = 16;

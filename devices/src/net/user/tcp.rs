@@ -29,8 +29,8 @@ pub(super) use self::segment::MAX_HEADER_BYTES;
 pub(super) use self::segment::{Header, Segment};
 use super::flows::FlowId;
 use super::icmp::Unreachable;
-use super::poller::{Readiness, Time};
 use super::{Flow, Key, Turn, UserNet, dns};
+use crate::net::poller::{Readiness, Time};
 use crate::net::{Checksum, FrameInfo, FrameSink};
 
 /// Connections at once.

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use smoltcp::wire::{IpProtocol, UdpPacket};
 
-use super::checksum::Sum;
 use super::flows::FlowId;
 use super::icmp::Unreachable;
 use super::link::Link;
-use super::poller::Time;
 use super::{Flow, Key, Turn, UserNet, dhcp, dns};
+use crate::net::checksum::Sum;
+use crate::net::poller::Time;
 use crate::net::{Checksum, FrameInfo, FrameSink};
 
 pub(super) const HEADER_BYTES: usize = 8;

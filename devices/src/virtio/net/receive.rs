@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 
 use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
-use super::spec::header;
-use crate::net::{Checksum, FrameInfo, FrameSink, Offloads};
+use crate::net::{FrameInfo, FrameSink, Offloads, vnet_header};
 use crate::virtio::ActiveQueue;
 use crate::virtio::queue::{Chain, RingError, total};
 
@@ -46,7 +45,7 @@ impl FrameSink for ReceiveQueue<'_> {
 impl ReceiveQueue<'_> {
     /// Fills buffers with a frame; false if there are too few.
     fn place(&mut self, info: &FrameInfo, pieces: &[&[u8]]) -> Result<bool, RingError> {
-        let length = header::BYTES + pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        let length = vnet_header::BYTES + pieces.iter().map(|piece| piece.len()).sum::<usize>();
         let (mut count, mut room) = (0, 0);
         while room < length as u64 {
             if count == self.waiting.len() {
@@ -55,7 +54,7 @@ impl ReceiveQueue<'_> {
                     return Ok(true);
                 }
                 let Some(chain) = self.queue.pop()? else { return Ok(false) };
-                if total(&chain.writable) < header::BYTES as u64 {
+                if total(&chain.writable) < vnet_header::BYTES as u64 {
                     return Err(self.queue.bad_buffers(&chain, "have no room for a header"));
                 }
                 self.waiting.push_back(chain);
@@ -67,7 +66,7 @@ impl ReceiveQueue<'_> {
                 return Ok(true);
             }
         }
-        let head = header_bytes(info, count as u16);
+        let head = vnet_header::encode(info, count as u16);
         let chains: Vec<Chain> = self.waiting.drain(..count).collect();
         let contents = std::iter::once(&head[..]).chain(pieces.iter().copied());
         let Some(filled) = self.queue.access(|memory| fill(memory, &chains, contents)) else {
@@ -111,24 +110,4 @@ fn fill<'a>(
         }
     }
     Some(written)
-}
-
-/// `struct virtio_net_hdr`.
-fn header_bytes(info: &FrameInfo, buffers: u16) -> [u8; header::BYTES] {
-    let mut head = [0; header::BYTES];
-    let mut put = |at: usize, value: u16| head[at..at + 2].copy_from_slice(&value.to_le_bytes());
-    put(header::NUM_BUFFERS, buffers);
-    if let Checksum::Partial { start, offset } = info.checksum {
-        put(header::CSUM_START, start);
-        put(header::CSUM_OFFSET, offset);
-    }
-    if let Some(bytes) = info.segment_bytes {
-        put(header::GSO_SIZE, bytes);
-        put(header::HDR_LEN, info.header_bytes);
-        head[header::GSO_TYPE] = header::GSO_TCPV4;
-    }
-    if matches!(info.checksum, Checksum::Partial { .. }) {
-        head[header::FLAGS] = header::F_NEEDS_CSUM;
-    }
-    head
 }

@@ -21,8 +21,12 @@ pub mod feature {
     pub const MAC: u64 = 1 << 5;
     /// The driver takes TCP over IPv4 in large segments.
     pub const GUEST_TSO4: u64 = 1 << 7;
+    /// The same over IPv6.
+    pub const GUEST_TSO6: u64 = 1 << 8;
     /// The device does.
     pub const HOST_TSO4: u64 = 1 << 11;
+    /// The same over IPv6.
+    pub const HOST_TSO6: u64 = 1 << 12;
     /// A frame may take several receive buffers.
     pub const MRG_RXBUF: u64 = 1 << 15;
     /// The configuration space has the link's status.
@@ -41,30 +45,4 @@ pub mod config {
     pub const BYTES: usize = 10;
     /// In the status.
     pub const LINK_UP: u16 = 1;
-}
-
-/// `struct virtio_net_hdr`, in front of each frame.
-pub mod header {
-    /// Offsets.
-    pub const FLAGS: usize = 0;
-    /// The kind of segmentation.
-    pub const GSO_TYPE: usize = 1;
-    /// Length of the headers.
-    pub const HDR_LEN: usize = 2;
-    /// Payload of a segment.
-    pub const GSO_SIZE: usize = 4;
-    /// Where the checksum's bytes begin.
-    pub const CSUM_START: usize = 6;
-    /// Where the checksum is, from there.
-    pub const CSUM_OFFSET: usize = 8;
-    /// How many receive buffers the frame takes.
-    pub const NUM_BUFFERS: usize = 10;
-    /// Bytes.
-    pub const BYTES: usize = 12;
-    /// In the flags: the checksum is to be completed.
-    pub const F_NEEDS_CSUM: u8 = 1;
-    /// Kinds of segmentation: none.
-    pub const GSO_NONE: u8 = 0;
-    /// TCP over IPv4.
-    pub const GSO_TCPV4: u8 = 1;
 }

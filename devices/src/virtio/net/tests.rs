@@ -3,33 +3,57 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::net::FrameSink;
+use crate::net::{Checksum, FrameInfo, FrameSink, IpVersion, Segments};
 use crate::virtio::testing::{DATA, Driver, readable, writable};
 
-#[derive(Default)]
 struct Wire {
     sent: Vec<(FrameInfo, Vec<u8>)>,
+    /// Frames that it still takes.
+    room: usize,
     coming: VecDeque<(FrameInfo, Vec<u8>)>,
+    /// It brings one at a time.
+    in_turns: bool,
     offloads: Offloads,
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        let (sent, coming, offloads) = Default::default();
+        Self { sent, room: usize::MAX, coming, in_turns: false, offloads }
+    }
 }
 
 struct Plug(Arc<Mutex<Wire>>, vmm_sys_util::eventfd::EventFd);
 
 impl NetBackend for Plug {
     fn send(&mut self, info: &FrameInfo, frame: &[u8]) {
-        self.0.lock().unwrap().sent.push((*info, frame.to_vec()));
+        let mut wire = self.0.lock().unwrap();
+        wire.sent.push((*info, frame.to_vec()));
+        wire.room -= 1;
     }
 
-    fn receive(&mut self, sink: &mut dyn FrameSink) {
+    fn offloads(&self) -> Offloads {
+        Offloads::ALL
+    }
+
+    fn is_ready(&self) -> bool {
+        self.0.lock().unwrap().room > 0
+    }
+
+    fn receive(&mut self, sink: &mut dyn FrameSink) -> bool {
         let mut wire = self.0.lock().unwrap();
         wire.offloads = sink.offloads();
         while let Some((info, frame)) = wire.coming.front() {
             let (first, second) = frame.split_at(frame.len() / 2);
             if !sink.push(info, &[first, &[], second]) {
-                return;
+                return false;
             }
             wire.coming.pop_front();
+            if wire.in_turns {
+                return true;
+            }
         }
+        false
     }
 
     fn wakeup_fd(&self) -> std::os::fd::RawFd {
@@ -64,7 +88,7 @@ fn what_the_card_shows() {
 fn frames_go_down() {
     let (mut driver, wire) = card();
     driver.start();
-    assert_eq!(wire.lock().unwrap().offloads, Offloads { checksum: true, tcp4_segments: true });
+    assert_eq!(wire.lock().unwrap().offloads, Offloads::ALL);
     let head = [1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0, 0, 0];
     driver.memory.write_slice(&[&head[..], b"a frame"].concat(), GuestAddress(DATA)).unwrap();
     // The header and the frame, cut elsewhere than between them.
@@ -74,7 +98,7 @@ fn frames_go_down() {
     driver.notify(1);
     let info = FrameInfo {
         checksum: Checksum::Partial { start: 34, offset: 16 },
-        segment_bytes: Some(1460),
+        segments: Some(Segments { version: IpVersion::V4, bytes: 1460 }),
         header_bytes: 54,
     };
     assert_eq!(wire.lock().unwrap().sent, [(info, b"a frame".to_vec())]);
@@ -89,7 +113,7 @@ fn frames_come_up_when_there_is_room() {
     let large: Vec<u8> = (0..300u32).map(|n| n as u8).collect();
     let info = FrameInfo {
         checksum: Checksum::Partial { start: 34, offset: 16 },
-        segment_bytes: Some(100),
+        segments: Some(Segments { version: IpVersion::V4, bytes: 100 }),
         header_bytes: 54,
     };
     wire.lock().unwrap().coming.extend([(FrameInfo::default(), b"small".to_vec()), (info, large.clone())]);
@@ -127,6 +151,36 @@ fn what_fits_no_buffer_is_dropped() {
     driver.notify(0);
     assert_eq!((driver.used_index(0), driver.used(0, 0)), (1, (0, 32)));
     assert_eq!(wire.lock().unwrap().coming.len(), 0);
+}
+
+#[test]
+fn a_network_without_room_leaves_frames_in_the_queue() {
+    let (mut driver, wire) = card();
+    wire.lock().unwrap().room = 1;
+    driver.start();
+    driver.memory.write_slice(&[0; 20], GuestAddress(DATA)).unwrap();
+    for index in 0..3 {
+        driver.add(1, index, &[readable(DATA, 20)]);
+    }
+    driver.notify(1);
+    assert_eq!((driver.used_index(1), wire.lock().unwrap().sent.len()), (1, 1));
+    wire.lock().unwrap().room = 5;
+    // As if the network had woken the card.
+    driver.notify(1);
+    assert_eq!((driver.used_index(1), wire.lock().unwrap().sent.len()), (3, 3));
+}
+
+#[test]
+fn a_network_is_asked_as_long_as_it_has_more() {
+    let (mut driver, wire) = card();
+    wire.lock().unwrap().in_turns = true;
+    driver.start();
+    wire.lock().unwrap().coming.extend(vec![(FrameInfo::default(), b"frame".to_vec()); 3]);
+    for index in 0..4 {
+        driver.add(0, index, &[writable(DATA, 64)]);
+    }
+    driver.notify(0);
+    assert_eq!((driver.used_index(0), wire.lock().unwrap().coming.len()), (3, 0));
 }
 
 #[test]

@@ -14,12 +14,12 @@ use smoltcp::wire::TcpControl;
 
 use super::super::Turn;
 use super::super::link::Link;
-use super::super::poller::{Readiness, Time};
 use super::output::{self, Outlet};
 use super::receiver::{self, Receiver};
 use super::ring::Budget;
 use super::segment::{Header, Segment, ahead};
 use super::sender::{MAX_SEGMENT, Sender};
+use crate::net::poller::{Readiness, Time};
 
 /// How long a closed connection still answers a FIN that comes again. Not the Internet's minutes: the cable holds nothing back.
 const TIME_WAIT: Duration = Duration::from_secs(2);
@@ -123,9 +123,7 @@ impl Connection {
 
     /// The socket has something to say.
     pub(in super::super) fn report(&mut self, readiness: Readiness) -> Result<(), Break> {
-        self.ready.readable |= readiness.readable;
-        self.ready.writable |= readiness.writable;
-        self.ready.hung_up |= readiness.hung_up;
+        self.ready = self.ready.and(readiness);
         if self.phase == Phase::Connecting && (readiness.writable || readiness.hung_up) {
             match self.socket.as_ref().and_then(|socket| socket.take_error().transpose()) {
                 Some(Ok(error) | Err(error)) => return Err(Break::Refused(error)),

@@ -3,10 +3,10 @@
 use smoltcp::wire::{EthernetAddress, IpProtocol, TcpControl};
 
 use super::super::link::{self, IP_HEADERS_BYTES, Link};
-use super::super::poller::Time;
 use super::ring::Budget;
 use super::segment::{CHECKSUM_OFFSET, HEADER_BYTES, Header, MAX_HEADER_BYTES};
-use crate::net::{Checksum, FrameInfo, FrameSink, Offloads};
+use crate::net::poller::Time;
+use crate::net::{Checksum, FrameInfo, FrameSink, IpVersion, Offloads, Segments};
 
 /// What a connection needs to work.
 pub(super) struct Outlet<'a> {
@@ -50,7 +50,7 @@ pub(super) fn send(outlet: &mut Outlet, header: &Header, payload: [&[u8]; 2], se
         } else {
             Checksum::Complete
         },
-        segment_bytes: is_large.then_some(segment),
+        segments: is_large.then_some(Segments { version: IpVersion::V4, bytes: segment }),
         header_bytes: total as u16,
     };
     outlet.sink.push(&info, &[&buffer[..total], payload[0], payload[1]])

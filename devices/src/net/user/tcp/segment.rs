@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpProtocol, TcpControl, TcpOption, TcpPacket, TcpRepr, TcpSeqNumber};
 
-use super::super::checksum::Sum;
+use crate::net::checksum::Sum;
 
 /// The header without options.
 pub(super) const HEADER_BYTES: usize = 20;

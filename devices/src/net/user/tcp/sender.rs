@@ -3,11 +3,11 @@
 //! There is no congestion to control on the cable: what the guest's window allows is sent. Frames get lost only inside the
 //! guest; a loss is repaired as everywhere, one segment at a time.
 
-use super::super::poller::Time;
 use super::ring::{Budget, Ring};
 use super::segment::{Segment, ahead};
 use super::timing::Timing;
 use crate::net::MTU_BYTES;
+use crate::net::poller::Time;
 
 /// The most that is read from the host ahead of the guest's acknowledgements.
 pub(super) const CAPACITY_BYTES: usize = 512 << 10;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::super::poller::Time;
 use super::segment::ahead;
+use crate::net::poller::Time;
 
 const INITIAL: Duration = Duration::from_secs(1);
 /// A guest that is translated on a busy host answers late, but nothing gets lost on the cable: patience costs nothing.

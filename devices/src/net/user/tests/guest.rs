@@ -10,9 +10,9 @@ use smoltcp::socket::tcp;
 use smoltcp::wire::{EthernetAddress, IpCidr};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::super::checksum::Sum;
 use super::super::{Config, Nameservers, UserNet};
-use crate::net::{Checksum, FrameInfo, FrameSink, NetBackend, Offloads};
+use crate::net::checksum::Sum;
+use crate::net::{Checksum, FrameInfo, FrameSink, NetBackend, Offloads, Segments};
 
 pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -48,11 +48,11 @@ impl FrameSink for Inbox {
 /// Does what a frame leaves to its receiver: cuts it into segments and completes checksums.
 fn cut(info: &FrameInfo, mut frame: Vec<u8>) -> Vec<Vec<u8>> {
     let Checksum::Partial { start, offset } = info.checksum else {
-        assert!(info.segment_bytes.is_none(), "segments need a checksum that is to be done");
+        assert!(info.segments.is_none(), "segments need a checksum that is to be done");
         return vec![frame];
     };
     let (start, at) = (usize::from(start), usize::from(start + offset));
-    let Some(bytes) = info.segment_bytes else {
+    let Some(Segments { bytes, .. }) = info.segments else {
         let mut sum = Sum::default();
         sum.add(&frame[start..]);
         frame[at..at + 2].copy_from_slice(&sum.finish());
@@ -107,7 +107,7 @@ impl Cable {
     }
 
     pub(super) fn pump(&mut self) {
-        self.network.receive(&mut self.inbox);
+        while self.network.receive(&mut self.inbox) {}
     }
 
     /// Waits until the network has something to do; whether it has.

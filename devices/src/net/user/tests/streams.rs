@@ -151,14 +151,14 @@ fn long_streams_both_ways() {
 
 #[test]
 fn long_streams_in_large_segments() {
-    let mut guest = exchange(64 << 20, Offloads { checksum: true, tcp4_segments: true }, None);
+    let mut guest = exchange(64 << 20, Offloads::ALL, None);
     assert!(guest.cable.inbox.largest > 60_000, "{}", guest.cable.inbox.largest);
     guest.assert_no_leak();
 }
 
 #[test]
 fn what_gets_lost_in_the_guest_comes_again() {
-    let offloads = Offloads { checksum: true, tcp4_segments: false };
+    let offloads = Offloads { checksum: true, ..Offloads::default() };
     let mut guest = exchange(2 << 20, offloads, Some(37));
     guest.assert_no_leak();
 }

@@ -6,7 +6,7 @@ use smoltcp::wire::IpProtocol;
 
 /// A sum in the making. The bytes' order is the host's own, which the sum does not mind (RFC 1071, 2 B).
 #[derive(Clone, Copy, Default)]
-pub(super) struct Sum {
+pub(in crate::net) struct Sum {
     total: u64,
     /// An odd number of bytes has been added.
     is_odd: bool,
@@ -14,7 +14,12 @@ pub(super) struct Sum {
 
 impl Sum {
     /// The pseudo-header of TCP and UDP.
-    pub(super) fn pseudo(source: Ipv4Addr, target: Ipv4Addr, protocol: IpProtocol, length: usize) -> Self {
+    pub(in crate::net) fn pseudo(
+        source: Ipv4Addr,
+        target: Ipv4Addr,
+        protocol: IpProtocol,
+        length: usize,
+    ) -> Self {
         let length = u16::try_from(length).expect("an IPv4 packet holds 64 KiB").to_be_bytes();
         let mut sum = Self::default();
         sum.add(&source.octets());
@@ -23,7 +28,7 @@ impl Sum {
         sum
     }
 
-    pub(super) fn add(&mut self, data: &[u8]) {
+    pub(in crate::net) fn add(&mut self, data: &[u8]) {
         let words = data.chunks_exact(4);
         let rest = words.remainder();
         let mut last = [0; 4];
@@ -34,18 +39,18 @@ impl Sum {
         self.is_odd ^= data.len() % 2 == 1;
     }
 
-    /// The sum as [`super::super::Checksum::Partial`] wants it in the checksum's place, for the guest to go on with.
-    pub(super) fn partial(self) -> [u8; 2] {
+    /// The sum as [`super::Checksum::Partial`] wants it in the checksum's place, for the guest to go on with.
+    pub(in crate::net) fn partial(self) -> [u8; 2] {
         fold(self.total).to_ne_bytes()
     }
 
     /// The checksum.
-    pub(super) fn finish(self) -> [u8; 2] {
+    pub(in crate::net) fn finish(self) -> [u8; 2] {
         (!fold(self.total)).to_ne_bytes()
     }
 
     /// Whether what was added, its checksum included, is whole.
-    pub(super) fn is_whole(self) -> bool {
+    pub(in crate::net) fn is_whole(self) -> bool {
         fold(self.total) == 0xffff
     }
 }

@@ -1,4 +1,4 @@
-//! What wakes a user network: readiness of its sockets, and its earliest deadline; one descriptor for both.
+//! What wakes a network: readiness of its sockets, and its earliest deadline; one descriptor for both.
 //!
 //! Sockets are watched edge-triggered, once, for everything: a change is reported and remembered by the flow it concerns.
 //! So the descriptor falls silent while a guest has no room, however much waits on the host.
@@ -10,36 +10,47 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
-/// Time since the network was made.
-pub(super) type Time = Duration;
+/// Time since the poller was made.
+pub(in crate::net) type Time = Duration;
 
 /// What a socket reported.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Readiness {
-    pub(super) readable: bool,
-    pub(super) writable: bool,
+pub(in crate::net) struct Readiness {
+    pub(in crate::net) readable: bool,
+    pub(in crate::net) writable: bool,
     /// The peer has sent its last byte, or the socket is broken: reads go on to the end.
-    pub(super) hung_up: bool,
+    pub(in crate::net) hung_up: bool,
+}
+
+impl Readiness {
+    /// What was reported, and what is reported now.
+    pub(in crate::net) fn and(self, other: Self) -> Self {
+        Self {
+            readable: self.readable || other.readable,
+            writable: self.writable || other.writable,
+            hung_up: self.hung_up || other.hung_up,
+        }
+    }
 }
 
 /// The token that is no socket's.
 const TIMER: u64 = u64::MAX;
 const EVENTS: usize = 256;
 
-pub(super) struct Poller {
+pub(in crate::net) struct Poller {
     epoll: Epoll,
     timer: TimerFd,
     /// When the timer goes off, if it is set.
     alarm: Option<Time>,
     start: Instant,
     /// A buffer for [`Poller::poll`], kept.
-    pub(super) reports: Vec<(u64, Readiness)>,
+    pub(in crate::net) reports: Vec<(u64, Readiness)>,
     #[cfg(test)]
-    pub(super) skipped: Duration,
+    pub(in crate::net) skipped: Duration,
 }
 
 impl Poller {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(in crate::net) fn new() -> io::Result<Self> {
         let (epoll, timer) = (Epoll::new()?, TimerFd::new()?);
         epoll.ctl(ControlOperation::Add, timer.as_raw_fd(), EpollEvent::new(EventSet::IN, TIMER))?;
         Ok(Self {
@@ -53,11 +64,11 @@ impl Poller {
         })
     }
 
-    pub(super) fn fd(&self) -> RawFd {
+    pub(in crate::net) fn fd(&self) -> RawFd {
         self.epoll.as_raw_fd()
     }
 
-    pub(super) fn now(&self) -> Time {
+    pub(in crate::net) fn now(&self) -> Time {
         #[cfg(test)]
         return self.start.elapsed() + self.skipped;
         #[cfg(not(test))]
@@ -65,20 +76,20 @@ impl Poller {
     }
 
     /// Watches a socket until it is closed.
-    pub(super) fn watch(&self, socket: &impl AsRawFd, token: u64) -> io::Result<()> {
+    pub(in crate::net) fn watch(&self, socket: &impl AsRawFd, token: u64) -> io::Result<()> {
         let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         self.epoll.ctl(ControlOperation::Add, socket.as_raw_fd(), EpollEvent::new(events, token))
     }
 
     /// Everything that was reported since the last call, by token.
-    pub(super) fn poll(&mut self, reports: &mut Vec<(u64, Readiness)>) {
+    pub(in crate::net) fn poll(&mut self, reports: &mut Vec<(u64, Readiness)>) {
         let mut events = [EpollEvent::default(); EVENTS];
         loop {
             let count = match self.epoll.wait(0, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    tracing::warn!(target: "net", %error, "the user network's sockets cannot be polled");
+                    tracing::warn!(target: "net", %error, "a network's sockets cannot be polled");
                     return;
                 }
             };
@@ -106,7 +117,7 @@ impl Poller {
     }
 
     /// Wakes up at `deadline` at the latest.
-    pub(super) fn wake_at(&mut self, deadline: Option<Time>) {
+    pub(in crate::net) fn wake_at(&mut self, deadline: Option<Time>) {
         let Some(deadline) = deadline else { return };
         // An alarm that is too early wakes for nothing, once; setting it each time costs more.
         if self.alarm.is_some_and(|alarm| alarm <= deadline) {
@@ -115,7 +126,7 @@ impl Poller {
         let delay = deadline.saturating_sub(self.now()).max(Duration::from_micros(1));
         match self.timer.reset(delay, None) {
             Ok(()) => self.alarm = Some(deadline),
-            Err(error) => tracing::warn!(target: "net", %error, "the user network's timer cannot be set"),
+            Err(error) => tracing::warn!(target: "net", %error, "a network's timer cannot be set"),
         }
     }
 }
