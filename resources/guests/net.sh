@@ -1,12 +1,12 @@
 #!/bin/bash
-# Builds net.gz, an initramfs with the cloud kernel's module for virtio network cards.
+# Builds network.gz, an initramfs with the cloud kernel's module for virtio network cards.
 
 # shellcheck source=resources/guests/lib.sh
 . "$(dirname "$0")/lib.sh"
 HERE=$REPO/resources/guests
 
-! newer_than "$GUESTS/net.gz" "$HERE/net.sh" "$HERE/init/net" "$HERE/lib.sh" "$GUESTS/busybox" "$GUESTS/vmlinuz-cloud" || exit 0
-say "building net.gz"
+! newer_than "$GUESTS/network.gz" "$HERE/net.sh" "$HERE/init/net" "$HERE/lib.sh" "$GUESTS/busybox" "$GUESTS/vmlinuz-cloud" || exit 0
+say "building network.gz"
 root=$(mktemp -d)
 chmod 755 "$root"
 busybox_root "$root"
@@ -23,5 +23,5 @@ echo "nameserver $dns" >/etc/resolv.conf
 echo "lease: $ip/$mask router $router dns $dns name $hostname"
 EOF
 chmod 755 "$root/bin/lease"
-pack "$root" "$GUESTS/net.gz" 6
+pack "$root" "$GUESTS/network.gz" 6
 rm -rf "$root"

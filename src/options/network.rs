@@ -82,9 +82,6 @@ pub fn nic(context: Context, index: usize) -> Result<Option<(Network, DeviceChoi
 
 /// The word that says which kind it is, and what follows.
 fn begin(context: Context) -> Result<(String, Vec<Pair>), OptionError> {
-    if context.value.starts_with('{') {
-        return Err(context.not_built("a network in JSON"));
-    }
     let mut pairs = syntax::pairs(context.value, "type");
     let first = pairs.remove(0);
     if first.key != "type" {

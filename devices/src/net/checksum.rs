@@ -1,6 +1,6 @@
 //! The Internet checksum (RFC 1071), over data in pieces.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use smoltcp::wire::IpProtocol;
 
@@ -15,15 +15,20 @@ pub(in crate::net) struct Sum {
 impl Sum {
     /// The pseudo-header of TCP and UDP.
     pub(in crate::net) fn pseudo(
-        source: Ipv4Addr,
-        target: Ipv4Addr,
+        source: impl Into<IpAddr>,
+        target: impl Into<IpAddr>,
         protocol: IpProtocol,
         length: usize,
     ) -> Self {
-        let length = u16::try_from(length).expect("an IPv4 packet holds 64 KiB").to_be_bytes();
+        // IPv6's has more noughts in it (RFC 8200, 8.1).
+        let length = u16::try_from(length).expect("an IP packet holds 64 KiB").to_be_bytes();
         let mut sum = Self::default();
-        sum.add(&source.octets());
-        sum.add(&target.octets());
+        for address in [source.into(), target.into()] {
+            match address {
+                IpAddr::V4(address) => sum.add(&address.octets()),
+                IpAddr::V6(address) => sum.add(&address.octets()),
+            }
+        }
         sum.add(&[0, protocol.into(), length[0], length[1]]);
         sum
     }

@@ -4,12 +4,11 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::net::{
-    AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
-};
+use rustix::net::{SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// A name for a socket's place.
@@ -67,8 +66,9 @@ pub(super) fn bind_unix(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
     if result != Err(rustix::io::Errno::ADDRINUSE) {
         return result.map(|()| socket).map_err(Into::into);
     }
-    let probe = socket_with(AddressFamily::UNIX, kind, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
-    if connect(&probe, &address) != Err(rustix::io::Errno::CONNREFUSED) {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    let probe = new(&address.clone().into(), kind)?;
+    if !is_socket || connect(&probe, &address) != Err(rustix::io::Errno::CONNREFUSED) {
         return Err(rustix::io::Errno::ADDRINUSE.into());
     }
     std::fs::remove_file(path)?;

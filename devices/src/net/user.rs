@@ -6,11 +6,14 @@
 
 mod config;
 mod dhcp;
+mod dhcpv6;
 mod dns;
 mod flows;
 mod forward;
 mod icmp;
+mod ipv6;
 mod link;
+mod ndp;
 mod reassembly;
 mod tcp;
 #[cfg(test)]
@@ -18,17 +21,17 @@ mod tests;
 mod udp;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet};
 
-pub use self::config::{Config, ConfigError, HostForward, Nameservers, Protocol};
+pub use self::config::{Config, ConfigError, HostForward, Ipv6Config, Nameservers, Protocol};
 use self::dhcp::DhcpServer;
 use self::dns::Resolver;
 use self::flows::{FlowId, Flows};
 use self::link::Link;
-use self::reassembly::Reassembly;
+use self::reassembly::{Fragment, Reassembly};
 use self::tcp::Tcp;
 use super::poller::{Poller, Readiness, Time};
 use super::{FrameInfo, FrameSink, NetBackend, Offloads};
@@ -59,15 +62,17 @@ pub enum OpenError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
     /// The guest's end, and the other as the guest calls it.
-    Tcp(SocketAddrV4, SocketAddrV4),
+    Tcp(SocketAddr, SocketAddr),
     /// A socket of the guest's.
-    Udp(SocketAddrV4),
+    Udp(SocketAddr),
     /// The same, for the name server.
-    Query(SocketAddrV4),
+    Query(SocketAddr),
     /// Who pings whom, with which identifier.
-    Ping(Ipv4Addr, Ipv4Addr, u16),
+    Ping(IpAddr, IpAddr, u16),
     /// The index of a `hostfwd=`.
     Forward(usize),
+    /// The router advertises itself.
+    Router,
 }
 
 enum Flow {
@@ -77,6 +82,7 @@ enum Flow {
     Ping(icmp::Ping),
     Listener(forward::Listener),
     Port(forward::Port),
+    Router,
 }
 
 type FlowTable = Flows<Key, Flow>;
@@ -142,20 +148,27 @@ impl UserNet {
         } else if !source.is_unspecified() {
             return;
         }
+        let (from, to) = (IpAddr::from(source), IpAddr::from(packet.dst_addr()));
         let whole;
         let payload = if packet.more_frags() || packet.frag_offset() != 0 {
             let now = self.poller.now();
-            let Some(payload) = self.reassembly.add(&packet, now) else { return };
+            let (protocol, ident) = (packet.next_header(), packet.ident().into());
+            let fragment = Fragment {
+                key: reassembly::Key { source: from, target: to, protocol, ident },
+                offset: packet.frag_offset().into(),
+                more: packet.more_frags(),
+                piece: packet.payload(),
+            };
+            let Some(payload) = self.reassembly.add(&fragment, now) else { return };
             whole = payload;
             &whole[..]
         } else {
             packet.payload()
         };
-        let target = packet.dst_addr();
         match packet.next_header() {
-            IpProtocol::Udp => self.udp(info, source, target, payload),
-            IpProtocol::Tcp if knows_its_address => self.tcp(info, source, target, payload),
-            IpProtocol::Icmp if knows_its_address => self.icmp(source, target, payload),
+            IpProtocol::Udp => self.udp(info, from, to, payload),
+            IpProtocol::Tcp if knows_its_address => self.tcp(info, from, to, payload),
+            IpProtocol::Icmp if knows_its_address => self.icmp(from, to, payload),
             _ => {}
         }
     }
@@ -188,6 +201,7 @@ impl UserNet {
             Some(Flow::Udp(_) | Flow::Query(_)) => self.expire_udp(id, now),
             Some(Flow::Ping(_)) => self.expire_ping(id, now),
             Some(Flow::Listener(_)) => self.flows.enqueue(id),
+            Some(Flow::Router) => self.expire_router(id),
             Some(Flow::Port(_)) | None => {}
         }
     }
@@ -200,7 +214,7 @@ impl UserNet {
             Some(Flow::Ping(_)) => self.work_ping(id, sink),
             Some(Flow::Listener(_)) => self.work_listener(id),
             Some(Flow::Port(_)) => self.work_port(id, sink),
-            None => Turn::Done,
+            Some(Flow::Router) | None => Turn::Done,
         }
     }
 
@@ -228,8 +242,9 @@ impl NetBackend for UserNet {
     fn send(&mut self, info: &FrameInfo, frame: &[u8]) {
         let Ok(frame) = EthernetFrame::new_checked(frame) else { return };
         match frame.ethertype() {
-            EthernetProtocol::Ipv4 => self.ipv4(info, &frame),
-            EthernetProtocol::Arp => self.link.arp(frame.payload()),
+            EthernetProtocol::Ipv4 if self.link.config.ipv4 => self.ipv4(info, &frame),
+            EthernetProtocol::Arp if self.link.config.ipv4 => self.link.arp(frame.payload()),
+            EthernetProtocol::Ipv6 => self.ipv6(info, frame.src_addr(), frame.payload()),
             _ => {}
         }
     }

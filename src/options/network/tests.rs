@@ -71,11 +71,41 @@ fn what_is_wrong_is_named() {
 }
 
 #[test]
+fn both_families_or_one() {
+    for (text, ipv4, ipv6) in [
+        ("user,id=n", true, true),
+        ("user,id=n,ipv6=off", true, false),
+        ("user,id=n,ipv4=off", false, true),
+        ("user,id=n,ipv6=on", false, true),
+        ("user,id=n,ipv4=on", true, false),
+        ("user,id=n,ipv4=on,ipv6=on", true, true),
+    ] {
+        let config = user(&read(text).unwrap()).clone();
+        assert_eq!((config.ipv4, config.ipv6.is_some()), (ipv4, ipv6), "{text}");
+    }
+    refused("user,id=n,ipv4=off,ipv6=off", "leave no network");
+    let network = read("user,id=n,ipv6-net=2001:db8:5::/48,ipv6-host=2001:db8:5::1").unwrap();
+    let ipv6 = user(&network).ipv6.clone().unwrap();
+    assert_eq!((ipv6.prefix_bits, ipv6.host.to_string().as_str()), (48, "2001:db8:5::1"));
+    assert_eq!(ipv6.dns.to_string(), "2001:db8:5::3");
+    let network = read("user,id=n,hostfwd=tcp:[::1]:80-[fec0::99]:8080,hostfwd=tcp:[::]:81-:81").unwrap();
+    let rules: Vec<String> = user(&network).forwards.iter().map(ToString::to_string).collect();
+    assert_eq!(rules, ["hostfwd=tcp:[::1]:80-[fec0::99]:8080", "hostfwd=tcp:[::]:81-10.0.2.15:81"]);
+    refused("user,id=n,ipv6-net=fec0::/127", "ipv6-net= takes a prefix of 1 to 126 bits");
+    refused("user,id=n,ipv6-net=10.0.0.0", "ipv6-net= takes an IPv6 address");
+    refused("user,id=n,ipv6-host=fec0:1::2", "ipv6-host= is not in the network");
+    refused("user,id=n,hostfwd=tcp::1-[2001:db8::1]:1", "hostfwd= leads to an address");
+    for rule in ["tcp:[::1:80-:80", "tcp:::1:80-:80", "tcp::80-[10.0.2.15]:80"] {
+        refused(&format!("user,id=n,hostfwd={rule}"), &format!("hostfwd={rule} is not"));
+    }
+}
+
+#[test]
 fn what_qemu_has_besides() {
-    for text in ["passt,id=n0", "user,id=n0,ipv6=on", "user,id=n0,smb=/srv", "user,id=n0,ipv4=off"] {
+    for text in ["passt,id=n0", "user,id=n0,smb=/srv"] {
         assert!(matches!(read(text), Err(OptionError::NotBuilt(_))), "{text}");
     }
-    assert!(matches!(read("user,id=n,hostfwd=tcp:[::1]:1-:1"), Err(OptionError::NotBuilt(_))));
+    assert!(matches!(read("user,id=n,hostfwd=unix:/a-:1"), Err(OptionError::NotBuilt(_))));
 }
 
 #[test]
@@ -166,7 +196,6 @@ fn programs_at_the_other_end() {
     );
     refused("dgram,id=n0,local.type=fd,local.str=3,remote.type=unix,remote.path=/b", "takes no remote");
     refused("socket,id=n0,listen=:1234", "socket (stream and dgram do the same): not built yet");
-    refused("{\"type\":\"user\"}", "a network in JSON: not built yet");
 }
 
 #[test]

@@ -1,15 +1,28 @@
 //! `-netdev user`: the network in the process.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use devices::net::user::{Config, HostForward, Protocol};
+use devices::net::user::{Config, HostForward, Ipv6Config, Protocol};
 
 use crate::options::error::{Context, OptionError};
 use crate::options::syntax::Pair;
 
 /// The properties that are built.
-const BUILT: &[&str] =
-    &["net", "host", "dns", "dhcpstart", "hostname", "domainname", "restrict", "ipv4", "ipv6", "hostfwd"];
+const BUILT: &[&str] = &[
+    "net",
+    "host",
+    "dns",
+    "dhcpstart",
+    "hostname",
+    "domainname",
+    "restrict",
+    "ipv4",
+    "ipv6",
+    "ipv6-net",
+    "ipv6-host",
+    "ipv6-dns",
+    "hostfwd",
+];
 
 /// Those that QEMU has besides.
 const NOT_BUILT: &[&str] = &[
@@ -17,9 +30,6 @@ const NOT_BUILT: &[&str] = &[
     "dnssearch",
     "guestfwd",
     "ip",
-    "ipv6-dns",
-    "ipv6-host",
-    "ipv6-net",
     "ipv6-prefix",
     "ipv6-prefixlen",
     "smb",
@@ -37,12 +47,6 @@ pub(super) fn config(context: Context, pairs: &[Pair]) -> Result<Config, OptionE
     };
     let switch = |key: &str, default| super::switch(context, pairs, key, default);
     super::check_names(context, pairs, BUILT, NOT_BUILT)?;
-    if switch("ipv6", false)? {
-        return Err(context.not_built("ipv6=on"));
-    }
-    if !switch("ipv4", true)? {
-        return Err(context.not_built("ipv4=off"));
-    }
     let mut config = match last("net") {
         None => Config::default(),
         Some(text) => {
@@ -51,6 +55,11 @@ pub(super) fn config(context: Context, pairs: &[Pair]) -> Result<Config, OptionE
             Config::on(network, mask)
         }
     };
+    // As in QEMU: one that is asked for alone is alone.
+    let (ipv4, ipv6) = (last("ipv4").is_some(), last("ipv6").is_some());
+    config.ipv4 = switch("ipv4", !ipv6 || !switch("ipv6", true)?)?;
+    config.ipv6 =
+        switch("ipv6", !ipv4 || !switch("ipv4", true)?)?.then(|| ipv6_network(context, last)).transpose()?;
     config.host = address("host")?.unwrap_or(config.host);
     config.dns = address("dns")?.unwrap_or(config.dns);
     config.dhcp_start = address("dhcpstart")?.unwrap_or(config.dhcp_start);
@@ -107,17 +116,42 @@ fn forward(text: &str, guest: Ipv4Addr) -> Result<HostForward, Problem> {
         "unix" => return Err(Problem::NotBuilt),
         _ => return Err(Problem::Bad),
     };
-    if rest.contains('[') {
-        // IPv6.
-        return Err(Problem::NotBuilt);
-    }
+    // An IPv6 address, in brackets, may hold a '-' in no place.
     let (host, inside) = rest.split_once('-').ok_or(Problem::Bad)?;
-    let end = |text: &str, default: Ipv4Addr| {
-        let (address, port) = text.split_once(':')?;
-        let address = if address.is_empty() { default } else { address.parse().ok()? };
-        Some(SocketAddrV4::new(address, port.parse().ok()?))
-    };
     let host = end(host, Ipv4Addr::UNSPECIFIED).ok_or(Problem::Bad)?;
     let guest = end(inside, guest).filter(|guest| guest.port() != 0).ok_or(Problem::Bad)?;
     Ok(HostForward { protocol, host, guest })
+}
+
+/// `[ADDR]:PORT`, where the brackets belong to an IPv6 address; an IPv4 address has none, and may be left out.
+fn end(text: &str, default: Ipv4Addr) -> Option<SocketAddr> {
+    let (address, port) = text.rsplit_once(':')?;
+    let address: IpAddr = match address.strip_prefix('[') {
+        Some(address) => address.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?.into(),
+        None if address.is_empty() => default.into(),
+        None => address.parse::<Ipv4Addr>().ok()?.into(),
+    };
+    Some(SocketAddr::new(address, port.parse().ok()?))
+}
+
+/// The network of `ipv6-net=` and its like.
+fn ipv6_network<'a>(
+    context: Context,
+    last: impl Fn(&str) -> Option<&'a str>,
+) -> Result<Ipv6Config, OptionError> {
+    let address = |key: &str| {
+        let bad = || context.bad(format!("{key}= takes an IPv6 address"));
+        last(key).map(|text| text.parse::<Ipv6Addr>().map_err(|_| bad())).transpose()
+    };
+    let mut config = match last("ipv6-net") {
+        None => Ipv6Config::default(),
+        Some(text) => {
+            let bad = || context.bad("ipv6-net= takes an IPv6 address and perhaps /BITS");
+            let (prefix, bits) = text.split_once('/').unwrap_or((text, "64"));
+            Ipv6Config::on(prefix.parse().map_err(|_| bad())?, bits.parse().map_err(|_| bad())?)
+        }
+    };
+    config.host = address("ipv6-host")?.unwrap_or(config.host);
+    config.dns = address("ipv6-dns")?.unwrap_or(config.dns);
+    Ok(config)
 }

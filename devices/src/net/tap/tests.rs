@@ -60,7 +60,7 @@ fn datagram(host: EthernetAddress, port: u16, payload: &[u8]) -> (FrameInfo, Vec
     sum.add(&ip);
     ip[10..12].copy_from_slice(&sum.finish());
     frame.extend(ip);
-    let mut sum = Sum::pseudo(GUEST.into(), HOST.into(), 17.into(), length.into());
+    let mut sum = Sum::pseudo(GUEST, HOST, 17.into(), length.into());
     frame.extend([9u16.to_be_bytes(), port.to_be_bytes(), length.to_be_bytes(), sum.partial()].concat());
     sum.add(payload);
     frame.extend(payload);
@@ -106,7 +106,7 @@ fn arp_and_udp_with_the_kernel() {
         });
         let (info, frame) = answer.unwrap();
         if info.checksum == Checksum::Complete {
-            let mut sum = Sum::pseudo(HOST.into(), GUEST.into(), 17.into(), frame.len() - 34);
+            let mut sum = Sum::pseudo(HOST, GUEST, 17.into(), frame.len() - 34);
             sum.add(&frame[34..]);
             assert!(sum.is_whole());
         } else {
@@ -140,7 +140,7 @@ fn frames_for_a_guest_that_does_less() {
     assert_eq!(settle(partial, &mut spoilt, Offloads::ALL), Some(partial));
     assert_eq!(spoilt, frame);
     assert_eq!(settle(partial, &mut spoilt, Offloads::default()), Some(FrameInfo::default()));
-    let mut sum = Sum::pseudo(GUEST.into(), HOST.into(), 17.into(), spoilt.len() - 34);
+    let mut sum = Sum::pseudo(GUEST, HOST, 17.into(), spoilt.len() - 34);
     sum.add(&spoilt[34..]);
     assert!(sum.is_whole());
     let large = FrameInfo { segments: Some(Segments { version: IpVersion::V4, bytes: 100 }), ..partial };

@@ -1,8 +1,12 @@
 //! What a user network is asked to be (QEMU, *Invocation*, `-netdev user`).
 
+mod ipv6;
+
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+
+pub use self::ipv6::Ipv6Config;
 
 /// The protocol of a forwarded port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,9 +23,9 @@ pub struct HostForward {
     /// Of both ports.
     pub protocol: Protocol,
     /// Where the host listens.
-    pub host: SocketAddrV4,
+    pub host: SocketAddr,
     /// Whom it reaches in the guest.
-    pub guest: SocketAddrV4,
+    pub guest: SocketAddr,
 }
 
 impl fmt::Display for HostForward {
@@ -46,6 +50,10 @@ pub enum Nameservers {
 /// A user network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// There is IPv4.
+    pub ipv4: bool,
+    /// The addresses of IPv6, if there is that.
+    pub ipv6: Option<Ipv6Config>,
     /// The guest's network: its first address.
     pub network: Ipv4Addr,
     /// Its netmask.
@@ -95,6 +103,21 @@ pub enum ConfigError {
     /// A guest's address that is not in the network.
     #[error("hostfwd= leads to an address that is not in the network")]
     Forward,
+    /// Too large or too small for a host, a name server and a guest.
+    #[error("ipv6-net= takes a prefix of 1 to 126 bits")]
+    Prefix6,
+    /// `ipv6-host=` lies elsewhere.
+    #[error("ipv6-host= is not in the network")]
+    Host6,
+    /// `ipv6-dns=` lies elsewhere.
+    #[error("ipv6-dns= is not in the network")]
+    Dns6,
+    /// One address, two duties.
+    #[error("ipv6-dns= and ipv6-host= are the same address")]
+    DnsIsHost6,
+    /// Neither IPv4 nor IPv6.
+    #[error("ipv4=off and ipv6=off leave no network")]
+    Nothing,
 }
 
 impl Default for Config {
@@ -110,6 +133,8 @@ impl Config {
         let network = address & mask;
         let usual = |number: u32| network | (Ipv4Addr::from(number) & !mask);
         Self {
+            ipv4: true,
+            ipv6: Some(Ipv6Config::default()),
             network,
             mask,
             host: usual(0x202),
@@ -129,8 +154,17 @@ impl Config {
         if bits.leading_ones() + bits.trailing_zeros() != 32 || !(4..=29).contains(&bits.leading_ones()) {
             return Err(ConfigError::Mask);
         }
-        let usable =
-            |address| self.contains(address) && address != self.network && address != self.broadcast();
+        let usable = |address: Ipv4Addr| {
+            self.contains4(address) && address != self.network && address != self.broadcast()
+        };
+        if !self.ipv4 && self.ipv6.is_none() {
+            return Err(ConfigError::Nothing);
+        }
+        self.ipv6.as_ref().map_or(Ok(()), Ipv6Config::check)?;
+        let reachable = |address: IpAddr| match address {
+            IpAddr::V4(address) => self.ipv4 && usable(address),
+            IpAddr::V6(_) => self.is_guest(address),
+        };
         let name_is_bad = |name: &String| name.is_empty() || name.len() > 64;
         let checks = [
             (usable(self.host), ConfigError::Host),
@@ -139,14 +173,21 @@ impl Config {
             (usable(self.dhcp_start), ConfigError::DhcpStart),
             (!self.is_own(self.dhcp_start), ConfigError::DhcpStartTaken),
             (!self.hostname.iter().chain(&self.domain).any(name_is_bad), ConfigError::Name),
-            (self.forwards.iter().all(|forward| usable(*forward.guest.ip())), ConfigError::Forward),
+            (self.forwards.iter().all(|forward| reachable(forward.guest.ip())), ConfigError::Forward),
         ];
         checks.into_iter().find(|(good, _)| !good).map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    /// Whether `address` is in the guest's network.
-    pub fn contains(&self, address: Ipv4Addr) -> bool {
+    fn contains4(&self, address: Ipv4Addr) -> bool {
         address & self.mask == self.network
+    }
+
+    /// Whether `address` is in the guest's network.
+    pub fn contains(&self, address: impl Into<IpAddr>) -> bool {
+        match address.into() {
+            IpAddr::V4(address) => self.contains4(address),
+            IpAddr::V6(address) => self.ipv6.as_ref().is_some_and(|ipv6| ipv6.contains(address)),
+        }
     }
 
     /// The network's broadcast address.
@@ -155,34 +196,79 @@ impl Config {
     }
 
     /// Whether `address` is the network's own: the host's or the name server's.
-    pub fn is_own(&self, address: Ipv4Addr) -> bool {
-        address == self.host || address == self.dns
+    pub fn is_own(&self, address: impl Into<IpAddr>) -> bool {
+        match address.into() {
+            IpAddr::V4(address) => self.ipv4 && (address == self.host || address == self.dns),
+            IpAddr::V6(address) => self.ipv6.as_ref().is_some_and(|ipv6| ipv6.is_own(address)),
+        }
+    }
+
+    /// Whether `address` is the name server's.
+    pub fn is_dns(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.ipv4 && address == self.dns,
+            IpAddr::V6(address) => self.ipv6.as_ref().is_some_and(|ipv6| ipv6.dns == address),
+        }
     }
 
     /// Whether a guest can have `address`.
-    pub fn is_guest(&self, address: Ipv4Addr) -> bool {
-        self.contains(address)
-            && !self.is_own(address)
-            && address != self.network
-            && address != self.broadcast()
+    pub fn is_guest(&self, address: impl Into<IpAddr>) -> bool {
+        match address.into() {
+            IpAddr::V4(address) => {
+                self.ipv4
+                    && self.contains4(address)
+                    && !self.is_own(address)
+                    && address != self.network
+                    && address != self.broadcast()
+            }
+            IpAddr::V6(address) => self.ipv6.as_ref().is_some_and(|ipv6| ipv6.is_guest(address)),
+        }
+    }
+
+    /// The host's address in the family of `other`.
+    pub fn host_for(&self, other: IpAddr) -> IpAddr {
+        match (other, &self.ipv6) {
+            (IpAddr::V6(_), Some(ipv6)) => ipv6.host.into(),
+            _ => self.host.into(),
+        }
+    }
+
+    /// The name server's address in the family of `other`.
+    pub fn dns_for(&self, other: IpAddr) -> IpAddr {
+        match (other, &self.ipv6) {
+            (IpAddr::V6(_), Some(ipv6)) => ipv6.dns.into(),
+            _ => self.dns.into(),
+        }
     }
 
     /// Where the host's own stack finds what the guest calls `address`; `None` for what is on no road out: the guest's own
     /// network, broadcast and multicast, the guest's own loopback.
-    pub fn outside(&self, address: Ipv4Addr) -> Option<Ipv4Addr> {
+    pub fn outside(&self, address: impl Into<IpAddr>) -> Option<IpAddr> {
+        let address = match address.into() {
+            IpAddr::V4(address) => address,
+            IpAddr::V6(address) => {
+                return self.ipv6.as_ref().and_then(|ipv6| ipv6.outside(address)).map(Into::into);
+            }
+        };
         if address == self.host {
-            return Some(Ipv4Addr::LOCALHOST);
+            return Some(Ipv4Addr::LOCALHOST.into());
         }
         let reserved = address.octets()[0] >= 240 || address.octets()[0] == 0;
-        let nowhere = self.contains(address) || address.is_multicast() || address.is_loopback() || reserved;
-        (!nowhere).then_some(address)
+        let nowhere = self.contains4(address) || address.is_multicast() || address.is_loopback() || reserved;
+        (!nowhere).then_some(address.into())
     }
 
-    /// What the guest calls the host's peer `address`: one on the host itself is the gateway.
-    pub fn inside(&self, address: Ipv4Addr) -> Ipv4Addr {
+    /// What `guest` calls the host's peer `address`: one on the host itself, or one with an address of the other family, is
+    /// the gateway.
+    pub fn inside(&self, address: impl Into<IpAddr>, guest: IpAddr) -> IpAddr {
+        let address = address.into().to_canonical();
         // One in the guest's own network could not be answered.
-        let hidden = address.is_loopback() || address.is_unspecified() || self.contains(address);
-        if hidden { self.host } else { address }
+        let hidden = address.is_loopback()
+            || address.is_unspecified()
+            || address.is_ipv4() != guest.is_ipv4()
+            || matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+            || self.contains(address);
+        if hidden { self.host_for(guest) } else { address }
     }
 }
 
@@ -223,14 +309,17 @@ mod tests {
     #[test]
     fn what_is_on_no_road_out() {
         let config = Config::default();
-        assert_eq!(config.outside(config.host), Some(Ipv4Addr::LOCALHOST));
+        assert_eq!(config.outside(config.host), Some(Ipv4Addr::LOCALHOST.into()));
         let far = Ipv4Addr::new(192, 0, 2, 1);
-        assert_eq!(config.outside(far), Some(far));
+        assert_eq!(config.outside(far), Some(far.into()));
         let nowhere = [[127, 0, 0, 1], [10, 0, 2, 77], [224, 0, 0, 251], [255; 4], [0; 4], [10, 0, 2, 3]];
         for address in nowhere {
-            assert_eq!(config.outside(address.into()), None, "{address:?}");
+            assert_eq!(config.outside(Ipv4Addr::from(address)), None, "{address:?}");
         }
-        assert_eq!(config.inside(Ipv4Addr::LOCALHOST), config.host);
-        assert_eq!(config.inside(far), far);
+        let guest = config.dhcp_start.into();
+        assert_eq!(config.inside(Ipv4Addr::LOCALHOST, guest), config.host);
+        assert_eq!(config.inside(far, guest), far);
+        // Of a socket that takes both families.
+        assert_eq!(config.inside(far.to_ipv6_mapped(), guest), far);
     }
 }

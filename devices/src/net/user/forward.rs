@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use super::config::{HostForward, Protocol};
@@ -23,15 +23,15 @@ const TURN_ACCEPTS: usize = 64;
 /// A TCP port.
 pub(super) struct Listener {
     socket: TcpListener,
-    guest: SocketAddrV4,
+    guest: SocketAddr,
 }
 
 /// A UDP port.
 pub(super) struct Port {
     socket: UdpSocket,
-    guest: SocketAddrV4,
+    guest: SocketAddr,
     /// Peers, by what the guest calls them.
-    peers: HashMap<SocketAddrV4, (SocketAddrV4, Time)>,
+    peers: HashMap<SocketAddr, (SocketAddr, Time)>,
 }
 
 impl UserNet {
@@ -73,14 +73,13 @@ impl UserNet {
             let Some(Flow::Listener(listener)) = self.flows.get_mut(id) else { return Turn::Done };
             let guest = listener.guest;
             match listener.socket.accept() {
-                Ok((socket, SocketAddr::V4(peer))) => {
+                Ok((socket, peer)) => {
                     if socket.set_nonblocking(true).is_ok() {
                         tcp::set_options(&socket);
                         // Closed at once if there are too many.
                         let _ = self.open_inbound(guest, peer, socket);
                     }
                 }
-                Ok(_) => {}
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => return Turn::Done,
                     ErrorKind::Interrupted | ErrorKind::ConnectionAborted => {}
@@ -105,8 +104,9 @@ impl UserNet {
             let now = self.poller.now();
             let Some(Flow::Port(port)) = self.flows.get_mut(id) else { return Turn::Done };
             match port.socket.recv_from(&mut self.scratch) {
-                Ok((count, SocketAddr::V4(peer))) if count <= MAX_BYTES => {
-                    let inside = SocketAddrV4::new(self.link.config.inside(*peer.ip()), peer.port());
+                Ok((count, peer)) if count <= MAX_BYTES => {
+                    let inside = self.link.config.inside(peer.ip(), port.guest.ip());
+                    let inside = SocketAddr::new(inside, peer.port());
                     port.note(inside, peer, now);
                     self.link.udp(inside, port.guest, &self.scratch[..count]);
                 }
@@ -122,8 +122,8 @@ impl UserNet {
     /// Sends what the guest sends from a forwarded port to one who sent to it; whether that is what it is.
     pub(super) fn reply_through_forward(
         &mut self,
-        guest: SocketAddrV4,
-        remote: SocketAddrV4,
+        guest: SocketAddr,
+        remote: SocketAddr,
         payload: &[u8],
     ) -> bool {
         let now = self.poller.now();
@@ -144,7 +144,7 @@ impl UserNet {
 }
 
 impl Port {
-    fn note(&mut self, inside: SocketAddrV4, peer: SocketAddrV4, now: Time) {
+    fn note(&mut self, inside: SocketAddr, peer: SocketAddr, now: Time) {
         if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&inside) {
             let oldest = self.peers.iter().min_by_key(|(_, (_, used))| *used).map(|(inside, _)| *inside);
             oldest.map(|oldest| self.peers.remove(&oldest));

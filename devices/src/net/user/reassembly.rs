@@ -1,9 +1,10 @@
-//! Fragments of IPv4 packets from the guest, put together (RFC 791, 3.2; RFC 815).
+//! Fragments of packets from the guest, put together (RFC 791, 3.2; RFC 815; RFC 8200, 4.5).
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use smoltcp::wire::{Ipv4FragKey, Ipv4Packet};
+use smoltcp::wire::IpProtocol;
 
 use crate::net::poller::Time;
 
@@ -14,8 +15,27 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The largest payload of an IPv4 packet without options.
 const MAX_BYTES: usize = 65535 - 20;
 
+/// A piece of a packet's payload.
+pub(super) struct Fragment<'a> {
+    /// What the packet's pieces have in common.
+    pub(super) key: Key,
+    pub(super) offset: usize,
+    /// It is not the last one.
+    pub(super) more: bool,
+    pub(super) piece: &'a [u8],
+}
+
+/// Which packet a piece belongs to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Key {
+    pub(super) source: IpAddr,
+    pub(super) target: IpAddr,
+    pub(super) protocol: IpProtocol,
+    pub(super) ident: u32,
+}
+
 struct Partial {
-    key: Ipv4FragKey,
+    key: Key,
     data: Vec<u8>,
     /// Which stretches are there: sorted, and none touches another.
     have: Vec<(usize, usize)>,
@@ -29,12 +49,12 @@ pub(super) struct Reassembly(VecDeque<Partial>);
 
 impl Reassembly {
     /// Takes a fragment; the payload of its packet, if that is whole now.
-    pub(super) fn add(&mut self, packet: &Ipv4Packet<&[u8]>, now: Time) -> Option<Vec<u8>> {
+    pub(super) fn add(&mut self, fragment: &Fragment, now: Time) -> Option<Vec<u8>> {
         self.0.retain(|partial| partial.expires > now);
-        let (key, offset, piece) = (packet.get_key(), usize::from(packet.frag_offset()), packet.payload());
+        let Fragment { key, offset, more, piece } = *fragment;
         let end = offset + piece.len();
         // All but the last are in units of eight (and none is empty).
-        if end > MAX_BYTES || piece.is_empty() || packet.more_frags() && piece.len() % 8 != 0 {
+        if end > MAX_BYTES || piece.is_empty() || more && piece.len() % 8 != 0 {
             return None;
         }
         let index = self.0.iter().position(|partial| partial.key == key).unwrap_or_else(|| {
@@ -46,7 +66,7 @@ impl Reassembly {
             self.0.len() - 1
         });
         let partial = &mut self.0[index];
-        if !packet.more_frags() {
+        if !more {
             partial.total = Some(end);
         }
         if partial.total.is_some_and(|total| end > total || partial.data.len() > total) {
@@ -82,21 +102,13 @@ impl Partial {
 mod tests {
     use super::*;
 
-    fn fragment(ident: u16, offset: usize, more: bool, piece: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![0; 20 + piece.len()];
-        let mut packet = Ipv4Packet::new_unchecked(&mut bytes[..]);
-        packet.set_version(4);
-        packet.set_header_len(20);
-        packet.set_total_len(20 + piece.len() as u16);
-        packet.set_ident(ident);
-        packet.set_more_frags(more);
-        packet.set_frag_offset(offset as u16);
-        bytes[20..].copy_from_slice(piece);
-        bytes
+    fn fragment(ident: u32, offset: usize, more: bool, piece: &[u8]) -> Fragment<'_> {
+        let [source, target] = [[10, 0, 2, 15], [10, 0, 2, 2]].map(IpAddr::from);
+        Fragment { key: Key { source, target, protocol: IpProtocol::Udp, ident }, offset, more, piece }
     }
 
-    fn add(reassembly: &mut Reassembly, bytes: &[u8], seconds: u64) -> Option<Vec<u8>> {
-        reassembly.add(&Ipv4Packet::new_checked(bytes).unwrap(), Time::from_secs(seconds))
+    fn add(reassembly: &mut Reassembly, fragment: &Fragment, seconds: u64) -> Option<Vec<u8>> {
+        reassembly.add(fragment, Time::from_secs(seconds))
     }
 
     #[test]

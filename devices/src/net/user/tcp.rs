@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use smoltcp::wire::{IpProtocol, TcpControl};
@@ -54,7 +54,7 @@ impl Tcp {
     }
 
     /// An initial sequence number that strangers cannot guess (RFC 6528).
-    fn initial(&self, guest: SocketAddrV4, remote: SocketAddrV4, now: Time) -> u32 {
+    fn initial(&self, guest: SocketAddr, remote: SocketAddr, now: Time) -> u32 {
         let hash = self.secret.hash_one((guest, remote));
         (hash as u32).wrapping_add((now.as_micros() / 4) as u32)
     }
@@ -83,10 +83,10 @@ pub(super) fn set_options(socket: &impl std::os::fd::AsFd) {
 
 impl UserNet {
     /// A TCP packet from the guest.
-    pub(super) fn tcp(&mut self, info: &FrameInfo, source: Ipv4Addr, target: Ipv4Addr, bytes: &[u8]) {
+    pub(super) fn tcp(&mut self, info: &FrameInfo, source: IpAddr, target: IpAddr, bytes: &[u8]) {
         let checked = info.checksum == Checksum::Complete;
         let Some((from, to, segment)) = Segment::parse(bytes, source, target, checked) else { return };
-        let (guest, remote) = (SocketAddrV4::new(source, from), SocketAddrV4::new(target, to));
+        let (guest, remote) = (SocketAddr::new(source, from), SocketAddr::new(target, to));
         let key = Key::Tcp(guest, remote);
         let is_new = segment.syn && segment.ack.is_none() && !segment.rst;
         let mut found = self.flows.find(&key);
@@ -114,7 +114,7 @@ impl UserNet {
     }
 
     /// There is no such connection (RFC 9293, 3.10.7.1).
-    fn refuse(&mut self, guest: SocketAddrV4, remote: SocketAddrV4, segment: &Segment) {
+    fn refuse(&mut self, guest: SocketAddr, remote: SocketAddr, segment: &Segment) {
         let (seq, ack) = match segment.ack {
             Some(ack) => (ack, None),
             None => (0, Some(segment.seq.wrapping_add(segment.len()))),
@@ -133,15 +133,15 @@ impl UserNet {
     }
 
     /// The guest connects.
-    fn open_outbound(&mut self, guest: SocketAddrV4, remote: SocketAddrV4, syn: &Segment) {
+    fn open_outbound(&mut self, guest: SocketAddr, remote: SocketAddr, syn: &Segment) {
         let config = &self.link.config;
         let now = self.poller.now();
         let target = if config.restrict {
             None
-        } else if *remote.ip() == config.dns {
+        } else if config.is_dns(remote.ip()) {
             (remote.port() == dns::PORT).then(|| self.resolver.server(now)).flatten()
         } else {
-            match config.outside(*remote.ip()) {
+            match config.outside(remote.ip()) {
                 Some(address) => Some(SocketAddr::from((address, remote.port()))),
                 // Nobody is there to refuse.
                 None => return,
@@ -171,15 +171,15 @@ impl UserNet {
     /// A connection that the host accepted for the guest; `None` if there are too many.
     pub(super) fn open_inbound(
         &mut self,
-        guest: SocketAddrV4,
-        peer: SocketAddrV4,
+        guest: SocketAddr,
+        peer: SocketAddr,
         socket: TcpStream,
     ) -> Option<()> {
-        let mut remote = SocketAddrV4::new(self.link.config.inside(*peer.ip()), peer.port());
+        let mut remote = SocketAddr::new(self.link.config.inside(peer.ip(), guest.ip()), peer.port());
         let is_free = |flows: &super::FlowTable, remote| flows.find(&Key::Tcp(guest, remote)).is_none();
         if !is_free(&self.flows, remote) {
             // Two peers are one to the guest: the second gets another port.
-            let ports = (49152..=u16::MAX).map(|port| SocketAddrV4::new(*remote.ip(), port));
+            let ports = (49152..=u16::MAX).map(|port| SocketAddr::new(remote.ip(), port));
             remote = ports.into_iter().find(|candidate| is_free(&self.flows, *candidate))?;
         }
         if !self.has_room() {
@@ -204,7 +204,7 @@ impl UserNet {
     }
 
     /// The host cannot connect: the guest is told why.
-    fn refuse_for(&mut self, guest: SocketAddrV4, remote: SocketAddrV4, seq: u32, error: &io::Error) {
+    fn refuse_for(&mut self, guest: SocketAddr, remote: SocketAddr, seq: u32, error: &io::Error) {
         let code = match error.kind() {
             ErrorKind::NetworkUnreachable => Unreachable::Net,
             ErrorKind::HostUnreachable | ErrorKind::TimedOut => Unreachable::Host,
@@ -225,7 +225,7 @@ impl UserNet {
         };
         let [high, low] = [guest.port(), remote.port()].map(u16::to_be_bytes);
         let quote = [&high[..], &low, &seq.to_be_bytes()].concat();
-        self.link.unreachable(code, *guest.ip(), *remote.ip(), IpProtocol::Tcp, &quote);
+        self.link.unreachable(code, guest.ip(), remote.ip(), IpProtocol::Tcp, &quote);
     }
 
     /// A connection's socket has something to say.
@@ -280,7 +280,7 @@ impl UserNet {
             Err(Break::Refused(error)) => {
                 let (guest, remote, seq) = (connection.guest, connection.remote, connection.syn_seq());
                 connection.phase = Phase::Closed;
-                if *remote.ip() == self.link.config.dns {
+                if self.link.config.is_dns(remote.ip()) {
                     self.resolver.failed();
                 }
                 self.refuse_for(guest, remote, seq, &error);

@@ -2,6 +2,7 @@
 
 mod frames;
 mod guest;
+mod ipv6;
 mod ports;
 mod streams;
 mod tcp_edges;

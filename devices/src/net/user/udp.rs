@@ -5,7 +5,7 @@
 //! own, which lead to the host's.
 
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use smoltcp::wire::{IpProtocol, UdpPacket};
@@ -13,7 +13,7 @@ use smoltcp::wire::{IpProtocol, UdpPacket};
 use super::flows::FlowId;
 use super::icmp::Unreachable;
 use super::link::Link;
-use super::{Flow, Key, Turn, UserNet, dhcp, dns};
+use super::{Flow, Key, Turn, UserNet, dhcp, dhcpv6, dns};
 use crate::net::checksum::Sum;
 use crate::net::poller::Time;
 use crate::net::{Checksum, FrameInfo, FrameSink};
@@ -34,37 +34,38 @@ const TURN_DATAGRAMS: usize = 32;
 
 /// A socket of the guest's.
 pub(super) struct Mapping {
-    guest: SocketAddrV4,
+    guest: SocketAddr,
     socket: UdpSocket,
     /// Addresses that it has sent to, the latest last: the host's word for each, and the guest's.
-    remotes: Vec<(Ipv4Addr, Ipv4Addr)>,
+    remotes: Vec<(IpAddr, IpAddr)>,
     pub(super) used: Time,
 }
 
 /// A socket of the guest's that asks the name server.
 pub(super) struct Query {
-    guest: SocketAddrV4,
+    guest: SocketAddr,
     socket: UdpSocket,
     pub(super) used: Time,
 }
 
 impl Link {
     /// Sends a datagram to the guest.
-    pub(super) fn udp(&mut self, from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) {
+    pub(super) fn udp(&mut self, from: SocketAddr, to: SocketAddr, payload: &[u8]) {
         let datagram = datagram(from, to, payload);
-        self.ip(*from.ip(), *to.ip(), IpProtocol::Udp, &datagram);
+        self.ip(from.ip(), to.ip(), IpProtocol::Udp, &datagram);
     }
 }
 
 /// `payload` behind a header; at most [`MAX_BYTES`].
-pub(super) fn datagram(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
+pub(super) fn datagram(from: impl Into<SocketAddr>, to: impl Into<SocketAddr>, payload: &[u8]) -> Vec<u8> {
+    let (from, to) = (from.into(), to.into());
     let length = HEADER_BYTES + payload.len();
     let mut bytes = Vec::with_capacity(length);
     for field in [from.port(), to.port(), length as u16, 0] {
         bytes.extend(field.to_be_bytes());
     }
     bytes.extend(payload);
-    let mut sum = Sum::pseudo(*from.ip(), *to.ip(), IpProtocol::Udp, length);
+    let mut sum = Sum::pseudo(from.ip(), to.ip(), IpProtocol::Udp, length);
     sum.add(&bytes);
     let checksum = match sum.finish() {
         // Nought means that there is none.
@@ -75,11 +76,23 @@ pub(super) fn datagram(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> 
     bytes
 }
 
+/// Any address and port of the family of `other`.
+fn any(other: &SocketAddr) -> SocketAddr {
+    match other {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
 impl UserNet {
     /// A datagram from the guest.
-    pub(super) fn udp(&mut self, info: &FrameInfo, source: Ipv4Addr, target: Ipv4Addr, bytes: &[u8]) {
+    pub(super) fn udp(&mut self, info: &FrameInfo, source: IpAddr, target: IpAddr, bytes: &[u8]) {
         let Ok(packet) = UdpPacket::new_checked(bytes) else { return };
         let bytes = &bytes[..usize::from(packet.len())];
+        if packet.checksum() == 0 && source.is_ipv6() {
+            // RFC 8200, 8.1: there it must be.
+            return;
+        }
         if info.checksum == Checksum::Complete && packet.checksum() != 0 {
             let mut sum = Sum::pseudo(source, target, IpProtocol::Udp, bytes.len());
             sum.add(bytes);
@@ -87,15 +100,18 @@ impl UserNet {
                 return;
             }
         }
-        let guest = SocketAddrV4::new(source, packet.src_port());
-        let remote = SocketAddrV4::new(target, packet.dst_port());
+        let guest = SocketAddr::new(source, packet.src_port());
+        let remote = SocketAddr::new(target, packet.dst_port());
         let payload = &bytes[HEADER_BYTES..];
         if remote.port() == dhcp::SERVER_PORT && guest.port() == dhcp::CLIENT_PORT {
             let config = &self.link.config;
-            if target.is_broadcast() || target == config.host || target == config.broadcast() {
+            if [Ipv4Addr::BROADCAST, config.host, config.broadcast()].iter().any(|own| target == *own) {
                 self.dhcp_message(payload);
                 return;
             }
+        }
+        if remote.port() == dhcpv6::SERVER_PORT && guest.port() == dhcpv6::CLIENT_PORT {
+            return self.dhcpv6_message(guest, target, payload);
         }
         if !self.link.config.is_guest(source) || self.reply_through_forward(guest, remote, payload) {
             return;
@@ -103,7 +119,7 @@ impl UserNet {
         if self.link.config.restrict {
             return;
         }
-        let result = if target == self.link.config.dns {
+        let result = if self.link.config.is_dns(target) {
             match remote.port() {
                 dns::PORT => self.send_query(guest, payload),
                 _ => Err(ErrorKind::ConnectionRefused.into()),
@@ -127,24 +143,24 @@ impl UserNet {
 
     fn dhcp_message(&mut self, message: &[u8]) {
         let Some(reply) = self.dhcp.answer(&self.link.config, message) else { return };
-        let from = SocketAddrV4::new(self.link.config.host, dhcp::SERVER_PORT);
-        let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, dhcp::CLIENT_PORT);
+        let from = (self.link.config.host, dhcp::SERVER_PORT);
+        let to = (Ipv4Addr::BROADCAST, dhcp::CLIENT_PORT);
         let datagram = datagram(from, to, &reply.message);
-        self.link.ip_to(Some(reply.to), *from.ip(), *to.ip(), IpProtocol::Udp, &datagram);
+        self.link.ip_to(Some(reply.to), from.0, to.0, IpProtocol::Udp, &datagram);
     }
 
     fn send_datagram(
         &mut self,
-        guest: SocketAddrV4,
-        remote: SocketAddrV4,
-        address: Ipv4Addr,
+        guest: SocketAddr,
+        remote: SocketAddr,
+        address: IpAddr,
         payload: &[u8],
     ) -> io::Result<()> {
         let now = self.poller.now();
         let id = match self.flows.find(&Key::Udp(guest)) {
             Some(id) => id,
             None => {
-                let socket = self.new_socket(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
+                let socket = self.new_socket(any(&guest))?;
                 let mapping = Mapping { guest, socket, remotes: Vec::new(), used: now };
                 let id = self.flows.insert(Key::Udp(guest), Flow::Udp(mapping));
                 self.flows.set_deadline(id, Some(now + IDLE));
@@ -153,7 +169,7 @@ impl UserNet {
         };
         let Some(Flow::Udp(mapping)) = self.flows.get_mut(id) else { return Ok(()) };
         mapping.used = now;
-        let pair = (address, *remote.ip());
+        let pair = (address, remote.ip());
         if mapping.remotes.last() != Some(&pair) {
             mapping.remotes.retain(|(known, _)| *known != address);
             if mapping.remotes.len() == MAX_REMOTES {
@@ -161,20 +177,16 @@ impl UserNet {
             }
             mapping.remotes.push(pair);
         }
-        mapping.socket.send_to(payload, SocketAddrV4::new(address, remote.port())).map(|_| ())
+        mapping.socket.send_to(payload, SocketAddr::new(address, remote.port())).map(|_| ())
     }
 
-    fn send_query(&mut self, guest: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
+    fn send_query(&mut self, guest: SocketAddr, payload: &[u8]) -> io::Result<()> {
         let now = self.poller.now();
         let id = match self.flows.find(&Key::Query(guest)) {
             Some(id) => id,
             None => {
                 let server = self.resolver.server(now).ok_or(ErrorKind::ConnectionRefused)?;
-                let any = match server {
-                    SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-                    SocketAddr::V6(_) => SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0)),
-                };
-                let socket = self.new_socket(any)?;
+                let socket = self.new_socket(any(&server))?;
                 socket.connect(server)?;
                 let id =
                     self.flows.insert(Key::Query(guest), Flow::Query(Query { guest, socket, used: now }));
@@ -208,12 +220,12 @@ impl UserNet {
             let now = self.poller.now();
             let Some(Flow::Udp(mapping)) = self.flows.get_mut(id) else { return Turn::Done };
             match mapping.socket.recv_from(&mut self.scratch) {
-                Ok((count, SocketAddr::V4(from))) if count <= MAX_BYTES => {
+                Ok((count, from)) if count <= MAX_BYTES => {
                     // From somebody whom it never sent to: not for it.
-                    let known = mapping.remotes.iter().rfind(|(known, _)| known == from.ip());
+                    let known = mapping.remotes.iter().rfind(|(known, _)| *known == from.ip());
                     if let Some((_, inside)) = known {
                         mapping.used = now;
-                        let from = SocketAddrV4::new(*inside, from.port());
+                        let from = SocketAddr::new(*inside, from.port());
                         self.link.udp(from, mapping.guest, &self.scratch[..count]);
                     }
                 }
@@ -232,10 +244,10 @@ impl UserNet {
             if !self.link.flush(sink) {
                 return Turn::NoRoom;
             }
-            let server = SocketAddrV4::new(self.link.config.dns, dns::PORT);
             let Some(Flow::Query(query)) = self.flows.get_mut(id) else { return Turn::Done };
             match query.socket.recv(&mut self.scratch) {
                 Ok(count) if count <= MAX_BYTES => {
+                    let server = SocketAddr::new(self.link.config.dns_for(query.guest.ip()), dns::PORT);
                     self.link.udp(server, query.guest, &self.scratch[..count]);
                 }
                 Ok(_) => {}

@@ -7,7 +7,7 @@
 //! ```
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddrV4, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use smoltcp::wire::TcpControl;
@@ -18,7 +18,7 @@ use super::output::{self, Outlet};
 use super::receiver::{self, Receiver};
 use super::ring::Budget;
 use super::segment::{Header, Segment, ahead};
-use super::sender::{MAX_SEGMENT, Sender};
+use super::sender::{Sender, max_segment};
 use crate::net::poller::{Readiness, Time};
 
 /// How long a closed connection still answers a FIN that comes again. Not the Internet's minutes: the cable holds nothing back.
@@ -54,9 +54,9 @@ pub(in super::super) enum Break {
 }
 
 pub(in super::super) struct Connection {
-    pub(in super::super) guest: SocketAddrV4,
+    pub(in super::super) guest: SocketAddr,
     /// The other end, as the guest calls it.
-    pub(in super::super) remote: SocketAddrV4,
+    pub(in super::super) remote: SocketAddr,
     pub(in super::super) phase: Phase,
     socket: Option<TcpStream>,
     ready: Readiness,
@@ -76,14 +76,14 @@ pub(in super::super) struct Connection {
 }
 
 impl Connection {
-    fn new(guest: SocketAddrV4, remote: SocketAddrV4, socket: TcpStream, initial: u32, phase: Phase) -> Self {
+    fn new(guest: SocketAddr, remote: SocketAddr, socket: TcpStream, initial: u32, phase: Phase) -> Self {
         Self {
             guest,
             remote,
             phase,
             socket: Some(socket),
             ready: Readiness::default(),
-            sender: Sender::new(initial),
+            sender: Sender::new(initial, max_segment(guest.ip())),
             receiver: Receiver::new(),
             initial,
             scales: true,
@@ -96,8 +96,8 @@ impl Connection {
 
     /// The guest's SYN has come, and `socket` is being connected.
     pub(super) fn outbound(
-        guest: SocketAddrV4,
-        remote: SocketAddrV4,
+        guest: SocketAddr,
+        remote: SocketAddr,
         socket: TcpStream,
         initial: u32,
         syn: &Segment,
@@ -110,12 +110,7 @@ impl Connection {
     }
 
     /// `socket` was accepted for the guest.
-    pub(super) fn inbound(
-        guest: SocketAddrV4,
-        remote: SocketAddrV4,
-        socket: TcpStream,
-        initial: u32,
-    ) -> Self {
+    pub(super) fn inbound(guest: SocketAddr, remote: SocketAddr, socket: TcpStream, initial: u32) -> Self {
         let mut connection = Self::new(guest, remote, socket, initial, Phase::SynSent);
         connection.syn_due = true;
         connection
@@ -335,7 +330,7 @@ impl Connection {
             seq: self.initial,
             ack,
             window: self.receiver.window(false),
-            max_segment: Some(MAX_SEGMENT),
+            max_segment: Some(max_segment(self.guest.ip())),
             window_scale: self.scales.then_some(receiver::SCALE),
             ..self.header()
         };
@@ -350,7 +345,7 @@ impl Connection {
 
     fn send_data(&mut self, outlet: &mut Outlet) -> Result<Turn, Break> {
         let mut sent = 0;
-        let max_len = output::max_payload(outlet, self.sender.segment_bytes());
+        let max_len = output::max_payload(outlet, self.guest.ip(), self.sender.segment_bytes());
         loop {
             self.fetch(outlet.budget)?;
             let Some(chunk) = self.sender.next(max_len) else {

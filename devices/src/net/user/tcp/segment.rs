@@ -1,6 +1,6 @@
 //! TCP segments, read and written (RFC 9293, 3.1).
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpProtocol, TcpControl, TcpOption, TcpPacket, TcpRepr, TcpSeqNumber};
@@ -33,8 +33,8 @@ impl<'a> Segment<'a> {
     /// Reads a packet; `None` if it is none, with its ports. `checked`: its checksum is to be.
     pub(in super::super) fn parse(
         bytes: &'a [u8],
-        source: Ipv4Addr,
-        target: Ipv4Addr,
+        source: IpAddr,
+        target: IpAddr,
         checked: bool,
     ) -> Option<(u16, u16, Self)> {
         let packet = TcpPacket::new_checked(bytes).ok()?;
@@ -95,8 +95,8 @@ pub(super) fn ahead(a: u32, b: u32) -> i32 {
 /// A segment to the guest, without its payload.
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Header {
-    pub(in super::super) source: SocketAddrV4,
-    pub(in super::super) target: SocketAddrV4,
+    pub(in super::super) source: SocketAddr,
+    pub(in super::super) target: SocketAddr,
     pub(in super::super) control: TcpControl,
     pub(in super::super) seq: u32,
     pub(in super::super) ack: Option<u32>,
@@ -125,7 +125,7 @@ impl Header {
         };
         let length = repr.header_len();
         let header = &mut buffer[..length];
-        let (source, target) = ((*self.source.ip()).into(), (*self.target.ip()).into());
+        let (source, target) = (self.source.ip().into(), self.target.ip().into());
         repr.emit(
             &mut TcpPacket::new_unchecked(&mut *header),
             &source,
@@ -133,7 +133,7 @@ impl Header {
             &ChecksumCapabilities::ignored(),
         );
         let total = length + payload.iter().map(|piece| piece.len()).sum::<usize>();
-        let mut sum = Sum::pseudo(*self.source.ip(), *self.target.ip(), IpProtocol::Tcp, total);
+        let mut sum = Sum::pseudo(self.source.ip(), self.target.ip(), IpProtocol::Tcp, total);
         let checksum = if partial {
             sum.partial()
         } else {

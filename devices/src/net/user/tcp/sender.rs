@@ -3,6 +3,8 @@
 //! There is no congestion to control on the cable: what the guest's window allows is sent. Frames get lost only inside the
 //! guest; a loss is repaired as everywhere, one segment at a time.
 
+use std::net::IpAddr;
+
 use super::ring::{Budget, Ring};
 use super::segment::{Segment, ahead};
 use super::timing::Timing;
@@ -13,6 +15,13 @@ use crate::net::poller::Time;
 pub(super) const CAPACITY_BYTES: usize = 512 << 10;
 /// The largest payload on a cable of this MTU.
 pub(super) const MAX_SEGMENT: u16 = (MTU_BYTES - 40) as u16;
+
+/// The same over the IP of `address`.
+pub(super) fn max_segment(address: IpAddr) -> u16 {
+    // IPv6's header is 20 bytes longer.
+    if address.is_ipv4() { MAX_SEGMENT } else { MAX_SEGMENT - 20 }
+}
+
 /// What a guest is taken to want that says nothing (RFC 9293, 3.7.1), and less than which nobody needs.
 const DEFAULT_SEGMENT: u16 = 536;
 const MIN_SEGMENT: u16 = 64;
@@ -46,6 +55,7 @@ pub(super) struct Sender {
     window_from: (u32, u32),
     scale: u8,
     segment: u16,
+    max_segment: u16,
     /// The place of FIN, once the host has ended its stream.
     fin: Option<u32>,
     pub(super) timing: Timing,
@@ -63,7 +73,8 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(initial: u32) -> Self {
+    /// `max_segment` is the largest payload that goes over the cable.
+    pub(super) fn new(initial: u32, max_segment: u16) -> Self {
         Self {
             ring: Ring::default(),
             una: initial,
@@ -73,6 +84,7 @@ impl Sender {
             window_from: (0, 0),
             scale: 0,
             segment: DEFAULT_SEGMENT,
+            max_segment,
             fin: None,
             timing: Timing::default(),
             duplicates: 0,
@@ -87,7 +99,7 @@ impl Sender {
 
     /// What the guest's SYN says of it.
     pub(super) fn meet(&mut self, syn: &Segment) {
-        self.segment = syn.max_segment.unwrap_or(DEFAULT_SEGMENT).clamp(MIN_SEGMENT, MAX_SEGMENT);
+        self.segment = syn.max_segment.unwrap_or(DEFAULT_SEGMENT).clamp(MIN_SEGMENT, self.max_segment);
         self.scale = syn.window_scale.unwrap_or(0);
         self.window_from = (syn.seq, self.una);
     }

@@ -1,17 +1,20 @@
 //! Frames by hand: the small protocols, fragments, and nonsense.
 
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 
 use smoltcp::socket::dhcpv4;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, IpProtocol, Ipv4Packet, checksum,
 };
 
-use super::super::link::{self, IP_HEADERS_BYTES};
+use super::super::link;
 use super::super::udp::datagram;
 use super::super::{Config, HostForward, Protocol};
 use super::guest::{Cable, DNS, GUEST, Guest, HOST, Random, STATION, config};
 use crate::net::{FrameInfo, NetBackend};
+
+/// Ethernet's and IPv4's headers.
+pub(super) const IP_HEADERS_BYTES: usize = 34;
 
 fn packet(to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0; IP_HEADERS_BYTES];
@@ -175,8 +178,8 @@ fn nonsense_is_dropped() {
     let udp_port = udp.local_addr().unwrap().port();
     let forward = HostForward {
         protocol: Protocol::Udp,
-        host: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
-        guest: SocketAddrV4::new(GUEST, 53),
+        host: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        guest: SocketAddr::from((GUEST, 53)),
     };
     let mut cable = Cable::new(Config { forwards: vec![forward], ..config() });
     let mut random = Random(0x1234_5678_9abc_def1);

@@ -1,7 +1,7 @@
 //! A cable, and a guest on it.
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{self, Interface, SocketHandle, SocketSet};
@@ -12,7 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::super::{Config, Nameservers, UserNet};
 use crate::net::checksum::Sum;
-use crate::net::{Checksum, FrameInfo, FrameSink, NetBackend, Offloads, Segments};
+use crate::net::{Checksum, FrameInfo, FrameSink, IpVersion, NetBackend, Offloads, Segments};
 
 pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -52,7 +52,7 @@ fn cut(info: &FrameInfo, mut frame: Vec<u8>) -> Vec<Vec<u8>> {
         return vec![frame];
     };
     let (start, at) = (usize::from(start), usize::from(start + offset));
-    let Some(Segments { bytes, .. }) = info.segments else {
+    let Some(Segments { bytes, version }) = info.segments else {
         let mut sum = Sum::default();
         sum.add(&frame[start..]);
         frame[at..at + 2].copy_from_slice(&sum.finish());
@@ -63,22 +63,35 @@ fn cut(info: &FrameInfo, mut frame: Vec<u8>) -> Vec<Vec<u8>> {
     segments
         .map(|(index, piece)| {
             let mut segment = [header, piece].concat();
-            let length = (segment.len() - 14) as u16;
-            segment[16..18].copy_from_slice(&length.to_be_bytes());
-            segment[24..26].fill(0);
-            let mut sum = Sum::default();
-            sum.add(&segment[14..34]);
-            segment[24..26].copy_from_slice(&sum.finish());
-            let seq = u32::from_be_bytes(segment[38..42].try_into().unwrap());
+            let length = segment.len() - 14;
+            let addresses = match version {
+                IpVersion::V4 => {
+                    segment[16..18].copy_from_slice(&(length as u16).to_be_bytes());
+                    segment[24..26].fill(0);
+                    let mut sum = Sum::default();
+                    sum.add(&segment[14..34]);
+                    segment[24..26].copy_from_slice(&sum.finish());
+                    let address =
+                        |at: usize| IpAddr::from(<[u8; 4]>::try_from(&segment[at..at + 4]).unwrap());
+                    [address(26), address(30)]
+                }
+                IpVersion::V6 => {
+                    segment[18..20].copy_from_slice(&((length - 40) as u16).to_be_bytes());
+                    let address =
+                        |at: usize| IpAddr::from(<[u8; 16]>::try_from(&segment[at..at + 16]).unwrap());
+                    [address(22), address(38)]
+                }
+            };
+            let place = start + 4..start + 8;
+            let seq = u32::from_be_bytes(segment[place.clone()].try_into().unwrap());
             let seq = seq.wrapping_add((index * usize::from(bytes)) as u32);
-            segment[38..42].copy_from_slice(&seq.to_be_bytes());
+            segment[place].copy_from_slice(&seq.to_be_bytes());
             if (index + 1) * usize::from(bytes) < payload.len() {
                 // FIN and PSH are the last one's.
-                segment[47] &= !0b1001;
+                segment[start + 13] &= !0b1001;
             }
             segment[at..at + 2].fill(0);
-            let address = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&segment[at..at + 4]).unwrap());
-            let mut sum = Sum::pseudo(address(26), address(30), 6.into(), segment.len() - start);
+            let mut sum = Sum::pseudo(addresses[0], addresses[1], 6.into(), segment.len() - start);
             sum.add(&segment[start..]);
             segment[at..at + 2].copy_from_slice(&sum.finish());
             segment
@@ -251,11 +264,12 @@ impl Guest {
         self.cable.assert_no_leak();
     }
 
-    pub(super) fn connect(&mut self, target: SocketAddrV4, buffer: usize) -> SocketHandle {
+    pub(super) fn connect(&mut self, target: impl Into<SocketAddr>, buffer: usize) -> SocketHandle {
+        let target = target.into();
         let ring = || tcp::SocketBuffer::new(vec![0; buffer]);
         let mut socket = tcp::Socket::new(ring(), ring());
         self.next_port += 1;
-        socket.connect(self.interface.context(), (*target.ip(), target.port()), self.next_port).unwrap();
+        socket.connect(self.interface.context(), (target.ip(), target.port()), self.next_port).unwrap();
         self.sockets.add(socket)
     }
 

@@ -130,7 +130,7 @@ fn forwarding(protocol: Protocol, restrict: bool) -> (Guest, u16) {
         Protocol::Udp => udp_socket().1,
     };
     let host = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
-    let forwards = vec![HostForward { protocol, host, guest: SocketAddrV4::new(GUEST, 22) }];
+    let forwards = vec![HostForward { protocol, host: host.into(), guest: SocketAddr::from((GUEST, 22)) }];
     (Guest::new(Config { forwards, restrict, ..config() }), port)
 }
 
@@ -237,7 +237,8 @@ fn a_restricted_guest_gets_nowhere_and_is_found() {
 fn a_port_that_is_taken() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let SocketAddr::V4(host) = listener.local_addr().unwrap() else { unreachable!() };
-    let rule = HostForward { protocol: Protocol::Tcp, host, guest: SocketAddrV4::new(GUEST, 22) };
+    let rule =
+        HostForward { protocol: Protocol::Tcp, host: host.into(), guest: SocketAddr::from((GUEST, 22)) };
     match UserNet::open(Config { forwards: vec![rule], ..config() }).err().unwrap() {
         OpenError::Forward { rule, source } => {
             assert_eq!(rule.to_string(), format!("hostfwd=tcp:{host}-10.0.2.15:22"));

@@ -1,7 +1,7 @@
 //! Streams of bytes, many and long ones.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -68,11 +68,21 @@ fn an_echo() {
     guest.assert_no_leak();
 }
 
+const UP: u64 = 1;
+const DOWN: u64 = 2;
+
 /// `total` bytes each way at once, while both ends now and then stop reading.
 fn exchange(total: usize, offloads: Offloads, loss: Option<usize>) -> Guest {
-    const UP: u64 = 1;
-    const DOWN: u64 = 2;
-    let (address, server) = serve(1, move |mut stream| {
+    let (address, server) = serve_on("127.0.0.1:0", HOST.into(), total);
+    exchange_with(Guest::new(config()), address, server, total, offloads, loss)
+}
+
+/// The host's end of it, on a port of the loopback `local`, where the guest calls it `host`.
+pub(super) fn serve_on(local: &str, host: IpAddr, total: usize) -> (SocketAddr, JoinHandle<usize>) {
+    let listener = TcpListener::bind(local).unwrap();
+    let address = SocketAddr::new(host, listener.local_addr().unwrap().port());
+    let thread = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
         let mut reader = stream.try_clone().unwrap();
         let reading = std::thread::spawn(move || {
             let (mut buffer, mut place, mut random) = (vec![0; 100_000], 0, Random(3));
@@ -98,7 +108,18 @@ fn exchange(total: usize, offloads: Offloads, loss: Option<usize>) -> Guest {
         stream.shutdown(Shutdown::Write).unwrap();
         reading.join().unwrap()
     });
-    let mut guest = Guest::new(config());
+    (address, thread)
+}
+
+/// The guest's end.
+pub(super) fn exchange_with(
+    mut guest: Guest,
+    address: SocketAddr,
+    server: JoinHandle<usize>,
+    total: usize,
+    offloads: Offloads,
+    loss: Option<usize>,
+) -> Guest {
     guest.cable.inbox.offloads = offloads;
     guest.cable.loss = loss;
     let socket = guest.connect(address, 300_000);
@@ -138,7 +159,7 @@ fn exchange(total: usize, offloads: Offloads, loss: Option<usize>) -> Guest {
         }
         got == total && matches!(guest.tcp(socket).state(), State::TimeWait | State::Closed)
     });
-    assert_eq!(server.join().unwrap(), [total]);
+    assert_eq!(server.join().unwrap(), total);
     guest
 }
 

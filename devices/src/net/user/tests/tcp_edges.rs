@@ -7,8 +7,9 @@ use std::time::Duration;
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::{IpProtocol, TcpControl};
 
-use super::super::link::{self, IP_HEADERS_BYTES};
+use super::super::link;
 use super::super::tcp::{Header, MAX_HEADER_BYTES, Segment};
+use super::frames::IP_HEADERS_BYTES;
 use super::guest::{Cable, GUEST, Guest, HOST, STATION, config};
 use crate::net::ETHERNET_HEADER_BYTES;
 
@@ -26,8 +27,8 @@ fn closed_port() -> SocketAddrV4 {
 /// A frame with a segment from the guest's port 1000.
 fn frame(to: SocketAddrV4, control: TcpControl, seq: u32, ack: Option<u32>, payload: &[u8]) -> Vec<u8> {
     let header = Header {
-        source: SocketAddrV4::new(GUEST, 1000),
-        target: to,
+        source: SocketAddr::from((GUEST, 1000)),
+        target: to.into(),
         control,
         seq,
         ack,
@@ -49,7 +50,8 @@ fn parse(frame: &[u8], from: SocketAddrV4) -> Segment<'_> {
     let packet = smoltcp::wire::Ipv4Packet::new_checked(&frame[ETHERNET_HEADER_BYTES..]).unwrap();
     assert!(packet.verify_checksum());
     assert_eq!((packet.src_addr(), packet.dst_addr()), (*from.ip(), GUEST));
-    let (source, target, segment) = Segment::parse(packet.payload(), HOST, GUEST, true).unwrap();
+    let (source, target, segment) =
+        Segment::parse(packet.payload(), HOST.into(), GUEST.into(), true).unwrap();
     assert_eq!((source, target), (from.port(), 1000));
     segment
 }

@@ -22,7 +22,7 @@ fn at(seconds: u64) -> Time {
 
 /// With `bytes` to send from number 1 on, in segments of 1000.
 fn sender(window: u16, bytes: usize) -> Sender {
-    let mut sender = Sender::new(0);
+    let mut sender = Sender::new(0, MAX_SEGMENT);
     sender.meet(&Segment { syn: true, max_segment: Some(1000), ..ack(0, 0) });
     sender.open(&ack(window, 1));
     sender.ring.push(&vec![0; bytes], CAPACITY_BYTES, &mut Budget { left_bytes: 1 << 20 });
