@@ -5,13 +5,15 @@
 . "$(dirname "$0")/lib.sh"
 HERE=$REPO/resources/guests
 
-! newer_than "$GUESTS/network.gz" "$HERE/net.sh" "$HERE/init/net" "$HERE/lib.sh" "$GUESTS/busybox" "$GUESTS/vmlinuz-cloud" || exit 0
+! newer_than "$GUESTS/network.gz" "$HERE/net.sh" "$HERE/init/net" "$HERE/net"/* "$HERE/lib.sh" "$GUESTS/busybox" "$GUESTS/vmlinuz-cloud" || exit 0
+need gcc
 say "building network.gz"
 root=$(mktemp -d)
 chmod 755 "$root"
 busybox_root "$root"
 mkdir -p "$root/modules"
 for module in virtio_mmio virtio_net; do add_module "$root" "$module"; done
+gcc -O1 -Wall -Wextra -static -o "$root/bin/echo-server" "$HERE/net/echo.c" || die "cannot compile echo.c"
 install -m 755 "$HERE/init/net" "$root/init"
 cat >"$root/bin/lease" <<'EOF'
 #!/bin/sh

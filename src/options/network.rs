@@ -145,7 +145,7 @@ fn descriptor(context: Context, key: &str, text: &str) -> Result<RawFd, OptionEr
 pub const HELP: &str = "\
 Networks:
   user    in the process, without privileges: DHCP, DNS, TCP, UDP and ping through the host's sockets;
-          the host is 10.0.2.2, its name server 10.0.2.3, the guest 10.0.2.15
+          the host is 10.0.2.2 and fec0::2, its name server 10.0.2.3 and fec0::3, the guest 10.0.2.15
   tap     an interface of the host's kernel (ifname= or fd=), which may be on a bridge
   stream  a program at the other end of a stream socket (passt, another guest): each frame behind its length
   dgram   a program at the other end of a datagram socket: a frame each

@@ -216,7 +216,7 @@ pub const ROWS: &[Row] = &[
     value(
         "netdev",
         Value::Netdev,
-        "user,id=ID[,net=ADDR/BITS][,host=ADDR][,dns=ADDR][,dhcpstart=ADDR][,hostname=NAME]\n        [,domainname=NAME][,restrict=on|off][,ipv6=off][,hostfwd=tcp|udp:[ADDR]:PORT-[ADDR]:PORT]...",
+        "user,id=ID[,net=ADDR/BITS][,host=ADDR][,dns=ADDR][,dhcpstart=ADDR][,hostname=NAME]\n        [,domainname=NAME][,restrict=on|off][,ipv4=on|off][,ipv6=on|off][,ipv6-net=ADDR/BITS][,ipv6-host=ADDR]\n        [,ipv6-dns=ADDR][,hostfwd=tcp|udp:[ADDR]:PORT-[ADDR]:PORT]...",
         "a network for a card: the guest goes where you can go, and is reached through forwarded ports;\n        or tap,id=ID[,ifname=NAME][,fd=N][,script=FILE|no][,downscript=FILE|no]; or stream,id=ID,addr.type=unix|inet|fd,\n        addr.path=PATH[,server=on|off][,reconnect-ms=N]; or dgram,id=ID,local.type=...,remote.type=...",
     ),
     value("nic", Value::Nic, "none|user|tap|stream|dgram[,...]", "a network and its card; none: no card"),

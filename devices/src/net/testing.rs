@@ -43,12 +43,8 @@ pub(in crate::net) struct Card<N> {
 
 impl<N: NetBackend> Card<N> {
     pub(in crate::net) fn new(network: N) -> Self {
-        let card = Self {
-            epoll: watch(network.wakeup_fd()),
-            network,
-            inbox: Inbox { room: usize::MAX, ..Inbox::default() },
-        };
-        card
+        let epoll = watch(network.wakeup_fd());
+        Self { network, inbox: Inbox { room: usize::MAX, ..Inbox::default() }, epoll }
     }
 
     /// What the card does when it is woken.

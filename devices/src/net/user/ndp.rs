@@ -129,6 +129,7 @@ impl UserNet {
         if !icmp::is_whole(message, guest.into(), target.into()) {
             return;
         }
+        let is_for_router = self.link.config.is_own(target);
         let is_near = hop_limit == HOP_LIMIT_HERE && message[1] == 0;
         let about = || {
             message
@@ -138,11 +139,9 @@ impl UserNet {
                 .map(<Ipv6Addr as From<[u8; 16]>>::from)
         };
         match message[0] {
-            kind::ROUTER_SOLICITATION if is_near => {
-                if target == ALL_ROUTERS || self.link.config.is_own(target) {
-                    self.link.advertise();
-                    self.keep_advertising();
-                }
+            kind::ROUTER_SOLICITATION if is_near && (target == ALL_ROUTERS || is_for_router) => {
+                self.link.advertise();
+                self.keep_advertising();
             }
             kind::NEIGHBOUR_SOLICITATION if is_near => {
                 if let Some(address) = about() {

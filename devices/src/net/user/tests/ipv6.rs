@@ -143,7 +143,7 @@ fn datagrams_each_way_whole_and_in_pieces() {
             for (index, piece) in pieces.iter().rev() {
                 let more = u16::from(index + 1 < pieces.len());
                 let mut fragment = vec![17, 0];
-                fragment.extend((*index as u16 * 1448 | more).to_be_bytes());
+                fragment.extend(((*index as u16 * 1448) | more).to_be_bytes());
                 fragment.extend([0, 0, 0, 5]);
                 fragment.extend(*piece);
                 cable.send(&packet(GUEST, HOST, IpProtocol::Ipv6Frag, &fragment));
