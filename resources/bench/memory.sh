@@ -4,7 +4,8 @@
 #
 #     resources/bench/memory.sh [WHAT...]
 #
-# WHAT: tcg (the cloud kernel), tcg-generic, kvm, nested. Without one: tcg and kvm where /dev/kvm is, else tcg.
+# WHAT: tcg (the cloud kernel), tcg-generic, kvm, nested, bench (programs of the benchmark), bench-qemu (the same, by
+# qemu-system-x86_64's TCG). Without one: tcg and kvm where /dev/kvm is, else tcg.
 # A KVM that only emulates (resources/design/0001-nested-kvm.md) takes minutes to get nowhere: there kvm is the boot's
 # first ten seconds. nested is a whole boot under -accel kvm, in an emulated host.
 
@@ -36,6 +37,15 @@ whole_boot() {
 
 came_up() {
     grep -q '^BIVISOR-INIT-OK' "$work/log" || die "the guest did not boot: $(tail -n 3 "$work/log")"
+}
+
+# programs COMMAND...: programs of the benchmark, in a guest with 1 GiB.
+programs() {
+    "$REPO/resources/guests/fetch.sh" bench
+    "$HERE/peak.sh" -g 1024 -t 300 "$@" -kernel "$GUESTS/vmlinuz-cloud" -nographic -no-reboot -m 1024 -initrd "$GUESTS/bench.cpio" \
+        -append "console=ttyS0 reboot=t panic=-1 quiet bench=xz,sqlite,python,gcc,perl,matrix,rsa,fork,jit-wx,cold" >"$work/log" 2>&1 ||
+        die "exit code $?: $(tail -n 3 "$work/log")"
+    grep -q '^BENCH-DONE' "$work/log" || die "the programs did not end: $(tail -n 3 "$work/log")"
 }
 
 nested() {
@@ -71,7 +81,9 @@ for what in "$@"; do
         fi
         ;;
     nested) nested ;;
-    *) die "unknown: $what (known: tcg tcg-generic kvm nested)" ;;
+    bench) programs "$bivisor" -M microvm -accel tcg ;;
+    bench-qemu) programs qemu-system-x86_64 -M microvm,rtc=on -accel tcg -cpu max ;;
+    *) die "unknown: $what (known: tcg tcg-generic kvm nested bench bench-qemu)" ;;
     esac
     peak=$(grep '^PEAK ' "$work/log") || die "no peak was told"
     beyond=${peak#*beyond_kib=} guest=${peak#*guest_kib=} samples=${peak#*samples=}

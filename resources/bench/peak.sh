@@ -3,8 +3,8 @@
 #
 #     resources/bench/peak.sh -g MIB [-t SECONDS] COMMAND...       (ended after so many seconds, if told)
 #
-# The last line of standard output is "PEAK beyond_kib=N guest_kib=N samples=N". Guest RAM is the mapping of MIB, what -m says; all
-# else is "beyond". A memfd that is mapped twice (translated code: once writable, once executable) holds its pages
+# The last line of standard output is "PEAK beyond_kib=N guest_kib=N samples=N". Guest RAM is the mapping of MIB, what -m says, and
+# every mapping of the memfd "guest-ram"; all else is "beyond". A memfd that is mapped twice (translated code: once writable, once executable) holds its pages
 # once: for memfds the proportional size counts. Plain sh and awk: busybox's do.
 
 limit=0 ram=0
@@ -22,8 +22,8 @@ pid=$!
 beyond=0 guest=0 samples=0 begun=$(date +%s) ended=''
 while kill -0 $pid 2>/dev/null && ! grep -q '^State:.Z' "/proc/$pid/status" 2>/dev/null; do
     now=$(awk -v ram="$ram" '
-        /^[0-9a-f]+-[0-9a-f]+ / { memfd = /memfd:/ }
-        /^Size:/ { guest = $2 == ram }
+        /^[0-9a-f]+-[0-9a-f]+ / { memfd = /memfd:/; named = /memfd:guest-ram/ }
+        /^Size:/ { guest = named || $2 == ram }
         /^Rss:/ && !memfd { if (guest) inside += $2; else outside += $2 }
         /^Pss:/ && memfd { if (guest) inside += $2; else outside += $2 }
         END { print outside + 0, inside + 0 }' "/proc/$pid/smaps" 2>/dev/null) || now='0 0'

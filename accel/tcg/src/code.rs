@@ -5,6 +5,7 @@ pub mod cache;
 pub mod emitter;
 pub mod gs_base;
 pub mod huge_pages;
+pub mod jump_caches;
 pub mod key_table;
 pub mod refill;
 pub mod tb;

@@ -45,6 +45,8 @@ const END: u64 = (1 << 47) - PAGE;
 /// Times that windows are opened before all are closed. Each may cost two of the mappings that a process can have, of which
 /// there are 65530 (Linux, *vm.max_map_count*).
 const MAX_RUNS: usize = 24_000;
+/// Pages that are shown at a time: 1 GiB, for some 30 MiB of lists.
+const MAX_PAGES: usize = 1 << 18;
 /// In less time so many windows do not pay: the program goes through more memory than they can show.
 const MIN_TIME: Duration = Duration::from_secs(3);
 /// Regions that are ever looked at: a guest may ask for any.
@@ -223,7 +225,7 @@ pub fn count() -> usize {
 /// [`revoke`] takes. False: the host refused.
 pub fn open(address: u64, backing: Backing, pages: u64, writable: impl FnOnce() -> bool) -> bool {
     let mut space = space();
-    if space.runs >= MAX_RUNS {
+    if space.is_full() {
         if space.since.is_some_and(|since| since.elapsed() < MIN_TIME) {
             return false;
         }
@@ -266,7 +268,7 @@ pub fn open(address: u64, backing: Backing, pages: u64, writable: impl FnOnce() 
 
 /// Whether the owner has used up its windows, and too soon.
 pub fn are_exhausted() -> bool {
-    space().runs >= MAX_RUNS
+    space().is_full()
 }
 
 /// What the window at page address `address` shows, and whether it can be written.
@@ -334,6 +336,10 @@ pub fn revoke(host: u64) {
 }
 
 impl Space {
+    fn is_full(&self) -> bool {
+        self.runs >= MAX_RUNS || self.windows.len() >= MAX_PAGES
+    }
+
     fn own(&mut self, owner: Owner) {
         let now = Some(Instant::now());
         (self.owner, self.since, self.used) = (owner, now, now);

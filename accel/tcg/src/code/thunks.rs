@@ -15,17 +15,14 @@ use std::mem::offset_of;
 
 use dynasmrt::{DynasmApi, dynasm};
 
-use crate::code::emitter::{Emitter, Patch, cc};
+use crate::code::emitter::{Emitter, cc};
 use crate::code::gs_base;
+use crate::code::jump_caches::{jump_code, jump_index_to_t1, look_far, lookup_missed, probe_jump_cache};
 use crate::code::refill;
 use crate::code::tb::mode;
 use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TLB_MODES, TlbSlot};
 use crate::exec::helpers::{JUDGE, NEAR_SIZE, RESUME, SITE_SHIFT, SLOT_SHIFT};
-use crate::mmu::sets::PIECES;
-use crate::mmu::soft_tlb::{
-    FAR_ENTRIES, JUMP_ENTRIES, JumpEntry, TLB_ENTRIES, far_jumps_offset, jumps_offset, jumps_used_offset,
-    table_offset,
-};
+use crate::mmu::soft_tlb::{TLB_ENTRIES, table_offset};
 
 /// First scratch register: R10.
 pub const T0: u8 = 10;
@@ -473,66 +470,6 @@ fn time_stamp(e: &mut Emitter, helper: Helper, fp: FpSave) -> u64 {
     }
     dynasm!(e ; .arch x64 ; ret);
     at
-}
-
-/// T1 = 16 times the index of the address in T0 in a jump cache.
-fn jump_index_to_t1(e: &mut Emitter) {
-    dynasm!(e ; .arch x64
-        ; mov r11, r10
-        ; shr r11, 11
-        ; xor r11d, r10d
-        ; and r11d, JUMP_ENTRIES as i32 - 1
-        ; shl r11d, 4);
-}
-
-/// Looks for the address in T0 in the jump cache of `class`. The jump that is returned is taken if it is not there; where the
-/// code is, is at [`jump_code`]. Clobbers T1.
-pub fn probe_jump_cache(e: &mut Emitter, class: usize) -> Patch {
-    jump_index_to_t1(e);
-    dynasm!(e ; .arch x64 ; gs cmp r10, [r11 + jumps_offset(class)]);
-    e.jcc(cc::NE)
-}
-
-/// Where, from T1 in the GS segment, the jump cache of `class` has the code after [`probe_jump_cache`].
-pub const fn jump_code(class: usize) -> i32 {
-    jumps_offset(class) + offset_of!(JumpEntry, code) as i32
-}
-
-/// The larger jump cache of `class`, if it has one, is asked for the address in T0. Does `found` with the code's address in T0
-/// if it is there; from then on the first one has it, too. Clobbers T1.
-fn look_far(e: &mut Emitter, class: usize, found: impl FnOnce(&mut Emitter)) {
-    const { assert!(FAR_ENTRIES == 1 << 14 && JUMP_ENTRIES == 1 << 11) };
-    if class >= mode::FAR_CLASSES {
-        return;
-    }
-    let (entry, first) = (far_jumps_offset(class), jumps_offset(class));
-    let code = offset_of!(JumpEntry, code) as i32;
-    let kept = scratch_offset(0);
-    dynasm!(e ; .arch x64
-        ; mov r11, r10
-        ; shr r11, 14
-        ; xor r11d, r10d
-        ; and r11d, FAR_ENTRIES as i32 - 1
-        ; shl r11d, 4
-        ; gs cmp r10, [r11 + entry]);
-    let not_there = e.jcc_short(cc::NE);
-    dynasm!(e ; .arch x64 ; mov [rsp + kept], rax ; gs mov rax, [r11 + entry + code]);
-    jump_index_to_t1(e);
-    dynasm!(e ; .arch x64
-        ; gs mov [r11 + first], r10
-        ; gs mov [r11 + first + code], rax
-        ; shr r11d, (4 + (JUMP_ENTRIES / PIECES).ilog2()) as i8
-        ; gs mov BYTE [r11 + jumps_used_offset(class)], 1
-        ; mov r10, rax
-        ; mov rax, [rsp + kept]);
-    found(e);
-    e.bind_short(not_there);
-}
-
-/// Where an address is in no jump cache: out.
-fn lookup_missed(e: &mut Emitter, exit: u64) {
-    dynasm!(e ; .arch x64 ; mov [rsp + env_offset!(rip)], r10 ; mov r11d, exit::LOOKUP as i32);
-    e.jmp_to(exit);
 }
 
 /// What a helper thunk hands back to generated code.

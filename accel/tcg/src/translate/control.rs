@@ -6,8 +6,9 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{ConditionCode, Mnemonic, OpKind};
 
 use crate::code::emitter::{Patch, cc};
+use crate::code::jump_caches::{jump_code, probe_jump_cache};
 use crate::code::tb::{Guard, NO_PAGE, Slot, mode};
-use crate::code::thunks::{T0, exit, gpr_offset, jump_code, probe_jump_cache};
+use crate::code::thunks::{T0, exit, gpr_offset};
 use crate::env::{Env, EnvBlock, ReturnCache};
 use crate::env_offset;
 use crate::mmu::soft_tlb::code_page_offset;
