@@ -189,10 +189,12 @@ impl Vcpu {
         if !self.windows_allowed || self.cpu.env.cpl() != 3 || self.cpu.env.walk.root == 0 {
             return;
         }
+        let root = self.cpu.env.walk.root;
         let windows = self.cpu.mmu.windows();
         if windows.open {
             return windows::still_used();
         }
+        windows.is_of(root);
         windows.ticks += 1;
         if windows.ticks >= TICKS && !windows.denied {
             self.cpu.open_windows();

@@ -7,7 +7,7 @@ const MAX_PAGES: usize = 64;
 
 /// What following flushes may cost, of the time that the windows have been open, and what nobody looks at.
 const COST_SHARE: u32 = 4;
-const COST_IN_ANY_CASE: Duration = Duration::from_millis(20);
+const COST_IN_ANY_CASE: Duration = Duration::from_millis(50);
 
 /// The windows of one address space.
 #[derive(Default)]
@@ -44,6 +44,13 @@ impl Windowed {
     pub fn opened(&mut self, root: u64) {
         (self.open, self.root, self.refused) = (true, root, 0);
         (self.since, self.cost) = (Some(Instant::now()), Duration::ZERO);
+    }
+
+    /// The context is that of the tables at `root`: what was noted of another address space is forgotten.
+    pub fn is_of(&mut self, root: u64) {
+        if self.root != root {
+            (self.root, self.ticks, self.denied) = (root, 0, false);
+        }
     }
 
     /// Following a flush has cost `cost`. Whether they cost more than they can be worth.
