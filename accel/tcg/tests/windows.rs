@@ -238,7 +238,13 @@ fn a_program_reaches_its_pages_where_it_has_them() {
         assert_eq!(guest.word(PAGES + 0x18), 7);
         assert_eq!(guest.word(RESULT + 8), guest.word(PAGES + 0x7f8), "a return address");
     });
-    assert!(accel_tcg::windows::opened() > before, "windows were opened");
+    if std::arch::is_x86_feature_detected!("bmi2") {
+        assert!(accel_tcg::windows::opened() > before, "windows were opened");
+    } else {
+        eprintln!(
+            "a_program_reaches_its_pages_where_it_has_them: skipped in part: no windows on a host without BMI2"
+        );
+    }
 }
 
 #[test]

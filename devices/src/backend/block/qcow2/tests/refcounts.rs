@@ -1,3 +1,5 @@
+//! Images whose refcounts do not cover what is in use, and sound ones of every shape.
+
 use super::*;
 use crate::backend::block::tests::write;
 
