@@ -27,7 +27,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::RawFd;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::ram::PAGE;
@@ -42,9 +42,8 @@ const GRANULE: u64 = REACH;
 const START: u64 = 0x1_0000;
 /// End of what user space can have.
 const END: u64 = (1 << 47) - PAGE;
-/// Times that windows are opened before all are closed. Each may cost two of the mappings that a process can have, of which
-/// there are 65530 (Linux, *vm.max_map_count*).
-const MAX_RUNS: usize = 24_000;
+/// Mappings that a process can have as a rule (Linux, *vm.max_map_count*).
+const USUAL_MAPPINGS: usize = 65_530;
 /// Pages that are shown at a time: 1 GiB, for some 30 MiB of lists.
 const MAX_PAGES: usize = 1 << 18;
 /// In less time so many windows do not pay: the program goes through more memory than they can show.
@@ -96,28 +95,19 @@ struct Space {
     opened: u64,
 }
 
-static SPACE: Mutex<Option<Space>> = Mutex::new(None);
+static SPACE: LazyLock<Mutex<Space>> = LazyLock::new(Mutex::default);
 
-struct Locked(MutexGuard<'static, Option<Space>>);
-
-fn space() -> Locked {
-    let mut guard = SPACE.lock().expect("no holder of the windows' lock panics");
-    guard.get_or_insert_default();
-    Locked(guard)
+fn space() -> MutexGuard<'static, Space> {
+    SPACE.lock().expect("no holder of the windows' lock panics")
 }
 
-impl std::ops::Deref for Locked {
-    type Target = Space;
-    fn deref(&self) -> &Space {
-        self.0.as_ref().expect("made when it was locked")
-    }
-}
-
-impl std::ops::DerefMut for Locked {
-    fn deref_mut(&mut self) -> &mut Space {
-        self.0.as_mut().expect("made when it was locked")
-    }
-}
+/// Times that windows are opened, or changed one by one, before all are closed. Each may cost two of the mappings that a process
+/// can have; what the rest of the program and the regions need is left to them.
+static MAX_RUNS: LazyLock<usize> = LazyLock::new(|| {
+    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
+    let limit = limit.and_then(|text| text.trim().parse().ok()).unwrap_or(USUAL_MAPPINGS);
+    (limit.min(USUAL_MAPPINGS) / 2).saturating_sub(4 * MAX_REGIONS)
+});
 
 /// Reserves `start..end`, if nothing is there.
 fn reserve(start: u64, end: u64) -> bool {
@@ -280,16 +270,10 @@ pub fn shown(address: u64) -> Option<(u64, bool)> {
 pub fn close(address: u64) -> bool {
     let mut space = space();
     let there = space.forget(address);
-    if there {
-        space.runs += 1;
+    if there && space.has_room_for(1) {
         clear(address, address + PAGE);
     }
     there
-}
-
-/// Closes all windows.
-pub fn close_all() {
-    space().close_all();
 }
 
 /// Closes all windows but those that `keep` wants, given the window's address, its page and whether it is writable.
@@ -302,13 +286,14 @@ pub fn retain(mut keep: impl FnMut(u64, u64, bool) -> bool) -> usize {
         .filter(|&(&at, window)| !keep(at, window.host, window.writable))
         .map(|(&at, _)| at)
         .collect();
-    if gone.len() * 2 > space.windows.len() {
+    gone.sort_unstable();
+    let runs = || gone.chunk_by(|&one, &next| next == one + PAGE);
+    if gone.len() * 2 > space.windows.len() || space.runs + runs().count() > *MAX_RUNS {
         let all = space.windows.len();
         space.close_all();
         return all;
     }
-    gone.sort_unstable();
-    for run in gone.chunk_by(|&one, &next| next == one + PAGE) {
+    for run in runs() {
         space.runs += 1;
         clear(run[0], run[run.len() - 1] + PAGE);
         for &at in run {
@@ -326,7 +311,9 @@ pub fn revoke(host: u64) {
         let Some(window) = space.windows.get_mut(&at) else { break };
         let next = window.next;
         if std::mem::take(&mut window.writable) {
-            space.runs += 1;
+            if !space.has_room_for(1) {
+                return;
+            }
             // SAFETY: a window of this module's; fewer rights harm nobody.
             let done = unsafe { libc::mprotect(at as *mut _, PAGE as usize, libc::PROT_READ) };
             assert!(done == 0, "a window cannot be protected: {}", std::io::Error::last_os_error());
@@ -336,8 +323,18 @@ pub fn revoke(host: u64) {
 }
 
 impl Space {
+    /// Takes note of `runs` more changes; where the host might not have mappings for them, all windows are closed instead.
+    fn has_room_for(&mut self, runs: usize) -> bool {
+        self.runs += runs;
+        let room = self.runs <= *MAX_RUNS;
+        if !room {
+            self.close_all();
+        }
+        room
+    }
+
     fn is_full(&self) -> bool {
-        self.runs >= MAX_RUNS || self.windows.len() >= MAX_PAGES
+        self.runs >= *MAX_RUNS || self.windows.len() >= MAX_PAGES
     }
 
     fn own(&mut self, owner: Owner) {

@@ -2,12 +2,13 @@
 //! there in this process.
 
 use std::fs::File;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 use accel::CpuHandle;
 use accel::arch_state::{CpuArchState, RunMode, SegmentState, TableState, seg};
 use accel::contract::{Accelerator, NoIo, VcpuBackend, VcpuConfig, VcpuExit};
 use accel::cpu_model::CpuModel;
+use accel_tcg::windows::{self, Backing};
 use accel_tcg::{Tcg, TcgOptions};
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -94,12 +95,18 @@ fn kernel() -> [(u64, Vec<u8>); 3] {
     [(KERNEL, calls), (KERNEL + 0x100, handler(13)), (KERNEL + 0x200, handler(14))]
 }
 
+/// A file of [`MEMORY`] zeros.
+fn memory() -> File {
+    // SAFETY: the name is a string of C, and the descriptor is a new one.
+    #[expect(unsafe_code, reason = "memfd_create is C")]
+    let file = unsafe { File::from_raw_fd(libc::memfd_create(c"windows".as_ptr(), libc::MFD_CLOEXEC)) };
+    file.set_len(MEMORY).expect("room in memory");
+    file
+}
+
 impl Guest {
     fn new(stress: &str) -> Self {
-        // SAFETY: the name is a string of C, and the descriptor is a new one.
-        #[expect(unsafe_code, reason = "memfd_create is C")]
-        let file = unsafe { File::from_raw_fd(libc::memfd_create(c"windows".as_ptr(), libc::MFD_CLOEXEC)) };
-        file.set_len(MEMORY).expect("room in memory");
+        let file = memory();
         let ranges = [(GuestAddress(0), MEMORY as usize, Some(FileOffset::new(file, 0)))];
         let memory = GuestMemoryMmap::<()>::from_ranges_with_files(ranges).expect("memory");
         let accelerator = Tcg::new(TcgOptions {
@@ -196,9 +203,13 @@ const STAR: u32 = 0xc000_0081;
 const LSTAR: u32 = 0xc000_0082;
 
 /// One after the other: windows are the process's.
-fn each(test: impl Fn(&mut Guest)) {
+fn alone() -> std::sync::MutexGuard<'static, ()> {
     static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn each(test: impl Fn(&mut Guest)) {
+    let _alone = alone();
     for stress in ["windows", "windows+kicks", "windows+one-instruction", "short"] {
         test(&mut Guest::new(stress));
     }
@@ -206,7 +217,7 @@ fn each(test: impl Fn(&mut Guest)) {
 
 #[test]
 fn a_program_reaches_its_pages_where_it_has_them() {
-    let before = accel_tcg::windows::opened();
+    let before = windows::opened();
     each(|guest| {
         guest.map(HEAP, PAGES);
         guest.map(HEAP + 0x1000, PAGES + 0x5000);
@@ -239,7 +250,7 @@ fn a_program_reaches_its_pages_where_it_has_them() {
         assert_eq!(guest.word(RESULT + 8), guest.word(PAGES + 0x7f8), "a return address");
     });
     if std::arch::is_x86_feature_detected!("bmi2") {
-        assert!(accel_tcg::windows::opened() > before, "windows were opened");
+        assert!(windows::opened() > before, "windows were opened");
     } else {
         eprintln!(
             "a_program_reaches_its_pages_where_it_has_them: skipped in part: no windows on a host without BMI2"
@@ -413,4 +424,32 @@ fn each_address_space_has_its_own_pages() {
         assert_eq!(fault, None);
         assert_eq!([guest.word(PAGES), guest.word(PAGES + 0x4000)], [16, 29]);
     });
+}
+
+#[test]
+fn a_guest_that_unmaps_every_other_page_does_not_use_up_the_hosts_mappings() {
+    const LARGE: u64 = 512;
+    const START: u64 = 0x3000_0000_0000;
+    let _alone = alone();
+    let file = memory();
+    assert!(windows::claim(START), "nothing lies there");
+    let backing = |page: u64| Backing { file: file.as_raw_fd(), offset: page << 12, host: page << 12 };
+    let open_all = || {
+        for large in 0..128 {
+            assert!(windows::open(START + ((large * LARGE) << 12), backing(0), LARGE, || true));
+        }
+    };
+    // As many mappings as pages would be more than a process can have.
+    open_all();
+    windows::retain(|at, _, _| at >> 12 & 1 == 0);
+    open_all();
+    for page in (1..128 * LARGE).step_by(2) {
+        windows::close(START + (page << 12));
+    }
+    open_all();
+    for page in (1..LARGE).step_by(2) {
+        windows::revoke(page << 12);
+    }
+    windows::retain(|_, _, _| false);
+    assert_eq!(windows::count(), 0);
 }

@@ -97,7 +97,6 @@ impl Cpu {
     pub(crate) fn follow_windows(&mut self) {
         let root = walk::root(&self.env, &self.ram);
         if root != Some(self.mmu.windows().root) {
-            self.mmu.windows().denied = false;
             return self.close_windows();
         }
         let begun = Instant::now();
