@@ -314,14 +314,18 @@ pub struct Env {
 /// What blocks use most is reached with a displacement of one byte.
 const _: () = assert!(offset_of!(EnvBlock, env) + offset_of!(Env, gpr) + 8 * 11 < 128);
 
-/// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
-const XSAVE_PAD: usize = 0;
-const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
-/// Operands in the bounce buffer must be as aligned as instructions may insist on.
-const _: () = assert!((offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);
+/// The low six bits of the address of each [`EnvBlock`]. The host's RSP is such an address in generated code, and so it is a count
+/// for SHRX, which takes none but a register's: an address shifted by it is its place in the table of regions.
+pub const REGION_SHIFT: u32 = 16;
 
-/// What lies at the host's RSP while generated code runs.
-#[repr(C, align(64))]
+/// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
+const XSAVE_PAD: usize = 48;
+const _: () = assert!((REGION_SHIFT as usize + offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
+/// Operands in the bounce buffer must be as aligned as instructions may insist on.
+const _: () = assert!((REGION_SHIFT as usize + offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);
+
+/// What lies at the host's RSP while generated code runs: [`REGION_SHIFT`] bytes behind a 64-byte boundary.
+#[repr(C, align(16))]
 pub struct EnvBlock {
     /// Not zero asks the code to leave. Polled at block entry; written by kickers from any thread.
     pub icount_decr: AtomicU32,
@@ -334,11 +338,16 @@ pub struct EnvBlock {
 /// twice where the compiler moves it).
 const STACK_BYTES: usize = 4 << 20;
 const GUARD_BYTES: usize = 64 * 1024;
+/// Where in the mapping the [`EnvBlock`] is.
+const BLOCK_AT: usize = GUARD_BYTES + STACK_BYTES + REGION_SHIFT as usize;
+const _: () = assert!(BLOCK_AT % 64 == REGION_SHIFT as usize);
 
-/// Where the table of regions is from the host's RSP in generated code.
-pub const REGION_TABLE: i32 = size_of::<EnvBlock>().next_multiple_of(4096) as i32;
-/// Bytes of it: a page for each region of [`crate::windows`], by bits 16 to 47 of an address in it, and one byte more than that
-/// can say is never read.
+/// Where the table of regions is from the host's RSP in generated code: at a page's start.
+pub const REGION_TABLE: i32 =
+    ((BLOCK_AT + size_of::<EnvBlock>()).next_multiple_of(4096) - BLOCK_AT) as i32;
+/// Bytes of it: a page for each region of [`crate::windows`], by an address in it shifted right by [`REGION_SHIFT`]. Only half can
+/// be asked for by addresses that user space can have; where others lead to does not matter, as nothing is there that could
+/// be reached after it.
 pub const REGION_TABLE_BYTES: usize = 1 << 32;
 
 /// The mapping: guard, stack, [`EnvBlock`], table of regions. Kept alive by kickers.
@@ -356,7 +365,7 @@ unsafe impl Sync for EnvMapping {}
 impl EnvMapping {
     /// Maps a zeroed environment with its stack.
     pub fn new() -> std::io::Result<Arc<Self>> {
-        let used = GUARD_BYTES + STACK_BYTES + REGION_TABLE as usize;
+        let used = BLOCK_AT + REGION_TABLE as usize;
         let map = |len| {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             // SAFETY: a fresh anonymous mapping touches nothing that exists.
@@ -384,14 +393,14 @@ impl EnvMapping {
     /// Enters the claimed region that has `address` into the table. False: the host refuses.
     pub fn enter_region(&self, address: u64) -> bool {
         let Some(table) = self.region_table() else { return false };
-        let page = table.start + (address >> 16 & 0xffff_f000);
+        let page = table.start + (address >> REGION_SHIFT & 0xffff_f000);
         // SAFETY: the page is the table's, whose pages are never written.
         unsafe { libc::mprotect(page as *mut _, 4096, libc::PROT_READ) == 0 }
     }
 
     /// The block's address: the host's RSP in generated code.
     pub fn block(&self) -> *mut EnvBlock {
-        self.base.wrapping_byte_add(GUARD_BYTES + STACK_BYTES).cast()
+        self.base.wrapping_byte_add(BLOCK_AT).cast()
     }
 
     /// The word that kickers write.

@@ -11,11 +11,12 @@
 //! ([`crate::env::EnvMapping::region_table`]) that has pages for claimed regions only. Nothing branches, and EFLAGS stay:
 //!
 //! ```text
-//!     rorx  t1, base, 16
-//!     mov   t1d, t1d              ; bits 16 to 47
+//!     shrx  t1, base, rsp         ; by 16, which the low bits of RSP are
 //!     movzx t1d, byte [rsp + t1 + table]
 //!     ...   [base + displacement]
 //! ```
+//!
+//! For an address above 2^48, which is no user's, that byte may be any or none: the access that follows has nothing to reach.
 //!
 //! Addresses are the process's, so at any time one address space of one CPU owns all windows.
 

@@ -196,13 +196,14 @@ impl Translator {
     }
 
     /// Has the host note that the block goes on at `next` (where a call returns to), and emits what goes to the
-    /// callee by `target`.
-    pub(super) fn call_to(&mut self, next: u64, target: impl FnOnce(&mut Self)) {
+    /// callee by `target`. `in_t0`: T0 is `next`.
+    pub(super) fn call_to(&mut self, next: u64, in_t0: bool, target: impl FnOnce(&mut Self)) {
         let Some(class) = self.return_class() else { return target(self) };
         // The flags of the caller are of no interest at the return: the callee's come back.
         let index = (next & 0xff) as i32 * 8;
         match i32::try_from(next as i64) {
             Ok(short) => dynasm!(self.e ; .arch x64 ; mov QWORD [rsp + return_tags(class) + index], short),
+            Err(_) if in_t0 => dynasm!(self.e ; .arch x64 ; mov [rsp + return_tags(class) + index], r10),
             Err(_) => dynasm!(self.e ; .arch x64
                 ; mov r11, QWORD next as i64
                 ; mov [rsp + return_tags(class) + index], r11),

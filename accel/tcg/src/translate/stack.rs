@@ -177,8 +177,8 @@ impl Translator {
 
     /// CALL rel.
     pub(super) fn call(&mut self, item: &Item) {
-        self.push_return(item);
-        self.call_to(item.insn.next_ip(), |this| this.go_to(item.insn.near_branch_target()));
+        let in_t0 = self.push_return(item);
+        self.call_to(item.insn.next_ip(), in_t0, |this| this.go_to(item.insn.near_branch_target()));
     }
 
     /// CALL r/m: the target is read before the return address is pushed.
@@ -188,8 +188,8 @@ impl Translator {
         if self.bits == 64 {
             self.fault_unless_canonical(item);
         }
-        self.push_return(item);
-        self.call_to(item.insn.next_ip(), |this| {
+        let in_t0 = self.push_return(item);
+        self.call_to(item.insn.next_ip(), in_t0, |this| {
             dynasm!(this.e ; .arch x64 ; mov r10, [rsp + scratch_offset(1)]);
             this.go_to_t0();
         });
@@ -206,11 +206,14 @@ impl Translator {
         self.e.bind_short(canonical);
     }
 
-    fn push_return(&mut self, item: &Item) {
+    /// Pushes the next instruction's address. Whether T0 is that address then, unless it is a short one.
+    fn push_return(&mut self, item: &Item) -> bool {
         let size = if self.bits == 64 { 8 } else { 4 };
         let stub = self.reach_push(item.live_in, size, Use::PushReturn);
         self.store_return(item);
         self.checked_access_ends(stub);
+        // The way of a miss, which comes back here, leaves something else there.
+        self.bits == 64 && stub.is_none()
     }
 
     /// Stores the next instruction's address at T1 + T0 and moves the stack pointer.

@@ -147,13 +147,13 @@ impl Translator {
         true
     }
 
-    /// Faults unless the region of the address in host register `host` is claimed. Clobbers T1.
+    /// Faults unless the region of the address in host register `host` is claimed. Clobbers T1. The count is RSP's low bits
+    /// ([`crate::env::REGION_SHIFT`]).
     fn look_at_region(&mut self, host: u8) {
         self.mark();
         self.t1 = None;
         dynasm!(self.e ; .arch x64
-            ; rorx r11, Rq(host), 16
-            ; mov r11d, r11d
+            ; shrx r11, Rq(host), rsp
             ; movzx r11d, BYTE [rsp + r11 + REGION_TABLE]);
     }
 }
