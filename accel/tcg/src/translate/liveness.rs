@@ -9,7 +9,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 use crate::translate::flags::{self, ALL};
 
 /// Instructions looked at on each way.
-const INSNS: usize = 8;
+const INSNS: usize = 20;
 /// Bytes of code looked at in one piece.
 pub const WINDOW: usize = 48;
 
