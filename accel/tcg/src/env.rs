@@ -322,7 +322,8 @@ pub const REGION_SHIFT: u32 = 16;
 const XSAVE_PAD: usize = 48;
 const _: () = assert!((REGION_SHIFT as usize + offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.
-const _: () = assert!((REGION_SHIFT as usize + offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);
+const _: () =
+    assert!((REGION_SHIFT as usize + offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);
 
 /// What lies at the host's RSP while generated code runs: [`REGION_SHIFT`] bytes behind a 64-byte boundary.
 #[repr(C, align(16))]
@@ -343,8 +344,7 @@ const BLOCK_AT: usize = GUARD_BYTES + STACK_BYTES + REGION_SHIFT as usize;
 const _: () = assert!(BLOCK_AT % 64 == REGION_SHIFT as usize);
 
 /// Where the table of regions is from the host's RSP in generated code: at a page's start.
-pub const REGION_TABLE: i32 =
-    ((BLOCK_AT + size_of::<EnvBlock>()).next_multiple_of(4096) - BLOCK_AT) as i32;
+pub const REGION_TABLE: i32 = ((BLOCK_AT + size_of::<EnvBlock>()).next_multiple_of(4096) - BLOCK_AT) as i32;
 /// Bytes of it: a page for each region of [`crate::windows`], by an address in it shifted right by [`REGION_SHIFT`]. Only half can
 /// be asked for by addresses that user space can have; where others lead to does not matter, as nothing is there that could
 /// be reached after it.

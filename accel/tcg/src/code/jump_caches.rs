@@ -11,17 +11,16 @@ use crate::code::thunks::{exit, scratch_offset};
 use crate::env_offset;
 use crate::mmu::sets::PIECES;
 use crate::mmu::soft_tlb::{
-    FAR_ENTRIES, JUMP_ENTRIES, JumpEntry, far_jumps_offset, jumps_offset, jumps_used_offset,
+    FAR_ENTRIES, JUMP_ENTRIES, JUMP_FACTOR, JumpEntry, far_jumps_offset, jumps_offset, jumps_used_offset,
 };
 
 /// T1 = 16 times the index of the address in T0 in a jump cache.
 pub fn jump_index_to_t1(e: &mut Emitter) {
+    const SHIFT: u32 = u32::BITS - JUMP_ENTRIES.ilog2() - 4;
     dynasm!(e ; .arch x64
-        ; mov r11, r10
-        ; shr r11, 11
-        ; xor r11d, r10d
-        ; and r11d, JUMP_ENTRIES as i32 - 1
-        ; shl r11d, 4);
+        ; imul r11d, r10d, JUMP_FACTOR as i32
+        ; shr r11d, SHIFT as i8
+        ; and r11d, (JUMP_ENTRIES as i32 - 1) << 4);
 }
 
 /// Looks for the address in T0 in the jump cache of `class`. The jump that is returned is taken if it is not there; where the

@@ -254,9 +254,13 @@ pub const fn code_page_index(linear: u64) -> usize {
     (linear >> 12) as usize & (CODE_PAGES - 1)
 }
 
+/// What the low half of an address is multiplied by: the high bits of the product depend on all of it (Knuth, *The Art of Computer
+/// Programming*, vol. 3, 6.4, multiplicative hashing).
+pub const JUMP_FACTOR: u32 = 0x9e37_79b1;
+
 /// Index of a block at `pc` in a jump cache.
 pub fn jump_index(pc: u64) -> usize {
-    (pc ^ pc >> 11) as usize & (JUMP_ENTRIES - 1)
+    ((pc as u32).wrapping_mul(JUMP_FACTOR) >> (u32::BITS - JUMP_ENTRIES.ilog2())) as usize
 }
 
 /// Index of a block at `pc` in a larger jump cache.
