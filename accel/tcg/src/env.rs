@@ -320,7 +320,8 @@ pub const REGION_SHIFT: u32 = 16;
 
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
 const XSAVE_PAD: usize = 48;
-const _: () = assert!((REGION_SHIFT as usize + offset_of!(EnvBlock, env) + offset_of!(Env, xsave)) % 64 == 0);
+const _: () =
+    assert!((REGION_SHIFT as usize + offset_of!(EnvBlock, env) + offset_of!(Env, xsave)).is_multiple_of(64));
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.
 const _: () =
     assert!((REGION_SHIFT as usize + offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);
