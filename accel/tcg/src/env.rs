@@ -324,7 +324,7 @@ const _: () =
     assert!((REGION_SHIFT as usize + offset_of!(EnvBlock, env) + offset_of!(Env, xsave)).is_multiple_of(64));
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.
 const _: () =
-    assert!((REGION_SHIFT as usize + offset_of!(EnvBlock, env) + offset_of!(Env, bounce)) % 64 == 0);
+    assert!((REGION_SHIFT as usize + offset_of!(EnvBlock, env) + offset_of!(Env, bounce)).is_multiple_of(64));
 
 /// What lies at the host's RSP while generated code runs: [`REGION_SHIFT`] bytes behind a 64-byte boundary.
 #[repr(C, align(16))]
