@@ -6,9 +6,14 @@
 //!   format = "raw"
 //! ```
 
+use std::io::Read;
+
 use super::error::OptionError;
 use super::line::Item;
 use super::{json, table};
+
+/// No list of options is longer.
+const MOST_BYTES: u64 = 1 << 20;
 
 /// Groups: name, the option that says the same, and the property that its readers want first.
 const GROUPS: &[(&str, &str, &str)] = &[
@@ -49,7 +54,8 @@ struct Group {
 /// The options of a file, up to the first mistake. `option`: `-readconfig` as written.
 pub fn items(option: &str, file: &str) -> Vec<Result<Item, OptionError>> {
     let error = |why: String| OptionError::ConfigFile { option: option.into(), file: file.into(), why };
-    let text = match std::fs::read(file) {
+    let text = match read(file) {
+        Ok(bytes) if bytes.len() as u64 > MOST_BYTES => Err("too long for a file of options".to_owned()),
         Ok(bytes) => String::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned()),
         Err(source) => Err(crate::accelerator::chain(&source)),
     };
@@ -78,6 +84,13 @@ pub fn items(option: &str, file: &str) -> Vec<Result<Item, OptionError>> {
         items.push(value.map(|value| Item { option, kind, value: Some(value) }));
     }
     items
+}
+
+/// The beginning of the file: a device may have no end.
+fn read(file: &str) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(file)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn groups(text: &str) -> Result<Vec<Group>, String> {
@@ -145,6 +158,13 @@ mod tests {
             let why = groups(text).unwrap_err();
             assert!(why.contains(part), "{text}: {why}");
         }
+    }
+
+    #[test]
+    fn a_file_without_end_is_refused() {
+        let mut items = items("-readconfig /dev/zero", "/dev/zero");
+        let error = items.remove(0).err().expect("no options").to_string();
+        assert!(items.is_empty() && error.contains("too long for a file of options"), "{error}");
     }
 
     #[test]
