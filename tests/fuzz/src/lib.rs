@@ -1,0 +1,15 @@
+//! What the fuzz targets share: how an input is read, a bound on memory, a machine's memory and wires, a virtio driver.
+//!
+//! A target is a file of `targets/`; `run.sh` builds and runs them. Each takes an input apart into steps of a guest (or of a
+//! user), so that most inputs get deep into a device, and as many steps are ones that no good driver takes. A panic (debug
+//! assertions and overflow checks are on), ten seconds without an end, or much memory is a finding. At the end the device
+//! has to work for a good driver again.
+
+pub mod bounded;
+pub mod driver;
+pub mod input;
+pub mod machine;
+pub mod net;
+pub mod p9;
+pub mod transport;
+pub mod virtio;

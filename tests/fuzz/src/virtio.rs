@@ -1,0 +1,85 @@
+//! One input's driver and device, from power-on to the proof that a good driver still finds it well.
+
+use std::sync::Arc;
+
+use devices::virtio::VirtioDevice;
+use devices::virtio::mmio::spec::status;
+use devices::virtio::worker::Pace;
+
+use crate::driver::{Driver, Request};
+use crate::input::Input;
+use crate::machine::Machine;
+use crate::transport::Transport;
+
+/// A kind of device, with what is behind it.
+pub trait Subject: Sized {
+    /// One, as `kind` says.
+    fn new(kind: u8, pace: &Pace) -> Self;
+    /// The device.
+    fn device(&self) -> Arc<dyn VirtioDevice>;
+    /// A request that makes sense, or nearly.
+    fn request(&mut self, input: &mut Input) -> Request;
+    /// Something happens on the host's side.
+    fn host(&mut self, _input: &mut Input) {}
+    /// A request that has to be answered at once.
+    fn proof(&self) -> Request;
+}
+
+/// Runs an input. Its first bytes are the transport, the kind of device, and the features that the driver takes.
+pub fn run<S: Subject>(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let (how, kind) = (input.u8(), input.u8());
+    let machine = Machine::default();
+    let mut subject = S::new(kind, &machine.pace());
+    let transport = Transport::new(&machine, subject.device(), how);
+    let mut driver = Driver::new(machine, transport);
+    if how & 0x80 == 0 {
+        let mask = u32::from_le_bytes([input.u8(); 4]);
+        driver.set_up(mask | if how & 0x40 == 0 { !0 << 31 } else { 0 });
+    }
+    while !input.is_empty() {
+        match input.u8() % 8 {
+            0..4 => {
+                let request = subject.request(&mut input);
+                driver.ask(&request);
+                driver.transport.notify(&driver.machine, request.queue);
+            }
+            4 => subject.host(&mut input),
+            5 => driver.run(),
+            _ => driver.step(&mut input),
+        }
+    }
+    driver.run();
+    assert_works(&mut driver, &subject);
+}
+
+fn assert_works<S: Subject>(driver: &mut Driver, subject: &S) {
+    driver.transport.device().resume();
+    driver.transport.device().reset();
+    driver.set_up(0);
+    driver.run();
+    let proof = subject.proof();
+    let before = driver.used(proof.queue);
+    driver.ask(&proof);
+    driver.kick(proof.queue);
+    let seen = driver.transport.status(&driver.machine);
+    let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+    assert_eq!(seen, ready, "a good driver's device needs a reset, or was never ready");
+    assert_eq!(driver.used(proof.queue), before + 1, "a good driver's request is not answered");
+    driver.transport.device().pause();
+}
+
+/// Where a request's bytes are cut into buffers, and whether its descriptors have a table of their own.
+pub fn shape(input: &mut Input) -> (Vec<u8>, bool) {
+    let what = input.u8();
+    let cuts = (0..what & 3).map(|_| input.u8() & 0x3f).collect();
+    (cuts, what & 0x10 != 0)
+}
+
+/// Bytes of buffers for the device to write, a few.
+pub fn rooms(input: &mut Input) -> Vec<u32> {
+    let what = input.u8();
+    (0..what & 3)
+        .map(|_| input.pick(&[0, 1, 16, 100, 512, 4096, 5000, 40000]) + (u32::from(what) >> 6))
+        .collect()
+}
