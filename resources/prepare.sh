@@ -7,6 +7,7 @@ set -euo pipefail
 needs=(cc:gcc dpkg-deb:dpkg cpio:cpio gzip:gzip xz:xz-utils zstd:zstd flock:util-linux tar:tar)
 if [ "${1:-}" = --tests ]; then
     needs+=(qemu-system-x86_64:qemu-system-x86 as:binutils script:bsdutils qemu-img:qemu-utils mke2fs:e2fsprogs c++:g++)
+    needs+=(debootstrap:debootstrap ssh:openssh-client)
     # Where mke2fs is, whether or not a user has it in the PATH.
     PATH=$PATH:/usr/sbin:/sbin
 fi

@@ -5,6 +5,8 @@
 
 #[path = "harness/guests.rs"]
 pub mod guests;
+#[path = "harness/http.rs"]
+pub mod http;
 #[path = "harness/linux.rs"]
 pub mod linux;
 #[path = "harness/log.rs"]
