@@ -165,12 +165,23 @@ impl Session {
                 None => std::thread::sleep(Duration::from_millis(10)),
             }
         };
+        Some(self.outcome(status))
+    }
+
+    /// Kills it, at once and without a word (SIGKILL), and returns what it had said until then.
+    pub fn kill(mut self) -> Outcome {
+        self.child.kill().expect("the child is ours");
+        let status = self.child.wait().expect("the child is ours");
+        self.outcome(status)
+    }
+
+    fn outcome(&mut self, status: ExitStatus) -> Outcome {
         let elapsed = self.started.elapsed();
         for reader in self.readers.drain(..) {
             reader.join().expect("a reader does not panic");
         }
         let serial = self.serial.text().replace('\r', "");
-        Some(Outcome { status, serial, stderr: self.stderr.text(), elapsed })
+        Outcome { status, serial, stderr: self.stderr.text(), elapsed }
     }
 
     #[track_caller]
@@ -237,6 +248,15 @@ mod tests {
     #[should_panic(expected = "the machine ended before its console said \"never\"")]
     fn early_end_is_a_failure() {
         sh("echo something", 20_000).wait_for("never");
+    }
+
+    #[test]
+    fn what_was_said_before_a_kill_is_kept() {
+        let mut session = sh("echo something; exec sleep 1000", 500_000);
+        session.wait_for("thing");
+        let outcome = session.kill();
+        assert_eq!(outcome.status.code(), None);
+        assert_eq!(outcome.serial, "something\n");
     }
 
     #[test]
