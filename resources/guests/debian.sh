@@ -70,7 +70,8 @@ chmod 755 "$root"
 # apt fetches over one connection what debootstrap fetches over one each.
 packages=$GUESTS/debian.packages
 fetch_with_dependencies "$packages" -t "$RELEASE" '?essential' '?priority(required)' apt ${WANTED//,/ } ${KERNELS//,/ }
-debootstrap --variant=minbase --cache-dir="$packages" --include="$WANTED,$KERNELS" "$RELEASE" "$root" "$archive" >"$GUESTS/debian.log" 2>&1 || {
+debootstrap --variant=minbase --cache-dir="$packages" --include="$WANTED,$KERNELS" \
+    "$RELEASE" "$root" "$archive" >"$GUESTS/debian.log" 2>&1 || {
     tail -n 20 "$GUESTS/debian.log" >&2
     die "debootstrap failed, see $GUESTS/debian.log"
 }
