@@ -7,6 +7,8 @@
 pub mod guests;
 #[path = "harness/http.rs"]
 pub mod http;
+#[path = "harness/in_process.rs"]
+pub mod in_process;
 #[path = "harness/linux.rs"]
 pub mod linux;
 #[path = "harness/log.rs"]

@@ -3,20 +3,17 @@
 
 mod harness;
 
-use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use accel::{CpuArchState, CpuHandle, CpuState};
-use bivisor::machine::{Blueprint, Board, Machine};
-use bivisor::options::{self, Command};
-use bivisor::run_state::{Occurrence, RunState};
-use devices::backend::{BufferBackend, CharBackend};
+use bivisor::run_state::Occurrence;
 use devices::system::SystemRequest;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use harness::guests::{fetch, path};
+use harness::in_process::Guest;
 use harness::log::complaints;
 
 /// A starved host makes it slow, never wrong.
@@ -55,131 +52,45 @@ impl Stopwatch {
     }
 }
 
-/// A running machine and what was seen of it.
-struct Guest {
-    machine: Machine,
-    run_state: Arc<RunState>,
-    console: Arc<BufferBackend>,
-    started: Instant,
+/// What was seen of a machine.
+#[derive(Default)]
+struct Pauses {
     still: Mutex<Stopwatch>,
-    pauses: AtomicU64,
+    count: AtomicU64,
 }
 
-impl Guest {
-    /// The machine that this command line means, set going.
-    fn start(words: &[&str]) -> Self {
-        let Ok(Command::Run(options)) = options::parse(words.iter().map(Into::into)) else {
-            panic!("the command line is wrong");
-        };
-        let boot = bivisor::boot::BootSource::open(
-            &options.kernel,
-            options.initrd.as_deref(),
-            &options.append,
-            options.memory_bytes,
-        );
-        let blueprint = Blueprint {
-            machine: options.machine,
-            memory_bytes: options.memory_bytes,
-            memory_backend: None,
-            topology: options.smp,
-            cpu: options.cpu.clone(),
-            boot: boot.expect("the kernel can be booted"),
-            rtc: options.rtc,
-            virtio: Vec::new(),
-            firmware: bivisor::firmware::Firmware::default(),
-            devices: options.devices.clone(),
-        };
-        let run_state = RunState::new().expect("an eventfd");
-        let accelerator =
-            bivisor::accelerator::choose(&options.accel, options.icount, |line| panic!("{line}"));
-        let console = BufferBackend::new(4 << 20);
-        let board =
-            Board::new(blueprint, accelerator.expect("an engine"), Arc::clone(&run_state)).expect("a board");
-        let serial = vec![Some(Arc::clone(&console) as Arc<dyn CharBackend>)];
-        let machine = board.equip(serial).expect("a machine");
-        let started = Instant::now();
-        machine.start().expect("the machine starts");
-        let (still, pauses) = (Mutex::default(), AtomicU64::new(0));
-        Self { machine, run_state, console, started, still, pauses }
-    }
+/// All that the CPUs are, time-stamp counters included.
+fn look(guest: &Guest) -> Vec<CpuArchState> {
+    let state = |cpu: &CpuHandle| {
+        cpu.run_on(|cpu| cpu.backend.state()).expect("the CPU is there").expect("its state")
+    };
+    guest.cpus().iter().map(state).collect()
+}
 
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.console.contents()).replace('\r', "")
-    }
-
-    fn cpus(&self) -> Vec<CpuHandle> {
-        self.machine.lifecycle().cpus().cpus()
-    }
-
-    /// Drives time until `done`, which is asked at least every so often. Panics with all that is known when time is up, or
-    /// when a CPU fails.
-    fn run_until(&self, what: &str, mut done: impl FnMut(&Self, Option<Occurrence>) -> bool) {
-        let epoll = Epoll::new().expect("an epoll");
-        let clock = self.machine.clock();
-        for fd in [Some(self.run_state.wakeup_fd()), clock.wakeup_fd()].into_iter().flatten() {
-            epoll
-                .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))
-                .expect("epoll takes the descriptor");
-        }
-        let mut events = [EpollEvent::default(); 2];
-        loop {
-            match epoll.wait(100, &mut events) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => panic!("epoll: {error}"),
-                _ => clock.run_expired(),
-            }
-            let occurrence = self.run_state.take();
-            if let Some(Occurrence::Cpu(..)) = occurrence {
-                self.fail(&format!("{occurrence:?}"));
-            }
-            if done(self, occurrence) {
-                return;
-            }
-            if self.started.elapsed() > LIMIT {
-                self.fail(&format!("waited in vain for {what}"));
-            }
-        }
-    }
-
-    fn fail(&self, why: &str) -> ! {
-        let cpus: Vec<_> = self.cpus().iter().map(CpuHandle::diagnosis).collect();
-        let text = self.text();
-        let lines: Vec<_> = text.lines().collect();
-        let last = lines[lines.len().saturating_sub(40)..].join("\n");
-        let pauses = self.pauses.load(Ordering::Relaxed);
-        panic!("{why}, after {pauses} pauses\n{}\n{last}", cpus.join("\n"));
-    }
-
-    /// All that the CPUs are, time-stamp counters included.
-    fn look(&self) -> Vec<CpuArchState> {
-        let state = |cpu: &CpuHandle| {
-            cpu.run_on(|cpu| cpu.backend.state()).expect("the CPU is there").expect("its state")
-        };
-        self.cpus().iter().map(state).collect()
-    }
-
+impl Pauses {
     /// Pauses and resumes. `seed` makes the run's lengths.
-    fn pause_and_resume(&self, pauses: u64, mut seed: u64) {
-        let (lifecycle, clock) = (self.machine.lifecycle(), self.machine.clock());
+    fn pause_and_resume(&self, guest: &Guest, pauses: u64, mut seed: u64) {
+        let (lifecycle, clock) = (guest.machine.lifecycle(), guest.machine.clock());
         for round in 0..pauses {
             lifecycle.pause().expect("not a CPU's thread");
             self.still.lock().expect(LOCK).enter();
             let time = clock.now_ns();
-            let before = round.is_multiple_of(16).then(|| self.look());
+            let before = round.is_multiple_of(16).then(|| look(guest));
             if round.is_multiple_of(100) {
                 std::thread::sleep(Duration::from_millis(30));
             } else {
                 std::thread::yield_now();
             }
-            for cpu in self.cpus() {
+            for cpu in guest.cpus() {
                 assert_eq!(cpu.state(), CpuState::Stopped, "{cpu:?} in a pause");
             }
             if let Some(before) = before {
-                assert!(self.look() == before, "a paused CPU has changed");
+                assert!(look(guest) == before, "a paused CPU has changed");
             }
             assert_eq!(clock.now_ns(), time, "time passes in a pause");
             self.still.lock().expect(LOCK).leave();
             lifecycle.resume().expect("not a CPU's thread");
-            self.pauses.fetch_add(1, Ordering::Relaxed);
+            self.count.fetch_add(1, Ordering::Relaxed);
             // xorshift
             seed ^= seed << 13;
             seed ^= seed >> 7;
@@ -207,31 +118,31 @@ fn a_compiling_guest_is_paused_and_resumed_on_four_cpus() {
         "-accel", "tcg", "-M", "microvm", "-m", "1024", "-smp", "4", "-kernel", &kernel, "-initrd", &initrd,
         "-append", &append, "-nographic",
     ];
-    let guest = Arc::new(Guest::start(&words));
+    let guest = Guest::start(&words, LIMIT);
     guest.run_until("the compiler", |guest, _| guest.text().contains("BIVISOR-SMP-BEGIN compile"));
 
-    let pausers = [0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03].map(|seed| {
-        let guest = Arc::clone(&guest);
-        std::thread::spawn(move || guest.pause_and_resume(pauses.div_ceil(2), seed))
+    let seen = Pauses::default();
+    std::thread::scope(|scope| {
+        let pausers = [0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03].map(|seed| {
+            let (seen, guest) = (&seen, &guest);
+            scope.spawn(move || seen.pause_and_resume(guest, pauses.div_ceil(2), seed))
+        });
+        guest.run_until("the pauses' end", |_, _| pausers.iter().all(ScopedJoinHandle::is_finished));
     });
-    guest.run_until("the pauses' end", |_, _| pausers.iter().all(std::thread::JoinHandle::is_finished));
     let paused = guest.started.elapsed();
     assert!(
         !guest.text().contains("BIVISOR-SMP-DONE"),
         "the guest was done before it had been paused enough"
     );
-    for pauser in pausers {
-        pauser.join().expect("no pause goes wrong");
-    }
 
     guest.run_until("the power-off", |_, occurrence| {
         matches!(occurrence, Some(Occurrence::System(SystemRequest::PowerOff)))
     });
     guest.machine.lifecycle().pause().expect("not a CPU's thread");
     let (guest_time, still) =
-        (Duration::from_nanos(guest.machine.clock().now_ns()), guest.still.lock().expect(LOCK).total);
+        (Duration::from_nanos(guest.machine.clock().now_ns()), seen.still.lock().expect(LOCK).total);
     let elapsed = guest.started.elapsed();
-    let pauses = guest.pauses.load(Ordering::Relaxed);
+    let pauses = seen.count.load(Ordering::Relaxed);
     println!(
         "{pauses} pauses: guest {guest_time:.2?}, paused at least {still:.2?}, in all {elapsed:.2?} ({paused:.2?})"
     );

@@ -13,6 +13,7 @@
 mod control;
 mod guest;
 mod hotplug;
+mod machine_check;
 mod rig;
 mod scripted;
 mod several;
@@ -102,6 +103,8 @@ cases! {
     guest::nmi_reaches_the_guest(Guest, 1),
     guest::a_reset_ap_waits(Guest, 2),
     guest::an_injected_nmi_is_taken(Guest, 2),
+    machine_check::a_machine_check_is_taken(Guest, 2),
+    machine_check::a_machine_check_that_cannot_be_taken_ends_the_cpu(Guest, 1),
     guest::interrupt_wakes_from_hlt(Interrupts, 1),
     guest::start_up_ipi_starts_an_ap(Interrupts, 2),
 }
@@ -210,6 +213,8 @@ macro_rules! conformance_tests {
             nmi_reaches_the_guest
             a_reset_ap_waits
             an_injected_nmi_is_taken
+            a_machine_check_is_taken
+            a_machine_check_that_cannot_be_taken_ends_the_cpu
             interrupt_wakes_from_hlt
             start_up_ipi_starts_an_ap
         );

@@ -203,7 +203,8 @@ pub trait VcpuBackend {
     fn state(&mut self) -> Result<CpuArchState, VcpuError>;
     /// Replaces the architectural state.
     fn set_state(&mut self, state: &CpuArchState) -> Result<(), VcpuError>;
-    /// A machine check happens to the CPU. Refused by an engine whose CPUs have no banks for it (IA32_MCG_CAP).
+    /// A machine check happens to the CPU, before its next instruction if it is #MC. Refused by an engine whose CPUs have no
+    /// banks for it (IA32_MCG_CAP).
     fn machine_check(&mut self, check: &MachineCheck) -> Result<(), VcpuError> {
         let _ = check;
         Err(VcpuError::Unsupported("a machine check, for which its CPUs have no banks,"))
@@ -238,6 +239,12 @@ pub struct MachineCheck {
     pub address: u64,
     /// IA32_MCi_MISC.
     pub misc: u64,
+}
+
+impl MachineCheck {
+    /// An uncorrected error was at another CPU: VAL, UC; MCIP, RIPV.
+    pub(crate) const ELSEWHERE: Self =
+        Self { bank: 1, status: 1 << 63 | 1 << 61, mcg_status: 1 << 2 | 1, address: 0, misc: 0 };
 }
 
 /// What a debugger outside the guest wants of a CPU.

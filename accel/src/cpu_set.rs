@@ -9,8 +9,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 
-use crate::contract::{Accelerator, CpuIo, CpuTime, Threading, VcpuError, VcpuSeed};
-use crate::cpu_handle::CpuHandle;
+use crate::contract::{Accelerator, CpuIo, CpuTime, MachineCheck, Threading, VcpuError, VcpuSeed};
+use crate::cpu_handle::{CpuHandle, InjectError};
 use crate::cpu_thread::{Arrival, CpuThread, Hosted, Shared};
 use crate::exclusive::{Exclusive, ExclusiveSection};
 use crate::mailbox::Mailbox;
@@ -319,6 +319,21 @@ impl CpuSet {
             }
         }
         Ok(())
+    }
+
+    /// A machine check happens to the CPU `index` and, at the same time, to all others, as between Intel's CPUs (QEMU's `mce -b`):
+    /// those find in their bank 1 that an error was elsewhere. One that waits for its start-up IPI cannot take it, and shuts
+    /// down. Not for a CPU's thread.
+    pub fn broadcast_machine_check(&self, index: usize, check: MachineCheck) -> Result<(), InjectError> {
+        let cpu = self.cpu(index).ok_or(RunOnError::Gone)?;
+        // None goes on before all have it: they wait for each other in their handlers, and not for long.
+        self.pause_all().map_err(|OnCpuThread| RunOnError::OnCpuThread)?;
+        let done = cpu.inject_machine_check(check).and_then(|()| {
+            let mut others = self.cpus().into_iter().filter(|other| !other.same_cpu(&cpu));
+            others.try_for_each(|other| other.inject_machine_check(MachineCheck::ELSEWHERE))
+        });
+        self.resume_all();
+        done
     }
 
     /// Has CPUs execute `100 - percent` percent of the host's time at most (QEMU's `cpu_throttle`); 0 lets them run. At any

@@ -96,6 +96,7 @@ impl Vcpu {
         };
         fd.show(cpuid::entries(shared.supported_cpuid()?, &config.model, config.place(), platform)?)?;
         msr::enable_fast_strings(&fd)?;
+        machine_check::set_up(&fd);
         let (power_on, is_new) = fd.power_on(|fd| {
             let lapic = match shared.chips {
                 Some(_) => Some(Box::new(fd.get_lapic().map_err(host("KVM_GET_LAPIC failed"))?)),

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::ThreadId;
 
 use accel::contract::{
-    Accelerator, CpuIo, CpuTime, DebugControl, Irqchip, Kick, MemoryError, MemoryListener, Threading,
-    VcpuBackend, VcpuConfig, VcpuError, VcpuExit, VcpuSeed,
+    Accelerator, CpuIo, CpuTime, DebugControl, Irqchip, Kick, MachineCheck, MemoryError, MemoryListener,
+    Threading, VcpuBackend, VcpuConfig, VcpuError, VcpuExit, VcpuSeed,
 };
 use accel::{CpuArchState, CpuHandle};
 use devices::clock::icount::Pace;
@@ -361,6 +361,10 @@ impl VcpuBackend for Backend {
         crate::arch::arch_to_cpu(&mut self.vcpu.cpu, state);
         self.state_replaced();
         Ok(())
+    }
+
+    fn machine_check(&mut self, check: &MachineCheck) -> Result<(), VcpuError> {
+        self.vcpu.cpu.machine_check(check)
     }
 
     fn set_debug(&mut self, debug: &DebugControl) -> Result<(), VcpuError> {

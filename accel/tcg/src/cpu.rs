@@ -15,6 +15,7 @@ use crate::env::EnvRef;
 use crate::exception::{Exception, Exec};
 use crate::exec::counters::Counters;
 use crate::icount::Counting;
+use crate::machine_check::Banks;
 use crate::mmu::Mmu;
 use crate::operand::is_canonical;
 use crate::peers::Peer;
@@ -43,6 +44,8 @@ pub struct Cpu {
     pub index: usize,
     /// DR6 bits of traps that the running instruction has met; delivered when it is finished.
     pub pending_debug: u64,
+    /// Hardware errors.
+    pub machine_checks: Box<Banks>,
     /// Blocks were invalidated by a store since this was last cleared.
     pub code_changed: bool,
     /// What happened since the start, for the user.
@@ -83,6 +86,7 @@ impl Cpu {
             cpuid,
             index,
             pending_debug: 0,
+            machine_checks: Box::default(),
             code_changed: false,
             counters: Counters::default(),
             icount: None,

@@ -15,6 +15,7 @@ pub mod exception;
 pub mod exec;
 pub mod icount;
 pub mod interrupt;
+pub mod machine_check;
 pub mod mmu;
 pub mod msr;
 pub mod operand;

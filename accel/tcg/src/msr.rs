@@ -3,6 +3,7 @@
 use crate::cpu::Cpu;
 use crate::env::Msrs;
 use crate::exception::{Exception, Exec};
+use crate::machine_check::{self, Banks};
 use crate::mmu::walk::PHYS_BITS;
 use crate::mmu::walk::cr::CR0_PG;
 use crate::operand::is_canonical;
@@ -49,7 +50,8 @@ pub fn read(cpu: &mut Cpu, index: u32) -> Exec<u64> {
         IA32_EFER => cpu.env.efer,
         IA32_ARCH_CAPABILITIES if cpu.cpuid.arch_capabilities() => arch_capabilities::SHOWN,
         IA32_PLATFORM_ID | MSR_SMI_COUNT | MSR_MISC_FEATURES_ENABLES | IA32_DEBUGCTL => 0,
-        IA32_P5_MC_ADDR | IA32_P5_MC_TYPE | IA32_MCG_CAP | IA32_MCG_STATUS => 0,
+        IA32_P5_MC_ADDR | IA32_P5_MC_TYPE => 0,
+        IA32_MCG_CAP..=IA32_MCG_CTL | IA32_MC0_CTL..=machine_check::LAST => cpu.machine_checks.read(index)?,
         IA32_PERF_STATUS | IA32_PERF_CTL => 0,
         IA32_FEATURE_CONTROL => FEATURE_CONTROL_LOCKED,
         IA32_BIOS_SIGN_ID => MICROCODE_REVISION,
@@ -97,7 +99,10 @@ pub fn write(cpu: &mut Cpu, index: u32, value: u64) -> Exec<()> {
         }
         IA32_MTRR_PHYSBASE0..=0x20f if !is_variable_range(index, value) => return Err(GP),
         IA32_BIOS_SIGN_ID | IA32_PERF_CTL => {}
-        IA32_P5_MC_ADDR | IA32_P5_MC_TYPE | IA32_MCG_STATUS | MSR_MISC_FEATURES_ENABLES if value == 0 => {}
+        IA32_P5_MC_ADDR | IA32_P5_MC_TYPE | MSR_MISC_FEATURES_ENABLES if value == 0 => {}
+        IA32_MCG_CAP..=IA32_MCG_CTL | IA32_MC0_CTL..=machine_check::LAST => {
+            cpu.machine_checks.write(index, value)?;
+        }
         IA32_DEBUGCTL if value & !DEBUGCTL_IGNORED == 0 => {}
         _ => *slot(&mut cpu.env.msr, index).ok_or_else(|| unknown("WRMSR", index))? = value,
     }
@@ -172,17 +177,19 @@ fn slot(msr: &mut Msrs, index: u32) -> Option<&mut u64> {
     })
 }
 
-/// The MSRs of [`accel::CpuArchState::msrs`], ascending: [`slot`]'s and the time-stamp counter. FS and GS bases are
+/// The MSRs of [`accel::CpuArchState::msrs`], ascending: [`slot`]'s, the machine-check banks and the time-stamp counter. FS and GS bases are
 /// part of the segments, the APIC's MSRs of the APIC.
 fn saved_indices() -> impl Iterator<Item = u32> {
     [IA32_TIME_STAMP_COUNTER, IA32_TSC_ADJUST, IA32_SPEC_CTRL]
         .into_iter()
         .chain(IA32_SYSENTER_CS..=IA32_SYSENTER_EIP)
+        .chain(Banks::indices().filter(|&index| index < IA32_MISC_ENABLE))
         .chain([IA32_MISC_ENABLE])
         .chain(IA32_MTRR_PHYSBASE0..=0x20f)
         .chain([IA32_MTRR_FIX64K_00000, IA32_MTRR_FIX16K_80000, IA32_MTRR_FIX16K_A0000])
         .chain(IA32_MTRR_FIX4K_C0000..=0x26f)
         .chain([IA32_PAT, IA32_MTRR_DEF_TYPE])
+        .chain(Banks::indices().filter(|&index| index > IA32_MTRR_DEF_TYPE))
         .chain(IA32_STAR..=IA32_FMASK)
         .chain(IA32_KERNEL_GS_BASE..=IA32_TSC_AUX)
 }
@@ -193,6 +200,9 @@ pub fn save(cpu: &mut Cpu) -> Vec<(u32, u64)> {
         .map(|index| {
             let value = match index {
                 IA32_TIME_STAMP_COUNTER => cpu.read_tsc(),
+                IA32_MCG_STATUS | IA32_MCG_CTL | IA32_MC0_CTL..=machine_check::LAST => {
+                    cpu.machine_checks.read(index).expect("these can be read")
+                }
                 _ => *slot(&mut cpu.env.msr, index).expect("what is saved is storage"),
             };
             (index, value)
@@ -205,7 +215,9 @@ pub fn restore(cpu: &mut Cpu, index: u32, value: u64) {
     if index == IA32_TIME_STAMP_COUNTER {
         cpu.tsc.write(value);
         cpu.env.tsc_offset = cpu.tsc.offset();
-    } else if let Some(slot) = slot(&mut cpu.env.msr, index) {
+    } else if !cpu.machine_checks.restore(index, value)
+        && let Some(slot) = slot(&mut cpu.env.msr, index)
+    {
         *slot = value;
     }
 }
@@ -214,6 +226,7 @@ pub fn restore(cpu: &mut Cpu, index: u32, value: u64) {
 pub fn power_on(cpu: &mut Cpu) {
     cpu.tsc.set_offset(0);
     cpu.env.tsc_offset = 0;
+    *cpu.machine_checks = Banks::default();
     cpu.env.msr = Msrs { pat: PAT_RESET, misc_enable: MISC_ENABLE_FAST_STRING, ..Msrs::default() };
 }
 

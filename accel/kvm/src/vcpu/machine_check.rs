@@ -6,15 +6,31 @@
 use accel::arch_state::RunMode;
 use accel::{MachineCheck, VcpuError};
 use kvm_bindings::kvm_x86_mce;
+use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
 use super::{Vcpu, host};
 
+ioctl_iow_nr!(KVM_X86_SETUP_MCE, kvm_bindings::KVMIO, 0x9c, u64);
 ioctl_iow_nr!(KVM_X86_SET_MCE, kvm_bindings::KVMIO, 0x9e, kvm_x86_mce);
 
+/// Banks of a CPU.
+pub(super) const BANKS: u32 = 10;
+/// IA32_MCG_CAP: IA32_MCG_CTL is there, recovery by software.
+const MCG_CTL_P: u64 = 1 << 8;
+const MCG_SER_P: u64 = 1 << 24;
 /// IA32_MCi_STATUS: uncorrected.
 const STATUS_UC: u64 = 1 << 61;
+
+/// Gives a CPU the banks that it has under translation, too, all enabled.
+pub(super) fn set_up(fd: &VcpuFd) {
+    let capability = u64::from(BANKS) | MCG_CTL_P | MCG_SER_P;
+    // SAFETY: `fd` is a vCPU's, and the kernel only reads the word.
+    if unsafe { ioctl_with_ref(fd, KVM_X86_SETUP_MCE(), &capability) } != 0 {
+        tracing::debug!(target: "cpu", "the kernel gives a CPU other machine-check banks");
+    }
+}
 
 impl Vcpu {
     /// Files the error in its bank and raises #MC if it is an uncorrected one that the guest wants to hear of. An

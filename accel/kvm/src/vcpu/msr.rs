@@ -12,12 +12,16 @@ const IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRINGS: u64 = 1;
 const IA32_EFER: u32 = 0xc000_0080;
 
+/// IA32_MC0_CTL and the registers after it, of the banks that a CPU has.
+const BANKS: std::ops::Range<u32> = 0x400..0x400 + 4 * super::machine_check::BANKS;
+
 /// KVM_GET_MSRS takes no more at once.
 const BATCH: usize = 128;
 
-/// MTRRs and PAT, which the kernel has and does not list: variable ranges, fixed ranges, default type.
+/// MTRRs and PAT (variable ranges, fixed ranges, default type) and the machine-check banks, which the kernel has and does not
+/// list.
 fn unlisted() -> impl Iterator<Item = u32> {
-    (0x200..=0x20f).chain([0x250, 0x258, 0x259]).chain(0x268..=0x26f).chain([0x277, 0x2ff])
+    (0x200..=0x20f).chain([0x250, 0x258, 0x259]).chain(0x268..=0x26f).chain([0x277, 0x2ff]).chain(BANKS)
 }
 
 /// Which of the MSRs that the kernel `listed` are part of a CPU's state, ascending. Left out: those that

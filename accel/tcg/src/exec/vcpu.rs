@@ -23,6 +23,7 @@ use crate::exec::sites::Sites;
 use crate::exec::windows::windows_allowed;
 use crate::exec::{signals, trace};
 use crate::interrupt::{self, Kind};
+use crate::machine_check::Pending;
 use crate::ram::PAGE;
 use crate::stress::Stress;
 use crate::translate::address::stack_bit;
@@ -147,6 +148,9 @@ impl Vcpu {
     /// Whether a halted CPU has something to do.
     pub fn has_work(&self, io: &dyn CpuIo) -> bool {
         let requests = self.cpu.handle.interrupt_request();
+        if self.cpu.machine_checks.pending.is_some() {
+            return true;
+        }
         if self.cpu.env.wait_for_sipi {
             return requests & (request::INIT | request::SIPI) != 0;
         }
@@ -195,6 +199,11 @@ impl Vcpu {
             if quota == Quota::Unlimited && self.cpu.handle.exit_requested() {
                 return VcpuExit::Kicked;
             }
+            if let Some(pending) = self.cpu.machine_checks.pending.take()
+                && let Some(exit) = self.take_machine_check(pending)
+            {
+                return exit;
+            }
             if self.cpu.handle.interrupt_request() != 0
                 && let Some(exit) = self.take_requests()
             {
@@ -231,6 +240,15 @@ impl Vcpu {
     fn linear_pc(&self) -> u64 {
         let env = &self.cpu.env;
         if env.is_64bit() { env.rip } else { env.seg[1].base.wrapping_add(env.rip) & 0xffff_ffff }
+    }
+
+    /// Acts on a hardware error, whatever interrupts it holds off.
+    fn take_machine_check(&mut self, pending: Pending) -> Option<VcpuExit> {
+        match pending {
+            Pending::Shutdown => Some(VcpuExit::Shutdown(Shutdown::TripleFault)),
+            // An abort: RF is saved as it is, and what its delivery raises follows it.
+            Pending::Exception => self.inject(vector::MC, Kind::External),
+        }
     }
 
     /// Acts on what other threads asked of the CPU.
