@@ -75,6 +75,16 @@ fn a_parallel_make_works_on_four_cpus() {
     }
 }
 
+/// Programs come and go, and each has its memory at its own addresses for a while, until another CPU's program gets them.
+#[test]
+fn windows_change_hands_on_four_cpus() {
+    if fetch("windows_change_hands_on_four_cpus", &["cloud", "smp"]) {
+        let outcome = run("tcg,x-stress=windows", &["torture:1000", "compile:-O0"]);
+        says(&outcome, "torture: 8 threads, 1000 rounds, 0 failures");
+        says(&outcome, "lua: 333338333350000");
+    }
+}
+
 #[test]
 fn stress_ng_verifies_on_four_cpus() {
     if fetch("stress_ng_verifies_on_four_cpus", &["cloud", "smp"]) {

@@ -134,9 +134,7 @@ impl Cpu {
 
     /// Before generated code runs on: see [`Mmu::settle`].
     pub fn settle(&mut self) {
-        if self.mmu.windows().is_stale() {
-            self.follow_windows();
-        }
+        self.follow_windows_if_stale();
         self.mmu.settle(&mut self.env, &self.ram);
     }
 

@@ -25,7 +25,7 @@ pub struct Stress {
     pub hashed: bool,
     /// Blocks end at their first jump.
     pub short: bool,
-    /// User programs have windows from their first instruction on.
+    /// User programs have windows from their first instruction on; of several CPUs each takes them at every timer tick.
     pub windows: bool,
 }
 

@@ -74,9 +74,19 @@ struct Window {
 /// Who may have windows: a number that is never 0, the same for as long as it is the same address space of the same CPU.
 pub type Owner = u64;
 
+/// An owner, for the time that it has had windows without giving them up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenure {
+    /// Who.
+    pub owner: Owner,
+    number: u64,
+}
+
 #[derive(Default)]
 struct Space {
     owner: Owner,
+    /// How many times somebody became that.
+    tenures: u64,
     /// When it became that, or windows ran out last.
     since: Option<Instant>,
     /// When its program was last seen running.
@@ -176,16 +186,17 @@ pub fn still_used() {
 }
 
 /// The owner, if its program was not seen running for `time`.
-pub fn unused_owner(time: Duration) -> Option<Owner> {
+pub fn unused(time: Duration) -> Option<Tenure> {
     let space = space();
     let unused = space.used.is_none_or(|used| used.elapsed() >= time);
-    (space.owner != 0 && unused).then_some(space.owner)
+    (space.owner != 0 && unused).then_some(Tenure { owner: space.owner, number: space.tenures })
 }
 
-/// Makes `new` the owner, if `old` is or there is none. Nobody reaches windows as `old` any more.
-pub fn seize(old: Owner, new: Owner) -> bool {
+/// Makes `new` the owner, if `old` is or there is none. Nobody reaches windows in `old` any more; its owner may have come to
+/// have windows again meanwhile, and keeps them then.
+pub fn seize(old: Tenure, new: Owner) -> bool {
     let mut space = space();
-    let free = space.owner == 0 || space.owner == old;
+    let free = space.owner == 0 || (space.owner, space.tenures) == (old.owner, old.number);
     if free {
         space.close_all();
         space.own(new);
@@ -340,6 +351,7 @@ impl Space {
 
     fn own(&mut self, owner: Owner) {
         let now = Some(Instant::now());
+        self.tenures += 1;
         (self.owner, self.since, self.used) = (owner, now, now);
     }
 
@@ -372,5 +384,30 @@ impl Space {
         self.windows.clear();
         self.shown.clear();
         self.runs = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who asks for windows that are not used, and is slow, does not get those that their owner has had anew since.
+    #[test]
+    fn windows_that_were_taken_again_are_not_seized() {
+        const ONE: Owner = 1;
+        const OTHER: Owner = 2;
+        assert!(take(ONE));
+        let unused_then = unused(Duration::ZERO).expect("ONE has them");
+        give_up(ONE..ONE + 1);
+        assert!(take(ONE));
+        assert!(!seize(unused_then, OTHER));
+        assert!(!take(OTHER));
+        let unused_now = unused(Duration::ZERO).expect("ONE has them");
+        assert!(seize(unused_now, OTHER));
+        assert!(!take(ONE));
+        // What nobody has is for everybody.
+        give_up(OTHER..OTHER + 1);
+        assert!(seize(unused_then, ONE));
+        give_up(ONE..ONE + 1);
     }
 }

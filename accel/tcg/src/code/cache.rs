@@ -283,8 +283,12 @@ impl TbCache {
         }
         let (entry, entry_saved, entry_forward) = (target.entry, target.entry_saved, target.entry_forward);
         let page_number = target.page_number;
-        let incoming = target.incoming;
+        let (incoming, target_mode) = (target.incoming, target.key.mode);
         let source = &self.blocks[from as usize];
+        if (source.key.mode ^ target_mode) & mode::WINDOWED != 0 {
+            // Another CPU, or another address space, may have one without windows, and none for the other.
+            return;
+        }
         let code = source.code;
         let Some(jump) = self.lists.slots(source.parts).get_mut(slot) else { return };
         if jump.linked != NONE || jump.guard.is_some() && page_number == NO_PAGE {

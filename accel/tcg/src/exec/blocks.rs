@@ -125,6 +125,8 @@ impl Vcpu {
         };
         self.cpu.env.branch_from = 0;
         self.flush_if_asked();
+        // Not once it is known what the block is to be like: this may close them.
+        self.cpu.follow_windows_if_stale();
         let cpu = &mut self.cpu;
         if cpu.env.dr7 & 0xff != 0 {
             let hit = cpu.instruction_breakpoints(linear);
@@ -137,7 +139,7 @@ impl Vcpu {
         let mut bits = mode_bits(&cpu.env) | variant;
         let may_be_windowed = variant == 0 && mode::class(bits) == Some(mode::USER64);
         if may_be_windowed && self.stress.windows && self.windows_allowed && !cpu.mmu.windows().open {
-            cpu.open_windows();
+            cpu.open_windows(None);
         }
         if may_be_windowed && cpu.mmu.windows().open {
             bits |= mode::WINDOWED;
@@ -165,6 +167,12 @@ impl Vcpu {
                     }
                 },
             };
+            if bits & mode::WINDOWED != 0 && !self.cpu.mmu.windows().open {
+                // Another CPU has got the windows, while this one waited for it.
+                bits &= !mode::WINDOWED;
+                key.mode = bits;
+                continue;
+            }
             let code = self.engine.code();
             // Another CPU may have written to it meanwhile.
             if code.cache.block(id).valid {

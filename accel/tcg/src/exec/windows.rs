@@ -55,11 +55,11 @@ impl Cpu {
         owners(self.env.mapping()).start + self.mmu.context_number() as Owner
     }
 
-    /// The present address space gets all windows, if no other CPU has them.
-    pub(super) fn open_windows(&mut self) -> bool {
+    /// The present address space gets all windows, if no other CPU has them, or has not used them for the time `unused`.
+    pub(super) fn open_windows(&mut self, unused: Option<Duration>) -> bool {
         self.close_windows();
         let Some(root) = walk::root(&self.env, &self.ram) else { return false };
-        if !windows::take(self.owner()) && !self.take_unused_windows() {
+        if !windows::take(self.owner()) && !unused.is_some_and(|time| self.take_unused_windows(time)) {
             return false;
         }
         let windows = self.mmu.windows();
@@ -70,10 +70,10 @@ impl Cpu {
         true
     }
 
-    /// Takes the windows from another CPU of this machine that has not used them for some time.
-    fn take_unused_windows(&mut self) -> bool {
-        let Some(owner) = windows::unused_owner(UNUSED) else { return false };
-        self.close_windows_of(owner) && windows::seize(owner, self.owner())
+    /// Takes the windows from another CPU of this machine that has not used them for `time`.
+    fn take_unused_windows(&mut self, time: Duration) -> bool {
+        let Some(unused) = windows::unused(time) else { return false };
+        self.close_windows_of(unused.owner) && windows::seize(unused, self.owner())
     }
 
     /// No address space of this CPU has windows any more.
@@ -94,7 +94,14 @@ impl Cpu {
     }
 
     /// Has the windows of the present address space be as its tables are, where it was flushed.
-    pub(crate) fn follow_windows(&mut self) {
+    #[inline]
+    pub(crate) fn follow_windows_if_stale(&mut self) {
+        if self.mmu.windows().is_stale() {
+            self.follow_windows();
+        }
+    }
+
+    fn follow_windows(&mut self) {
         let root = walk::root(&self.env, &self.ram);
         if root != Some(self.mmu.windows().root) {
             return self.close_windows();
@@ -196,7 +203,8 @@ impl Vcpu {
         windows.is_of(root);
         windows.ticks += 1;
         if windows.ticks >= TICKS && !windows.denied {
-            self.cpu.open_windows();
+            // Under stress they change hands at every tick.
+            self.cpu.open_windows(Some(if self.stress.windows { Duration::ZERO } else { UNUSED }));
         }
     }
 
