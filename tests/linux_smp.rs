@@ -20,16 +20,16 @@ const MACHINE: Linux = Linux {
     more: &[],
 };
 
-/// Boots to a power-off with `-smp smp` and more on the kernel's command line. None: the test was skipped.
-fn boots(test: &str, smp: &str, append: &str) -> Option<Outcome> {
+/// Boots to a power-off with `-accel accel -smp smp` and more on the kernel's command line. None: the test was skipped.
+fn boots(test: &str, accel: &str, smp: &str, append: &str) -> Option<Outcome> {
     if !fetch(test, &["cloud", "boot-test"]) {
         return None;
     }
     let append = format!("{} {append}", MACHINE.append);
     let outcome =
-        Linux { append: &append, more: &["-no-reboot", "-smp", smp], ..MACHINE }.boot(LIMIT).finish();
+        Linux { accel, append: &append, more: &["-no-reboot", "-smp", smp], ..MACHINE }.boot(LIMIT).finish();
     ended_well(&outcome);
-    println!("-smp {smp}: {:.2} s", outcome.elapsed.as_secs_f64());
+    println!("-accel {accel} -smp {smp}: {:.2} s", outcome.elapsed.as_secs_f64());
     Some(outcome)
 }
 
@@ -40,7 +40,7 @@ fn says(outcome: &Outcome, line: &str) {
 
 #[test]
 fn two_cpus() {
-    if let Some(outcome) = boots("two_cpus", "2", "") {
+    if let Some(outcome) = boots("two_cpus", "tcg", "2", "") {
         says(&outcome, "cpus: 2, online 0-1");
         outcome.check(outcome.serial.contains("smp: Brought up 1 node, 2 CPUs"), "a CPU did not start");
     }
@@ -48,7 +48,15 @@ fn two_cpus() {
 
 #[test]
 fn four_cpus() {
-    if let Some(outcome) = boots("four_cpus", "4", "cpu_toggles=2") {
+    if let Some(outcome) = boots("four_cpus", "tcg", "4", "cpu_toggles=2") {
+        says(&outcome, "cpus: 4, online 0-3");
+        says(&outcome, "BIVISOR-TOGGLED 2");
+    }
+}
+
+#[test]
+fn four_cpus_on_one_thread() {
+    if let Some(outcome) = boots("four_cpus_on_one_thread", "tcg,thread=single", "4", "cpu_toggles=2") {
         says(&outcome, "cpus: 4, online 0-3");
         says(&outcome, "BIVISOR-TOGGLED 2");
     }
@@ -56,7 +64,8 @@ fn four_cpus() {
 
 #[test]
 fn packages_cores_and_threads() {
-    let Some(outcome) = boots("packages_cores_and_threads", "8,sockets=2,cores=2,threads=2", "") else {
+    let Some(outcome) = boots("packages_cores_and_threads", "tcg", "8,sockets=2,cores=2,threads=2", "")
+    else {
         return;
     };
     says(&outcome, "cpu0: package 0 threads 0-1 cores 0-3");
