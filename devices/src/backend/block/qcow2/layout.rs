@@ -4,6 +4,7 @@
 //! part that is missing, or not at all: as zeros. An image to be written to has its refcounts held against what is in use as
 //! well: the allocator trusts them.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -85,7 +86,15 @@ pub fn check(file: &File, writable: bool) -> io::Result<u64> {
         counts.claim(l1, l1_bytes, "the L1 table")?;
         refcounts = Some(counts);
     }
+    // Each table is read once, so that a small file takes no long time. (Two snapshots share tables, one does not.)
+    let mut seen = BTreeSet::new();
     for l2 in entries(file, l1, l1_bytes)?.iter().map(|entry| entry & OFFSET).filter(|&l2| l2 != 0) {
+        if !l2.is_multiple_of(cluster) {
+            return Err(bad("an L2 table does not begin with a cluster"));
+        }
+        if !seen.insert(l2) {
+            return Err(bad("two entries of its L1 table lead to one L2 table"));
+        }
         let end = l2.checked_add(cluster).filter(|&end| end <= size);
         end.ok_or_else(|| bad("it is cut short: an L2 table lies behind its end"))?;
         if let Some(counts) = &mut refcounts {

@@ -175,6 +175,22 @@ fn refcounts_that_do_not_count_what_is_in_use_are_refused_for_writing() {
     }
 }
 
+/// The tables of a small file would be read without end.
+#[test]
+fn an_l2_table_is_there_once() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.as_path().join("image");
+    for (entry, why) in [(0, "lead to one L2 table"), (512, "does not begin with a cluster")] {
+        let mut made = Made::new(10, 4, false, SIZE).with_data(DATA << 10 | COPIED);
+        made.u64(made.at(L1) + 8, (L2 << 10) + entry);
+        std::fs::write(&path, &made.bytes).unwrap();
+        for read_only in [false, true] {
+            let text = refused(&path, read_only);
+            assert!(text.contains(why), "{text}");
+        }
+    }
+}
+
 /// Compressed clusters share the cluster that they are in, as often as its refcount says.
 #[test]
 fn compressed_clusters_share_a_cluster() {
