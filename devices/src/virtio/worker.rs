@@ -109,6 +109,9 @@ impl Shared {
     /// Guest time has come.
     fn timer_expired(&self) {
         let mut state = self.lock();
+        if state.ended {
+            return;
+        }
         if state.paused {
             state.missed = true;
             return;
@@ -228,10 +231,20 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.shared.lock().ended = true;
+        let next = {
+            let mut state = self.shared.lock();
+            state.ended = true;
+            state.next.take()
+        };
+        drop(next);
         self.shared.changed.notify_all();
-        if let Doorbell::Event(_) = &*self.doorbell {
-            self.doorbell.ring();
+        match &*self.doorbell {
+            Doorbell::Event(_) => self.doorbell.ring(),
+            // Work that holds the doorbell holds the timer, and with it itself.
+            Doorbell::Call(_) => {
+                let work = self.shared.work.try_lock().ok().and_then(|mut work| work.take());
+                drop(work);
+            }
         }
     }
 }
@@ -276,6 +289,30 @@ mod tests {
         worker.doorbell().ring();
         // Its end of the channel goes with the work.
         while told.recv_timeout(SOON) != Err(mpsc::RecvTimeoutError::Disconnected) {}
+    }
+
+    /// Work that rings its own doorbell, as that of a device with several queues does.
+    struct Ringer(Arc<Doorbell>, mpsc::Sender<()>);
+    impl QueueWork for Ringer {
+        fn notified(&mut self) {
+            self.0.ring();
+            self.1.send(()).unwrap();
+        }
+    }
+
+    #[test]
+    fn work_ends_with_its_worker() {
+        for advance in [0, LATENCY_NS] {
+            let clock = Arc::new(ManualClock::default());
+            let worker = Worker::new("test", &Pace::Clock(clock.clone())).unwrap();
+            let (teller, told) = mpsc::channel();
+            worker.start(Box::new(Ringer(Arc::clone(worker.doorbell()), teller)));
+            clock.advance(advance);
+            drop(worker);
+            clock.advance(LATENCY_NS);
+            assert_eq!(told.try_iter().count() as u64, advance / LATENCY_NS);
+            assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Disconnected));
+        }
     }
 
     #[test]
