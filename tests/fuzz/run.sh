@@ -17,7 +17,7 @@ coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
 coverage+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table"
 coverage+=" -Cllvm-args=-sanitizer-coverage-trace-compares"
 # Ten seconds for one input are a hang; so are they where a guest waits for its device.
-limits=(-timeout=10 -rss_limit_mb=1024 -max_len=8192)
+limits=(-timeout=10 -rss_limit_mb=1024 -max_len=8192 -len_control=0)
 
 repeat=
 if [ "${1:-}" = repeat ]; then
@@ -32,7 +32,7 @@ for target in "$@"; do
     binaries+=(--bin "$target")
 done
 # With --target the flags do not reach build scripts and macros.
-RUSTFLAGS="--cfg fuzzing $coverage" cargo build --release --locked --quiet --target "$host" --target-dir "$work/build" "${binaries[@]}"
+RUSTFLAGS="--cfg fuzzing $coverage" cargo build --release --quiet --target "$host" --target-dir "$work/build" "${binaries[@]}"
 bin=$work/build/$host/release
 if [ -n "$repeat" ]; then
     exec "$bin/$1" "${limits[@]}" "$repeat"

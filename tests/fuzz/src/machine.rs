@@ -1,5 +1,6 @@
 //! A machine around a device: memory, time, interrupts that end nowhere, and buses with a PCI root.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use devices::bus::Bus;
@@ -20,6 +21,12 @@ pub const RAM_BYTES: u64 = 256 << 10;
 pub const ECAM: u64 = 0xe000_0000;
 /// Bytes of the window: one bus's.
 pub const ECAM_BYTES: u64 = devices::pci::spec::ECAM_BUS_BYTES;
+
+/// A folder for files that are made anew for each input: in memory, if the host has such.
+pub fn in_memory() -> PathBuf {
+    let shared = PathBuf::from("/dev/shm");
+    if shared.is_dir() { shared } else { std::env::temp_dir() }
+}
 
 /// Where interrupts end.
 pub struct Sink;

@@ -9,6 +9,7 @@ use devices::p9::{HEADER_BYTES, Multidevs, SecurityModel, Share, ShareOptions};
 use vmm_sys_util::tempdir::TempDir;
 
 use crate::input::Input;
+use crate::machine::in_memory;
 
 /// Kinds of message, and their fields: a fid (`f`), a name (`n`), an offset of 64 bits (`o`), a count (`c`), flags (`g`), a mode
 /// (`m`), bytes with their count (`d`), names with their count (`w`), a version (`v`), a number of 1, 2, 4 or 8 bytes.
@@ -157,8 +158,8 @@ impl Folder {
     pub fn new(kind: u8) -> Self {
         let security = if kind & 1 == 0 { SecurityModel::MAPPED } else { SecurityModel::None };
         let options = ShareOptions { security, read_only: kind & 6 == 6, multidevs: Multidevs::Remap };
-        let in_memory = Self::below(Path::new("/dev/shm"), options);
-        in_memory.or_else(|_| Self::below(&std::env::temp_dir(), options)).expect("a folder with attributes")
+        let made = Self::below(&in_memory(), options);
+        made.or_else(|_| Self::below(&std::env::temp_dir(), options)).expect("a folder with attributes")
     }
 
     fn below(place: &Path, options: ShareOptions) -> Result<Self, Box<dyn Error>> {

@@ -2,6 +2,7 @@
 //! serial port, resets. Accesses of any width come as a CPU's, in any order, while time passes.
 #![no_main]
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,9 @@ const PORTS: [(u16, u16); 18] = [
 /// Registers of the local APIC that do most.
 const APIC: [u64; 12] = [0x80, 0xb0, 0xd0, 0xe0, 0xf0, 0x280, 0x300, 0x310, 0x320, 0x350, 0x380, 0x3e0];
 
+/// Of guest time, in one input.
+const MOST_TIME_NS: u64 = 2_000_000_000;
+
 /// A CPU that takes note of nothing.
 struct Cpu;
 
@@ -59,6 +63,8 @@ impl InterruptTarget for Cpu {
 
 struct Board {
     clock: Arc<ManualClock>,
+    /// Nanoseconds that may pass: timers may go off every 100 us of them.
+    time_left: Cell<u64>,
     irqchip: Arc<UserspaceIrqchip>,
     io: MachineIo,
     devices: Vec<Arc<dyn Device>>,
@@ -111,7 +117,7 @@ fn board() -> Board {
     let devices: Vec<Arc<dyn Device>> =
         vec![pit, rtc, keyboard, power, reset, port_a, post, panic, exit, uart.clone(), irqchip.clone()];
     let io = MachineIo { pio, mmio, local_apic: cpus.into_iter().next() };
-    Board { clock, irqchip, io, devices, uart }
+    Board { clock, time_left: Cell::new(MOST_TIME_NS), irqchip, io, devices, uart }
 }
 
 fn step(board: &Board, input: &mut Input) {
@@ -160,7 +166,11 @@ fn step(board: &Board, input: &mut Input) {
                 _ => _ = cpu.acknowledge(),
             }
         }
-        12 => board.clock.advance(input.pick(&[1, 1000, 50_000, 1_000_000, 1_000_000_000, u64::MAX / 4])),
+        12 => {
+            let ns = input.pick(&[1, 1000, 50_000, 1_000_000, 500_000_000]).min(board.time_left.get());
+            board.time_left.set(board.time_left.get() - ns);
+            board.clock.advance(ns);
+        }
         13 => {
             let device: &dyn devices::backend::CharDevice = &*board.uart;
             let bytes = input.short();
@@ -190,6 +200,8 @@ fn step(board: &Board, input: &mut Input) {
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
     let board = board();
+    // Up to hours after power-on, with nothing set yet.
+    board.clock.advance(u64::from(input.u16()) << 27);
     while !input.is_empty() {
         step(&board, &mut input);
     }

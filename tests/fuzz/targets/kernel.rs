@@ -24,8 +24,20 @@ fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
     image[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
+/// A gzip file of one stored block.
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let len = content.len() as u16;
+    let mut crc = !0u32;
+    for byte in content {
+        crc ^= u32::from(*byte);
+        (0..8).for_each(|_| crc = crc >> 1 ^ if crc & 1 == 0 { 0 } else { 0xedb8_8320 });
+    }
+    let head = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1];
+    [&head[..], &len.to_le_bytes(), &(!len).to_le_bytes(), content, &(!crc).to_le_bytes()].concat()
+}
+
 /// A bzImage around a payload: an input finds such a header by chance only after a long time.
-fn bzimage(input: &mut Input) -> Vec<u8> {
+fn bzimage(input: &mut Input, holds_kernel: bool) -> Vec<u8> {
     let (sectors, odd) = (input.u8() % 4 + 1, input.u8());
     let fields = input.bytes(8);
     let magic = input.pick(&[
@@ -36,8 +48,13 @@ fn bzimage(input: &mut Input) -> Vec<u8> {
         b"\x04\x22\x4d\x18",
         b"",
     ]);
-    let promised = input.small();
-    let payload = [magic, input.rest(), &promised.to_le_bytes()].concat();
+    let payload = if holds_kernel {
+        let content = elf(input);
+        [&gzip(&content)[..], &(content.len() as u32).to_le_bytes()].concat()
+    } else {
+        let promised = input.small();
+        [magic, input.rest(), &promised.to_le_bytes()].concat()
+    };
     let setup = (usize::from(sectors) + 1) * 512;
     let mut image = vec![0; setup];
     image.extend(&payload);
@@ -72,13 +89,28 @@ fn elf(input: &mut Input) -> Vec<u8> {
     image.extend(64u64.to_le_bytes());
     image.extend([0; 12]);
     image.extend([64, 0, 56, 0, count, 0, 64, 0, 0, 0, 0, 0]);
+    let notes = (64 + 56 * usize::from(count)) as u64;
     for _ in 0..count {
-        image.extend(input.pick(&[1u32, 4, 2]).to_le_bytes());
+        let kind = input.pick(&[1u32, 1, 4, 2]);
+        image.extend(kind.to_le_bytes());
         image.extend([5, 0, 0, 0]);
-        let (offset, address) = (u64::from(input.small()), 0xf_0000 + (u64::from(input.small()) << 16));
-        for word in [offset, address, address, input.small().into(), input.small().into(), 0] {
+        let offset = if kind == 4 { notes } else { input.small().into() };
+        let address = 0xf_0000 + (u64::from(input.small()) << 16);
+        let (file_bytes, more) = (u64::from(input.small()), u64::from(input.small()) << 6);
+        for word in [
+            offset,
+            address.wrapping_add(0xff_ffff_ff80 << 24),
+            address,
+            file_bytes,
+            file_bytes.wrapping_add(more),
+            0,
+        ] {
             image.extend(word.to_le_bytes());
         }
+    }
+    if input.u8() & 1 == 0 {
+        // Where PVH begins.
+        image.extend(b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0\0\0\0\x01");
     }
     image.extend(input.rest());
     image
@@ -92,7 +124,7 @@ fuzz_target!(|bytes: &[u8]| {
     let image = match what & 3 {
         0 => input.rest().to_vec(),
         1 => elf(&mut input),
-        _ => bzimage(&mut input),
+        kind => bzimage(&mut input, kind == 3),
     };
     let (_kernel, kernel_path) = file(&image);
     let (_initrd, initrd_path) = file(initrd);

@@ -14,6 +14,8 @@ use libfuzzer_sys::fuzz_target;
 
 struct Folders {
     device: Arc<P9>,
+    /// Messages that were sent: the first ones are a client's hello.
+    sent: u32,
     _folder: Folder,
 }
 
@@ -21,7 +23,7 @@ impl Subject for Folders {
     fn new(kind: u8, pace: &Pace) -> Self {
         let folder = Folder::new(kind);
         let device = P9::new(Arc::clone(&folder.share), "tag", pace).expect("an eventfd");
-        Self { device, _folder: folder }
+        Self { device, sent: 0, _folder: folder }
     }
 
     fn device(&self) -> Arc<dyn VirtioDevice> {
@@ -29,11 +31,17 @@ impl Subject for Folders {
     }
 
     fn request(&mut self, input: &mut Input) -> Request {
-        let (cuts, is_indirect) = shape(input);
         let [version, attach] = hello();
-        let readable = match input.u8() & 15 {
-            0 => version,
-            1 => attach,
+        self.sent += 1;
+        match self.sent {
+            1 => return Request { readable: version, writable: vec![64], ..Request::default() },
+            2 => return Request { readable: attach, writable: vec![64], ..Request::default() },
+            _ => {}
+        }
+        let (cuts, is_indirect) = shape(input);
+        let readable = match input.u8() {
+            0xfe => version,
+            0xff => attach,
             _ => next_message(input),
         };
         let mut writable = rooms(input);
