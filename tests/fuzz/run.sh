@@ -8,6 +8,8 @@
 # too. (Rust's own checks, with overflow and debug assertions on, take the place of a sanitizer.) A run begins with the seeds
 # of seeds/TARGET and with what earlier runs on this machine found of interest, in target/fuzz.
 set -euo pipefail
+input=
+[ "${1:-}" != repeat ] || input=$(realpath "$3")
 cd "$(dirname "$0")"
 export PATH=$PATH:$HOME/.cargo/bin
 mapfile -t all < <(sed -n 's|^path = "targets/\(.*\)\.rs"$|\1|p' Cargo.toml)
@@ -16,12 +18,10 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
 coverage+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table"
 coverage+=" -Cllvm-args=-sanitizer-coverage-trace-compares"
-# Ten seconds for one input are a hang; so are they where a guest waits for its device.
+# Ten seconds for one input are a hang.
 limits=(-timeout=10 -rss_limit_mb=1024 -max_len=8192 -len_control=0)
 
-repeat=
 if [ "${1:-}" = repeat ]; then
-    repeat=$3
     set -- 0 "$2"
 fi
 seconds=${1:-10}
@@ -34,8 +34,8 @@ done
 # With --target the flags do not reach build scripts and macros.
 RUSTFLAGS="--cfg fuzzing $coverage" cargo build --release --quiet --target "$host" --target-dir "$work/build" "${binaries[@]}"
 bin=$work/build/$host/release
-if [ -n "$repeat" ]; then
-    exec "$bin/$1" "${limits[@]}" "$repeat"
+if [ -n "$input" ]; then
+    exec "$bin/$1" "${limits[@]}" "$input"
 fi
 
 mkdir -p "$work/found"
