@@ -114,7 +114,11 @@ impl Tcg {
             None => HostClock::new().map_err(|source| TcgError::Host { what: "no timer", source })?,
         };
         let stress = options.stress;
-        let code_bytes = if stress.flushes { MIN_CODE_BYTES } else { options.code_bytes.max(MIN_CODE_BYTES) };
+        let code_bytes = if stress.flushes || stress.reclaims {
+            MIN_CODE_BYTES
+        } else {
+            options.code_bytes.max(MIN_CODE_BYTES)
+        };
         Ok(Self {
             options,
             clock,
@@ -383,14 +387,14 @@ impl VcpuBackend for Backend {
         let counters = code.cache.counters;
         let mmu = &self.vcpu.cpu.mmu;
         format!(
-            "tcg: {} blocks of {} instructions translated, {} invalidated, {} jumps linked, cache emptied {} times, \
+            "tcg: {} blocks of {} instructions translated, {} invalidated, {} jumps linked, {} regions reclaimed, \
              {} bytes of code; {} TLB fills, {} flushes",
             counters.translated,
             counters.instructions,
             counters.invalidated,
             counters.linked,
-            counters.emptied,
-            code.cache.buffer.used(),
+            counters.reclaimed,
+            code.cache.bytes().0,
             mmu.fills,
             mmu.flushes,
         )

@@ -16,8 +16,11 @@ use crate::translate::generator::{MAX_BLOCK_BYTES, Translator};
 
 /// Bytes of code memory unless told otherwise.
 pub const CODE_BYTES: usize = 256 << 20;
-/// Bytes of code memory at least: the thunks and two of the largest blocks.
-pub const MIN_CODE_BYTES: usize = 4 * MAX_BLOCK_BYTES;
+/// Bytes of code memory at least: four regions ([`crate::code::reclaim`]), in the first of which are the thunks beside any block.
+pub const MIN_CODE_BYTES: usize = 8 * MAX_BLOCK_BYTES;
+
+/// Blocks in a region of code memory at most, under [`Stress::reclaims`].
+const STRESSED_BLOCKS: usize = 8;
 
 /// The cache and what fills it.
 pub struct Code {
@@ -31,8 +34,8 @@ pub struct Code {
 /// to block.
 pub struct Engine {
     code: Mutex<Code>,
-    /// Times that the cache was emptied.
-    emptied: AtomicU64,
+    /// [`TbCache::voided`].
+    voided: AtomicU64,
     /// The CPUs.
     pub peers: Peers,
     /// Entry points of generated code.
@@ -53,19 +56,38 @@ impl Engine {
         let mut translator = Translator::new(thunks, features, std::arch::is_x86_feature_detected!("bmi2"));
         translator.stress = stress;
         translator.counting = trace::counting();
-        let code = Mutex::new(Code { cache: TbCache::new(buffer), translator });
-        Ok(Self { code, emptied: AtomicU64::new(0), peers: Peers::default(), thunks, stress })
+        let mut cache = TbCache::new(buffer);
+        if stress.reclaims {
+            cache.fill_regions_with(STRESSED_BLOCKS);
+        }
+        let code = Mutex::new(Code { cache, translator });
+        Ok(Self { code, voided: AtomicU64::new(0), peers: Peers::default(), thunks, stress })
     }
 
-    /// Empties the cache. No CPU is in generated code; each finds out before it enters it again ([`Engine::emptied`]).
+    /// Empties the cache. No CPU is in generated code; each finds out before it enters it again ([`Engine::voided`]).
     pub fn empty(&self, code: &mut Code, ram: &Ram) {
         code.cache.clear(ram);
-        self.emptied.store(code.cache.counters.emptied, Ordering::Release);
+        self.follow(&code.cache);
     }
 
-    /// How often the cache was emptied: what was looked up in it before is void.
-    pub fn emptied(&self) -> u64 {
-        self.emptied.load(Ordering::Acquire)
+    /// Has code memory be filled on in another region: in `victim`, which is reclaimed, for which no CPU may be in generated code,
+    /// as for [`Engine::empty`]; or in a new one.
+    pub fn go_on_in(&self, victim: Option<usize>, code: &mut Code, ram: &Ram) {
+        code.cache.go_on_in(victim, ram);
+        if victim.is_some() {
+            // Jumps were patched.
+            self.peers.serialize();
+        }
+        self.follow(&code.cache);
+    }
+
+    fn follow(&self, cache: &TbCache) {
+        self.voided.store(cache.voided(), Ordering::Release);
+    }
+
+    /// How often what was looked up in the cache before has become void.
+    pub fn voided(&self) -> u64 {
+        self.voided.load(Ordering::Acquire)
     }
 
     /// The cache and the translator.

@@ -191,6 +191,13 @@ impl Peers {
         self.count.store(list.len(), Ordering::SeqCst);
     }
 
+    /// Jumps were patched that no CPU is to take as they were, when it enters generated code again.
+    pub fn serialize(&self) {
+        if self.several() {
+            membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE);
+        }
+    }
+
     /// Whether there is more than one CPU.
     pub fn several(&self) -> bool {
         self.count.load(Ordering::Relaxed) > 1

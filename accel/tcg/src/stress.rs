@@ -27,6 +27,8 @@ pub struct Stress {
     pub short: bool,
     /// User programs have windows from their first instruction on; of several CPUs each takes them at every timer tick.
     pub windows: bool,
+    /// Code memory is as small as can be, and so are its regions: one is reclaimed for every few blocks.
+    pub reclaims: bool,
 }
 
 /// Where a switch is.
@@ -34,7 +36,7 @@ type Switch = fn(&mut Stress) -> &mut bool;
 
 impl Stress {
     /// The switches by name.
-    const NAMES: [(&str, Switch); 10] = [
+    const NAMES: [(&str, Switch); 11] = [
         ("misses", |stress| &mut stress.misses),
         ("ungrouped", |stress| &mut stress.ungrouped),
         ("flushes", |stress| &mut stress.flushes),
@@ -45,6 +47,7 @@ impl Stress {
         ("hashed", |stress| &mut stress.hashed),
         ("short", |stress| &mut stress.short),
         ("windows", |stress| &mut stress.windows),
+        ("reclaims", |stress| &mut stress.reclaims),
     ];
 
     /// The names.

@@ -210,7 +210,7 @@ fn alone() -> std::sync::MutexGuard<'static, ()> {
 
 fn each(test: impl Fn(&mut Guest)) {
     let _alone = alone();
-    for stress in ["windows", "windows+kicks", "windows+one-instruction", "short"] {
+    for stress in ["windows", "windows+kicks", "windows+one-instruction", "windows+reclaims", "short"] {
         test(&mut Guest::new(stress));
     }
 }

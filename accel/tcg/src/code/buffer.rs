@@ -1,4 +1,5 @@
-//! The code buffer: one stretch of memory, mapped twice, never writable and executable at one address.
+//! The code buffer: one stretch of memory, mapped twice, never writable and executable at one address. It is filled region by
+//! region, and a region can be filled again as a whole.
 
 #![expect(unsafe_code, reason = "door: the two mappings of generated code")]
 
@@ -13,7 +14,13 @@ pub struct CodeBuffer {
     writable: *mut u8,
     executable: *const u8,
     len: usize,
+    region_len: usize,
+    /// Where the next piece goes.
     used: usize,
+    /// The end of the region that is being filled.
+    end: usize,
+    /// Regions that have been filled, or are being.
+    opened: usize,
     reserved: usize,
     /// Bytes that have been asked of the host.
     populated: usize,
@@ -24,6 +31,10 @@ pub struct CodeBuffer {
 
 /// Bytes that the host is asked for at a time: one request costs it a third of what a fault for each page of both views does.
 const CHUNK: usize = 512 << 10;
+/// Bytes of a region: one that is filled again has its huge page already.
+const REGION: usize = HUGE_PAGE;
+/// Regions at least: small buffers have smaller ones.
+const MIN_REGIONS: usize = 4;
 /// Bytes before its first one that a huge page is asked for: filled is later, and then it would have to be copied.
 const AHEAD: usize = 1 << 20;
 
@@ -47,8 +58,58 @@ impl CodeBuffer {
         }
         let writable = map(&file, len, libc::PROT_READ | libc::PROT_WRITE)?;
         let executable = map(&file, len, libc::PROT_READ | libc::PROT_EXEC)?;
-        let huge_pages = HugePages::new();
-        Ok(Self { writable, executable, len, used: 0, reserved: 0, populated: 0, huge: 0, huge_pages })
+        let region_len = REGION.min(len / MIN_REGIONS) / 4096 * 4096;
+        Ok(Self {
+            writable,
+            executable,
+            len,
+            region_len,
+            used: 0,
+            end: region_len,
+            opened: 1,
+            reserved: 0,
+            populated: 0,
+            huge: 0,
+            huge_pages: HugePages::new(),
+        })
+    }
+
+    /// Regions that there are.
+    pub fn regions(&self) -> usize {
+        self.len / self.region_len
+    }
+
+    /// Bytes of a region.
+    pub fn region_len(&self) -> usize {
+        self.region_len
+    }
+
+    /// The region that is being filled.
+    pub fn region(&self) -> usize {
+        self.end / self.region_len - 1
+    }
+
+    /// Where executable address `at` is in the buffer.
+    pub fn offset(&self, at: u64) -> Option<u32> {
+        self.range().contains(&at).then(|| (at - self.executable as u64) as u32)
+    }
+
+    /// The next region that was never filled.
+    pub fn fresh(&self) -> Option<usize> {
+        (self.opened < self.regions()).then_some(self.opened)
+    }
+
+    /// Fills `region` from now on, from its start. What was in it is gone: no CPU may be in it, nor on its way there.
+    pub fn open(&mut self, region: usize) {
+        assert!(region <= self.opened && region < self.regions(), "regions are filled one after another");
+        self.opened = self.opened.max(region + 1);
+        self.used = (region * self.region_len).max(self.reserved);
+        self.end = (region + 1) * self.region_len;
+    }
+
+    /// Nothing more goes into the present region.
+    pub fn close(&mut self) {
+        self.used = self.end;
     }
 
     /// Address of the next byte to be executed from.
@@ -56,19 +117,14 @@ impl CodeBuffer {
         self.executable as u64 + self.used as u64
     }
 
-    /// Bytes left.
+    /// Bytes left in the region that is being filled.
     pub fn free(&self) -> usize {
-        self.len - self.used
+        self.end - self.used
     }
 
     /// Executable addresses.
     pub fn range(&self) -> std::ops::Range<u64> {
         self.executable as u64..self.executable as u64 + self.len as u64
-    }
-
-    /// Bytes in use.
-    pub fn used(&self) -> usize {
-        self.used
     }
 
     /// Appends `code` and returns its executable address. The next piece starts on a 16-byte boundary.
@@ -83,7 +139,7 @@ impl CodeBuffer {
         }
         // SAFETY: the target lies within the writable view, past everything that is in use.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
-        self.used = (self.used + code.len()).next_multiple_of(16).min(self.len);
+        self.used = (self.used + code.len()).next_multiple_of(16).min(self.end);
         while self.huge < self.used + AHEAD && self.huge + HUGE_PAGE <= self.len {
             self.huge_pages.want(self.executable as usize + self.huge, self.writable as usize + self.huge);
             self.huge += HUGE_PAGE;
@@ -106,14 +162,15 @@ impl CodeBuffer {
         self.populated += len;
     }
 
-    /// Everything so far stays for good; [`CodeBuffer::clear`] frees what comes after.
+    /// Everything so far stays for good, in the first region.
     pub fn reserve_used(&mut self) {
         self.reserved = self.used;
     }
 
     /// Frees all but the reserved start. No CPU may be in generated code.
     pub fn clear(&mut self) {
-        self.used = self.reserved;
+        self.opened = 1;
+        self.open(0);
     }
 
     /// Replaces the 4-byte displacement of a jump at executable address `at` (within an aligned 8 bytes) so that it goes to

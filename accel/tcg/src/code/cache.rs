@@ -6,16 +6,16 @@
 //!    here, and its bytes are read, and the block entered, under the lock that a store's search takes. So a store is
 //!    either in the bytes that were read or finds the block.
 //! 2. An invalid block is not found, and no jump is linked to it; it is in no jump cache once its [`Gone`] was told to the
-//!    CPUs. Its code stays until the whole cache is emptied, so a CPU that is still in it runs it to its end.
-//! 3. The cache is emptied only while no CPU is in generated code.
+//!    CPUs. Its code stays until its region is reclaimed ([`crate::code::reclaim`]), so a CPU that is still in it runs it to
+//!    its end.
+//! 3. A region is reclaimed, and the cache emptied, only while no CPU is in generated code.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::ops::Range;
 
 use crate::code::buffer::CodeBuffer;
-use crate::code::huge_pages::roomy;
 use crate::code::key_table::KeyTable;
+use crate::code::store::Store;
 use crate::code::tb::{Lists, Mark, NO_PAGE, NONE, Slot, Tb, TbId, TbKey, mode, of_way, way};
 use crate::ram::{CodeMark, Ram};
 
@@ -56,8 +56,8 @@ pub struct Counters {
     pub instructions: u64,
     /// Blocks invalidated by stores.
     pub invalidated: u64,
-    /// Times that the cache was full.
-    pub emptied: u64,
+    /// Regions of code memory that were reclaimed.
+    pub reclaimed: u64,
     /// Jumps linked.
     pub linked: u64,
     /// Guest bytes of the translated blocks.
@@ -87,14 +87,15 @@ pub struct TbCache {
     pub buffer: CodeBuffer,
     /// For the user.
     pub counters: Counters,
-    blocks: Vec<Tb>,
-    lists: Lists,
+    /// How often what was looked up before has become void: a region was reclaimed, or all was emptied.
+    pub(super) voided: u64,
+    pub(super) store: Store,
     by_key: KeyTable<BuildHasherDefault<KeyHasher>>,
-    by_page: KeyMap<u32, Vec<TbId>>,
-    /// For each [`STRETCH`] bytes of code memory the first block that begins there or behind.
-    by_code: Vec<TbId>,
+    pub(super) by_page: KeyMap<u32, Vec<TbId>>,
+    /// Blocks in a region at most.
+    pub(super) most_blocks: usize,
     /// Pages that are being made ready to be translated from: their marks stay. One for each CPU that does it.
-    pins: Vec<u32>,
+    pub(super) pins: Vec<u32>,
     /// Numbers of page mappings: (virtual page, RAM page). Never used twice, so that a stale one matches nothing.
     mappings: KeyMap<(u64, u32), u32>,
     next_mapping: u32,
@@ -108,26 +109,23 @@ pub struct TbCache {
     ungrouped: HashSet<TbKey, BuildHasherDefault<KeyHasher>>,
 }
 
-/// Bytes of code memory that a block takes as a rule.
-const BLOCK_BYTES: usize = 512;
-/// Bytes of code memory that hold a few blocks.
-const STRETCH: u64 = 4096;
+/// Entries of what is only remembered of blocks and pages at most, each.
+const REMEMBERED: usize = 1 << 16;
 /// Times that the checks of a block's groups may fail for good.
 const FAILED_GROUPS: u8 = 32;
 
 impl TbCache {
     /// An empty cache over `buffer`, whose reserved start holds the thunks.
     pub fn new(buffer: CodeBuffer) -> Self {
-        let range = buffer.range();
-        let blocks = (range.end - range.start) as usize / BLOCK_BYTES;
+        let store = Store::new(buffer.regions(), buffer.region_len());
         Self {
             buffer,
             counters: Counters::default(),
-            blocks: roomy(blocks),
-            lists: Lists::with_room(blocks),
+            voided: 0,
+            store,
             by_key: KeyTable::default(),
             by_page: KeyMap::default(),
-            by_code: Vec::new(),
+            most_blocks: usize::MAX,
             pins: Vec::new(),
             mappings: KeyMap::default(),
             next_mapping: 1,
@@ -146,8 +144,9 @@ impl TbCache {
     /// From now on the operand of instruction `insn` of block `id` is looked up in the table: the block is to be
     /// translated anew, and the old one to be forgotten where it was asked for.
     pub fn use_table(&mut self, id: TbId, insn: usize) -> Option<Gone> {
-        let key = self.blocks[id as usize].key;
-        if !self.blocks[id as usize].valid || self.hashed_sites(&key) >> insn & 1 != 0 {
+        let block = self.store.block(id);
+        let key = block.key;
+        if !block.valid || self.hashed_sites(&key) >> insn & 1 != 0 {
             return None;
         }
         self.counters.moved_sites += 1;
@@ -166,15 +165,14 @@ impl TbCache {
     }
 
     /// Whether jump `slot` of block `from` leads to a version without groups.
-    pub fn leads_to_ungrouped(&mut self, from: TbId, slot: usize) -> bool {
-        let Some(block) = self.blocks.get(from as usize) else { return false };
-        self.lists.slots(block.parts).get(slot).is_some_and(|jump| jump.ungrouped)
+    pub fn leads_to_ungrouped(&self, from: TbId, slot: usize) -> bool {
+        self.store.slots(from).get(slot).is_some_and(|jump| jump.ungrouped)
     }
 
     /// The check of a group in block `id` could not be made good; `two_pages`: because the group lies on two. The block, if it is
     /// to be translated anew: with a way on for groups on two pages, or without groups.
     pub fn failed_group(&mut self, id: TbId, two_pages: bool) -> Option<Gone> {
-        let block = &mut self.blocks[id as usize];
+        let block = self.store.block_mut(id);
         block.ungrouped = block.ungrouped.saturating_add(1);
         if !block.valid || block.ungrouped < FAILED_GROUPS {
             return None;
@@ -206,104 +204,111 @@ impl TbCache {
 
     /// The block for `key`.
     pub fn find(&self, key: &TbKey) -> Option<TbId> {
-        self.by_key.find(key, |id| &self.blocks[id as usize].key)
+        self.by_key.find(key, |id| &self.store.block(id).key)
     }
 
     /// The block.
     pub fn block(&self, id: TbId) -> &Tb {
-        &self.blocks[id as usize]
+        self.store.block(id)
+    }
+
+    /// The executable address of block `id`.
+    pub fn code(&self, id: TbId) -> u64 {
+        self.buffer.range().start + u64::from(self.store.block(id).code)
+    }
+
+    /// Where block `id` is entered with the flags saved.
+    pub fn entry_saved(&self, id: TbId) -> u64 {
+        self.code(id) + u64::from(self.store.block(id).entries.saved)
+    }
+
+    /// How often what was looked up before has become void.
+    pub fn voided(&self) -> u64 {
+        self.voided
     }
 
     /// The block that executable address `pc` lies in.
     pub fn at(&self, pc: u64) -> Option<TbId> {
-        let stretch = |pc: u64| (pc.wrapping_sub(self.buffer.range().start) / STRETCH) as usize;
-        let first_behind =
-            |stretch: usize| self.by_code.get(stretch).map_or(self.blocks.len(), |&id| id as usize);
-        // The first of the stretch may have begun before it.
-        let from = first_behind(stretch(pc)).saturating_sub(1);
-        let near = &self.blocks[from..first_behind(stretch(pc).saturating_add(1))];
-        let id = (from + near.partition_point(|block| block.code <= pc)).checked_sub(1)?;
-        let block = &self.blocks[id];
-        (pc < block.code + u64::from(block.code_len)).then_some(id as TbId)
+        self.store.at(self.buffer.offset(pc)?)
     }
 
     /// Number of the next block.
     pub fn next_id(&self) -> TbId {
-        self.blocks.len() as TbId
+        self.store.next_id()
     }
 
     /// The guest instruction that executable address `pc` in block `id` belongs to.
     pub fn mark_at(&self, id: TbId, pc: u64) -> Option<Mark> {
-        let block = self.block(id);
-        self.lists.mark_at(block.parts, pc.checked_sub(block.code)?)
+        self.store.notes(id).mark_at(pc.checked_sub(self.code(id))?)
     }
 
     /// RIP of instruction `insn` of block `id`; of the end for one past the last.
     pub fn rip_of(&self, id: TbId, insn: usize) -> u64 {
-        let block = self.block(id);
-        block.key.rip.wrapping_add_signed(self.lists.insns(block.parts)[insn].into())
-    }
-
-    /// Offsets of the instructions of block `id` from its RIP, and of the end.
-    pub fn insns(&self, id: TbId) -> &[i16] {
-        self.lists.insns(self.block(id).parts)
+        self.store.block(id).key.rip.wrapping_add_signed(self.store.notes(id).offset(insn))
     }
 
     /// Instructions in block `id`.
     pub fn count(&self, id: TbId) -> u32 {
-        self.insns(id).len() as u32 - 1
+        self.store.notes(id).count
     }
 
-    /// Enters a block with its lists.
-    pub fn insert(&mut self, mut block: Tb, lists: &mut Lists) -> TbId {
-        let id = self.next_id();
+    /// Bytes that the return at the end of block `id` takes off the stack; 0 for other ends.
+    pub fn popped(&self, id: TbId) -> u32 {
+        self.store.notes(id).popped
+    }
+
+    /// Number of the mapping of the second page of block `id`, which its code has, if it is on two.
+    pub fn second_number(&self, id: TbId) -> Option<u32> {
+        self.store.block(id).key.second_page().map(|_| self.store.notes(id).second_number)
+    }
+
+    /// Bytes of code of all blocks, and of those that are of no use any more.
+    pub fn bytes(&self) -> (usize, usize) {
+        self.store.bytes()
+    }
+
+    /// Enters a block whose code was appended to code memory at `at`, with its lists.
+    pub fn insert(&mut self, mut block: Tb, at: u64, lists: &mut Lists) -> TbId {
+        block.code = self.buffer.offset(at).expect("code is in code memory");
         self.counters.translated += 1;
         self.counters.instructions += lists.insns.len() as u64 - 1;
-        block.parts = self.lists.add(lists);
-        self.counters.guest_bytes += u64::from(block.guest_bytes);
+        self.counters.guest_bytes += u64::from(lists.guest_bytes);
         self.counters.host_bytes += u64::from(block.code_len);
-        self.by_key.insert(&block.key, id, |id| &self.blocks[id as usize].key);
-        self.by_page.entry(block.page()).or_default().push(id);
-        if let Some(second) = block.key.second_page {
-            self.by_page.entry(second).or_default().push(id);
+        let key = block.key;
+        let id = self.store.insert(block, lists);
+        self.by_key.insert(&key, id, |id| &self.store.block(id).key);
+        for page in key.pages() {
+            self.by_page.entry(page).or_default().push(id);
         }
-        let stretch = (block.code - self.buffer.range().start) / STRETCH;
-        while self.by_code.len() as u64 <= stretch {
-            self.by_code.push(id);
-        }
-        self.blocks.push(block);
         id
     }
 
     /// Lets jump `slot` of block `from` go to block `to`.
     pub fn link(&mut self, from: TbId, slot: usize, to: TbId) {
-        let target = &self.blocks[to as usize];
-        if !target.valid || !self.blocks[from as usize].valid || !target.chainable() {
+        let target = self.store.block(to);
+        if !target.valid || !self.store.block(from).valid || !target.chainable() {
             return;
         }
-        let (entry, entry_saved, entry_forward) = (target.entry, target.entry_saved, target.entry_forward);
-        let page_number = target.page_number;
-        let (incoming, target_mode) = (target.incoming, target.key.mode);
-        let source = &self.blocks[from as usize];
-        if (source.key.mode ^ target_mode) & mode::WINDOWED != 0 {
+        let (entries, page_number, incoming) = (target.entries, target.page_number, target.incoming);
+        if (self.store.block(from).key.mode ^ target.key.mode) & mode::WINDOWED != 0 {
             // Another CPU, or another address space, may have one without windows, and none for the other.
             return;
         }
-        let code = source.code;
-        let Some(jump) = self.lists.slots(source.parts).get_mut(slot) else { return };
+        let (code, target) = (self.code(from), self.code(to));
+        let Some(jump) = self.store.slots_mut(from).get_mut(slot) else { return };
         if jump.linked != NONE || jump.guard.is_some() && page_number == NO_PAGE {
             return;
         }
         (jump.linked, jump.next) = (to, incoming);
         let jump = *jump;
-        self.blocks[to as usize].incoming = way(from, slot) as u32;
+        self.store.block_mut(to).incoming = way(from, slot) as u32;
         let at = |offset: u16| code + u64::from(offset);
         let entry = match (jump.flags_saved, jump.forward) {
-            (true, _) => entry_saved,
-            (false, true) => entry_forward,
-            (false, false) => entry,
+            (true, _) => entries.saved,
+            (false, true) => entries.forward,
+            (false, false) => entries.host,
         };
-        self.buffer.patch_jump(at(jump.displacement), entry);
+        self.buffer.patch_jump(at(jump.displacement), target + u64::from(entry));
         if let Some(guard) = jump.guard {
             self.buffer.patch_word(at(guard.number), page_number);
             self.buffer.patch_jump(at(guard.otherwise), at(guard.lookup));
@@ -315,7 +320,7 @@ impl TbCache {
     pub fn written(&mut self, ram: &Ram, page: u32, offset: u32, len: u32) -> Vec<Gone> {
         let Some(ids) = self.by_page.get(&page) else { return Vec::new() };
         let hit: Vec<TbId> =
-            ids.iter().copied().filter(|&id| self.blocks[id as usize].covers(page, offset, len)).collect();
+            ids.iter().copied().filter(|&id| self.store.block(id).covers(page, offset, len)).collect();
         hit.into_iter().map(|id| self.invalidate(ram, id)).collect()
     }
 
@@ -340,64 +345,84 @@ impl TbCache {
 
     /// CPU `cpu` is going to have the block in a jump cache.
     pub fn cached_by(&mut self, id: TbId, cpu: usize) {
-        self.blocks[id as usize].cpus |= 1 << cpu;
+        self.store.block_mut(id).cpus |= 1 << cpu;
     }
 
     /// Block `id` is not found, nor linked to, any more: there will be a better one. It still does what its bytes say, so other
     /// CPUs may have it in their jump caches until a store hits it.
-    fn supersede(&mut self, id: TbId) -> Gone {
-        let block = &mut self.blocks[id as usize];
-        let key = block.key;
+    pub(super) fn supersede(&mut self, id: TbId) -> Gone {
+        let block = self.store.block_mut(id);
+        let (key, cpus) = (block.key, block.cpus);
         let mut incoming = std::mem::replace(&mut block.incoming, NONE);
         if std::mem::take(&mut block.valid) {
-            self.by_key.remove(&key, |id| &self.blocks[id as usize].key);
+            self.store.died(id);
+            self.by_key.remove(&key, |id| &self.store.block(id).key);
         }
         while incoming != NONE {
             let (from, slot) = of_way(incoming.into());
-            let source = &self.blocks[from as usize];
-            let jump = &mut self.lists.slots(source.parts)[slot];
+            let code = self.code(from);
+            let jump = &mut self.store.slots_mut(from)[slot];
             (jump.linked, incoming) = (NONE, jump.next);
-            unlink(&mut self.buffer, source.code, jump);
+            unlink(&mut self.buffer, code, jump);
         }
         // Its own jumps go back to their stubs too: a CPU that is still in it must come out and look again. They stay in the
         // lists of the blocks that they led to.
-        let block = &self.blocks[id as usize];
-        for jump in self.lists.slots(block.parts).iter().filter(|jump| jump.linked != NONE) {
-            unlink(&mut self.buffer, block.code, jump);
+        let code = self.code(id);
+        for jump in self.store.slots(id).iter().filter(|jump| jump.linked != NONE) {
+            unlink(&mut self.buffer, code, jump);
         }
-        Gone { rip: key.rip, class: mode::class(key.mode), cpus: self.blocks[id as usize].cpus }
+        Gone { rip: key.rip, class: mode::class(key.mode), cpus }
     }
 
     fn invalidate(&mut self, ram: &Ram, id: TbId) -> Gone {
         self.counters.invalidated += 1;
         let gone = self.supersede(id);
-        let block = &self.blocks[id as usize];
-        let (key, page) = (block.key, block.page());
-        for page in [Some(page), key.second_page].into_iter().flatten() {
-            if let Some(ids) = self.by_page.get_mut(&page) {
-                ids.retain(|&other| other != id);
-                if ids.is_empty() {
-                    self.by_page.remove(&page);
-                    if !self.pins.contains(&page) {
-                        ram.set_code(page, CodeMark::None);
-                    }
-                }
-            }
+        for page in self.store.block(id).key.pages() {
+            self.leave_page(ram, page, |_, other| other == id);
         }
         gone
     }
 
+    /// Blocks that are `gone` are no longer known to `page`.
+    pub(super) fn leave_page(&mut self, ram: &Ram, page: u32, gone: impl Fn(&Store, TbId) -> bool) {
+        if let Some(ids) = self.by_page.get_mut(&page) {
+            ids.retain(|&id| !gone(&self.store, id));
+            if ids.is_empty() {
+                self.by_page.remove(&page);
+                if !self.pins.contains(&page) {
+                    ram.set_code(page, CodeMark::None);
+                }
+            }
+        }
+    }
+
+    /// What is remembered of blocks and pages that may be gone is forgotten where it has become too much: to be without it
+    /// costs time, no more. Numbers of mappings go on from where they are.
+    pub(super) fn forget_old(&mut self) {
+        if self.mappings.len() > REMEMBERED {
+            self.mappings = KeyMap::default();
+            self.last_mapping = ((u64::MAX, u32::MAX), 0);
+        }
+        if self.hashed.len() > REMEMBERED {
+            self.hashed.clear();
+        }
+        if self.straddling.len() > REMEMBERED {
+            self.straddling.clear();
+        }
+        if self.ungrouped.len() > REMEMBERED {
+            self.ungrouped.clear();
+        }
+    }
+
     /// Forgets everything. No CPU may be in generated code; jump caches are the caller's to flush.
     pub fn clear(&mut self, ram: &Ram) {
-        self.counters.emptied += 1;
+        self.voided += 1;
         for &page in self.by_page.keys() {
             ram.set_code(page, CodeMark::None);
         }
-        self.blocks.clear();
-        self.lists.clear();
+        self.store.clear();
         self.by_key.clear();
         self.by_page.clear();
-        self.by_code.clear();
         self.mappings.clear();
         self.last_mapping = ((u64::MAX, u32::MAX), 0);
         self.hashed.clear();
@@ -415,14 +440,4 @@ fn unlink(buffer: &mut CodeBuffer, code: u64, jump: &Slot) {
         buffer.patch_jump(at(guard.otherwise), at(jump.stub));
     }
     buffer.patch_jump(at(jump.displacement), at(jump.stub));
-}
-
-impl Tb {
-    /// Whether it was made from any of these bytes of RAM page `page`.
-    fn covers(&self, page: u32, offset: u32, len: u32) -> bool {
-        let Range { start, end } = self.span;
-        let on_first = page == self.page() && offset < end && start < offset + len;
-        let on_second = self.key.second_page == Some(page) && offset < end.saturating_sub(4096);
-        on_first || on_second
-    }
 }

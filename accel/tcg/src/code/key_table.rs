@@ -143,8 +143,8 @@ mod tests {
     type Table = KeyTable<BuildHasherDefault<KeyHasher>>;
 
     fn key(n: u64) -> TbKey {
-        let second_page = n.is_multiple_of(7).then_some(n as u32);
-        TbKey { physical: n / 3 * 0x10, rip: n, mode: (n % 5) as u32, second_page }
+        let key = TbKey::new(n / 3 * 0x10, n, (n % 5) as u32);
+        if n.is_multiple_of(7) { key.crossing_into(n as u32) } else { key }
     }
 
     /// A sequence of numbers that looks random (Knuth's MMIX generator).
@@ -180,8 +180,7 @@ mod tests {
 
     #[test]
     fn neighbouring_keys_do_not_crowd() {
-        let keys: Vec<TbKey> =
-            (0..40_000).map(|n| TbKey { rip: n * 16, physical: n * 16, ..key(1) }).collect();
+        let keys: Vec<TbKey> = (0..40_000).map(|n| TbKey::new(n * 16, n * 16, 1)).collect();
         let mut table = Table::default();
         for (id, key) in keys.iter().enumerate() {
             table.insert(key, id as TbId, |id| &keys[id as usize]);

@@ -1,13 +1,10 @@
 //! A translation block: one entry, straight guest code, at most two direct ways on.
 
-use std::ops::Range;
-
 use iced_x86::Instruction;
 
-use crate::code::huge_pages::roomy;
 use crate::exception::Exception;
 
-/// Number of a block, its index in the cache.
+/// Number of a block. One that is gone leaves its number to another.
 pub type TbId = u32;
 
 /// What a block depends on beside its bytes.
@@ -19,8 +16,31 @@ pub struct TbKey {
     pub rip: u64,
     /// Mode bits; see [`mode`].
     pub mode: u32,
+    /// The RAM page that the last instruction runs over into, or [`NO_PAGE`].
+    second_page: u32,
+}
+
+impl TbKey {
+    /// A key for a block on one page.
+    pub fn new(physical: u64, rip: u64, mode: u32) -> Self {
+        Self { physical, rip, mode, second_page: NO_PAGE }
+    }
+
+    /// The same, of a block whose last instruction runs over into RAM page `page`.
+    pub fn crossing_into(self, page: u32) -> Self {
+        debug_assert_ne!(page, NO_PAGE);
+        Self { second_page: page, ..self }
+    }
+
     /// The RAM page that the last instruction runs over into, where it does.
-    pub second_page: Option<u32>,
+    pub fn second_page(&self) -> Option<u32> {
+        (self.second_page != NO_PAGE).then_some(self.second_page)
+    }
+
+    /// Numbers of the RAM pages that it has bytes of.
+    pub fn pages(&self) -> impl Iterator<Item = u32> + use<> {
+        [Some((self.physical >> 12) as u32), self.second_page()].into_iter().flatten()
+    }
 }
 
 /// Mode bits: all CPU state that translation depends on.
@@ -124,11 +144,11 @@ pub struct Mark {
     pub host: u16,
     /// Index of the instruction.
     pub insn: u8,
-    state: u8,
+    pub(super) state: u8,
 }
 
-/// [`Mark`]: a bit for a register that is never parked.
-const FLAGS_IN_HOST: u8 = 1 << 5;
+/// [`Mark::state`]: a bit for a register that is never parked.
+pub(super) const FLAGS_IN_HOST: u8 = 1 << 5;
 
 impl Mark {
     /// From these parts.
@@ -229,51 +249,63 @@ pub struct Guard {
     pub lookup: u16,
 }
 
-/// Number of no page mapping: never in a table of code pages.
+/// Number of no page, and of no page mapping: never in a table of code pages.
 pub const NO_PAGE: u32 = u32::MAX;
 
-/// A block. What is looked at when it is found comes first, in one cache line: there are a hundred thousand blocks.
+/// Where in its code a block is entered.
+#[derive(Clone, Copy, Debug)]
+pub struct Entries {
+    /// With the flags in `env.lahf`.
+    pub saved: u8,
+    /// With the flags in EFLAGS.
+    pub host: u8,
+    /// As `host`, behind the poll.
+    pub forward: u8,
+}
+
+/// The guest bytes that a block is made of, as offsets in its page; those from 4096 on are on the second one.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// The first.
+    pub start: u16,
+    /// Behind the last.
+    pub end: u16,
+}
+
+/// A block, in one cache line: there are a hundred thousand of them.
 #[repr(C, align(64))]
 pub struct Tb {
     /// What it was translated from.
     pub key: TbKey,
-    /// Entry with the flags in `env.lahf`.
-    pub entry_saved: u64,
     /// CPUs that may have it in a jump cache, a bit each.
     pub cpus: u64,
     /// Number of its page's mapping; see [`Guard`].
     pub page_number: u32,
-    /// The first of the ways that were linked to this one ([`way`]), a list by [`Slot::next`]; [`NONE`] ends it. May name links
-    /// that are gone.
+    /// The first of the ways that were linked to this one ([`way`]), a list by [`Slot::next`]; [`NONE`] ends it.
     pub incoming: u32,
-    /// Bytes that the return at its end takes off the stack; 0 for other ends.
-    pub popped: u32,
-    /// Still to be found and linked to.
-    pub valid: bool,
+    /// Where in code memory its code begins.
+    pub code: u32,
+    /// Where its parts of its region's lists begin ([`crate::code::store`]): its ways on,
+    pub slots: u32,
+    /// and what is noted of its code ([`crate::code::notes`]).
+    pub notes: u32,
+    /// Bytes of code.
+    pub code_len: u16,
+    /// Its guest bytes.
+    pub span: Span,
+    /// Where it is entered.
+    pub entries: Entries,
+    /// How many ways on it has.
+    pub slots_len: u8,
     /// Times that a check of a group could not be made good.
     pub ungrouped: u8,
-    /// Entry with the flags in EFLAGS.
-    pub entry: u64,
-    /// As `entry`, behind the poll.
-    pub entry_forward: u64,
-    /// Executable address.
-    pub code: u64,
-    /// Bytes of code.
-    pub code_len: u32,
-    /// Where its part is in the cache's lists ([`Lists`]).
-    pub parts: Parts,
-    /// The guest bytes that it is made of, as offsets in its page; those from 4096 on are on the second one.
-    pub span: Range<u32>,
-    /// Bytes of its instructions.
-    pub guest_bytes: u32,
-    /// Number of the second page's mapping, if there is one.
-    pub second_page_number: Option<u32>,
+    /// Still to be found and linked to.
+    pub valid: bool,
 }
 
-// With one more field it would be three cache lines.
-const _: () = assert!(size_of::<Tb>() == 128);
+const _: () = assert!(size_of::<Tb>() == 64);
 
-/// Lists of which each block has a part.
+/// What comes with a new block: its ways on, what its code belongs to, and what its code has the addresses of.
 #[derive(Default)]
 pub struct Lists {
     /// Direct ways on.
@@ -285,17 +317,12 @@ pub struct Lists {
     /// Instructions for helpers.
     // Boxed: generated code has their addresses.
     pub sites: Vec<Box<Site>>,
-}
-
-/// Where a block's parts of [`Lists`] begin, and how many there are of each.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Parts {
-    slots: u32,
-    marks: u32,
-    insns: u32,
-    slots_len: u8,
-    insns_len: u8,
-    marks_len: u16,
+    /// Bytes that the return at the block's end takes off the stack; 0 for other ends.
+    pub popped: u32,
+    /// Number of the second page's mapping, which its code has; 0 if there is none.
+    pub second_number: u32,
+    /// Bytes of its instructions.
+    pub guest_bytes: u32,
 }
 
 impl Lists {
@@ -305,45 +332,7 @@ impl Lists {
         self.marks.clear();
         self.insns.clear();
         self.sites.clear();
-    }
-
-    /// Room for what `blocks` blocks have as a rule.
-    pub fn with_room(blocks: usize) -> Self {
-        Self { slots: roomy(3 * blocks), marks: roomy(20 * blocks), ..Self::default() }
-    }
-
-    /// Adds those of one block, whose sites it takes.
-    pub fn add(&mut self, block: &mut Self) -> Parts {
-        let parts = Parts {
-            slots: self.slots.len() as u32,
-            marks: self.marks.len() as u32,
-            insns: self.insns.len() as u32,
-            slots_len: block.slots.len() as u8,
-            insns_len: block.insns.len() as u8,
-            marks_len: block.marks.len() as u16,
-        };
-        self.slots.extend_from_slice(&block.slots);
-        self.marks.extend_from_slice(&block.marks);
-        self.insns.extend_from_slice(&block.insns);
-        self.sites.append(&mut block.sites);
-        parts
-    }
-
-    /// The ways on of a block.
-    pub fn slots(&mut self, parts: Parts) -> &mut [Slot] {
-        &mut self.slots[parts.slots as usize..][..parts.slots_len.into()]
-    }
-
-    /// The guest instruction that the code at `offset` in a block's code belongs to.
-    pub fn mark_at(&self, parts: Parts, offset: u64) -> Option<Mark> {
-        let marks = &self.marks[parts.marks as usize..][..parts.marks_len.into()];
-        let after = marks.partition_point(|mark| u64::from(mark.host) <= offset);
-        marks.get(after.checked_sub(1)?).copied()
-    }
-
-    /// Offsets of a block's instructions from the key's RIP, and of the end.
-    pub fn insns(&self, parts: Parts) -> &[i16] {
-        &self.insns[parts.insns as usize..][..parts.insns_len.into()]
+        (self.popped, self.second_number, self.guest_bytes) = (0, 0, 0);
     }
 }
 
@@ -353,10 +342,18 @@ impl Tb {
         (self.key.physical >> 12) as u32
     }
 
+    /// Whether it was made from any of these bytes of RAM page `page`.
+    pub fn covers(&self, page: u32, offset: u32, len: u32) -> bool {
+        let (start, end) = (u32::from(self.span.start), u32::from(self.span.end));
+        let on_first = page == self.page() && offset < end && start < offset + len;
+        let on_second = self.key.second_page() == Some(page) && offset < end.saturating_sub(4096);
+        on_first || on_second
+    }
+
     /// Whether the block can be reached by a patched jump. One that runs over into another page looks itself whether
     /// that is still mapped as it was.
     pub fn chainable(&self) -> bool {
         self.key.mode & mode::SINGLE == 0
-            && (self.key.second_page.is_none() || mode::class(self.key.mode).is_some())
+            && (self.key.second_page().is_none() || mode::class(self.key.mode).is_some())
     }
 }

@@ -13,7 +13,7 @@ use crate::mmu::walk::cr;
 use crate::operand::is_canonical;
 use crate::ram::{CodeMark, PAGE, RamPage, load};
 use crate::translate::block::{MAX_INSN_BYTES, window};
-use crate::translate::generator::{Job, MAX_BLOCK_BYTES};
+use crate::translate::generator::Job;
 use crate::translate::liveness::{Peek, WINDOW};
 
 const CR0_EM: u64 = 1 << 2;
@@ -102,7 +102,7 @@ impl Peek for Fetched<'_> {
 
 impl Vcpu {
     /// The entry (flags saved) of the block at `env.rip`, translated if need be, and entered into the jump cache. `link`:
-    /// the jump that led here, and how often the cache had been emptied then. Raises what fetching the instruction
+    /// the jump that led here, and [`TbCache::voided`] then. Raises what fetching the instruction
     /// raises.
     pub(super) fn find_block(
         &mut self,
@@ -147,11 +147,10 @@ impl Vcpu {
         }
         let cpu = &mut self.cpu;
         let offset = linear & (PAGE - 1);
-        let mut key =
-            TbKey { physical: u64::from(page.index) << 12 | offset, rip, mode: bits, second_page: None };
+        let first_key = TbKey::new(u64::from(page.index) << 12 | offset, rip, bits);
         cpu.mmu.follow_mode(bits);
         let (id, mut code) = loop {
-            key.second_page = None;
+            let mut key = first_key;
             let found = self.engine.code().cache.find(&key);
             let id = match found {
                 Some(id) => id,
@@ -161,7 +160,7 @@ impl Vcpu {
                         let cpu = &mut self.cpu;
                         let next = cpu.wrap((linear & !(PAGE - 1)).wrapping_add(PAGE));
                         let second = cpu.fetch_page(next)?;
-                        key.second_page = Some(second.index);
+                        key = key.crossing_into(second.index);
                         self.translate(key, page, Some(second))?
                             .expect("no instruction is longer than these bytes")
                     }
@@ -179,27 +178,27 @@ impl Vcpu {
                 break (id, code);
             }
         };
-        if let Some((from, slot, emptied)) = link
-            && emptied == code.cache.counters.emptied
+        if let Some((from, slot, voided)) = link
+            && voided == code.cache.voided()
             && self.chaining
         {
             code.cache.link(from, slot, id);
         }
         trace::entered(&self.cpu, &code.cache, id);
         code.cache.cached_by(id, self.cpu.index);
-        let block = code.cache.block(id);
+        let (block, entry) = (code.cache.block(id), code.cache.entry_saved(id));
         if let Some(class) = mode::class(bits) {
             // Blocks on two pages look themselves whether they are there.
             let user = bits & mode::CPL == 3;
             self.cpu.mmu.insert_code_page(user, rip, block.page_number);
-            if let Some(number) = block.second_page_number {
+            if let Some(number) = code.cache.second_number(id) {
                 self.cpu.mmu.insert_code_page(user, rip.wrapping_add(PAGE), number);
             }
             if self.chaining && bits & mode::UNGROUPED == 0 {
-                self.cpu.mmu.insert_jump(rip, class, block.entry_saved);
+                self.cpu.mmu.insert_jump(rip, class, entry);
             }
         }
-        Ok(block.entry_saved)
+        Ok(entry)
     }
 
     /// [`crate::stress::Stress::flushes`].
@@ -217,8 +216,8 @@ impl Vcpu {
         }
         let code = self.engine.code();
         let id = site as TbId - 1;
-        self.cpu.env.rip = code.cache.rip_of(id, code.cache.insns(id).len() - 2);
-        self.cpu.env.gpr[4] = self.cpu.env.gpr[4].wrapping_sub(u64::from(code.cache.block(id).popped));
+        self.cpu.env.rip = code.cache.rip_of(id, code.cache.count(id) as usize - 1);
+        self.cpu.env.gpr[4] = self.cpu.env.gpr[4].wrapping_sub(u64::from(code.cache.popped(id)));
     }
 
     /// The code, locked, with `pages` ready to be translated from: every store to them invalidates what is made of them, from
@@ -243,6 +242,20 @@ impl Vcpu {
         code
     }
 
+    /// Goes on in another region of code memory if the present one is full.
+    pub(super) fn make_room(&mut self, code: &mut Code) -> Result<(), Blocked> {
+        if code.cache.is_closed() {
+            let victim = code.cache.victim();
+            if victim.is_some() && !self.is_alone() {
+                return Err(Blocked::Full);
+            }
+            let engine = Arc::clone(&self.engine);
+            engine.go_on_in(victim, code, &self.cpu.ram);
+            self.follow_voided();
+        }
+        Ok(())
+    }
+
     /// The block for `key`, from `page` and, where it runs over into another one, from `second`: translated, if no other CPU
     /// has done it. `None`: the second page is needed.
     fn translate(
@@ -262,16 +275,6 @@ impl Vcpu {
         {
             return Ok(Some(id));
         }
-        if code.cache.buffer.free() < MAX_BLOCK_BYTES {
-            if engine.peers.several() && !self.alone {
-                return Err(Blocked::Full);
-            }
-            engine.empty(code, &self.cpu.ram);
-            self.follow_emptied();
-            for page in pages {
-                self.cpu.ram.set_code(page.index, CodeMark::Set);
-            }
-        }
         let end = PAGE as usize;
         let window = window((key.physical & (PAGE - 1)) as usize);
         load(page.host + window.start as u64, &mut self.copy[window]);
@@ -280,27 +283,39 @@ impl Vcpu {
             len += MAX_INSN_BYTES;
             load(second.host, &mut self.copy[end..len]);
         }
-        let virtual_page = key.rip / PAGE;
-        let mappings = (
-            code.cache.mapping_number(virtual_page, page.index),
-            key.second_page.map(|second| code.cache.mapping_number(virtual_page.wrapping_add(1), second)),
-        );
-        let job = Job {
-            key,
-            mappings,
-            bytes: &self.copy[..len],
-            peek: &Fetched { mmu: &self.cpu.mmu, key, page },
-            id: code.cache.next_id(),
-            base: code.cache.buffer.next_address(),
-            hashed: if self.stress.hashed { u64::MAX } else { code.cache.hashed_sites(&key) },
-            extended: !self.stress.short,
-            grouped: code.cache.groups_pay(&key),
-            straddling: self.stress.ungrouped || code.cache.straddles(&key),
-            emptied: code.cache.counters.emptied,
-        };
-        let Some(block) = code.translator.translate(&job) else { return Ok(None) };
-        code.cache.buffer.append(code.translator.code());
-        trace::translated(&code.translator, job.base);
-        Ok(Some(code.cache.insert(block, code.translator.lists())))
+        loop {
+            self.make_room(code)?;
+            for page in pages {
+                self.cpu.ram.set_code(page.index, CodeMark::Set);
+            }
+            let virtual_page = key.rip / PAGE;
+            let mappings = (
+                code.cache.mapping_number(virtual_page, page.index),
+                second.map(|second| code.cache.mapping_number(virtual_page.wrapping_add(1), second.index)),
+            );
+            let job = Job {
+                key,
+                mappings,
+                bytes: &self.copy[..len],
+                peek: &Fetched { mmu: &self.cpu.mmu, key, page },
+                id: code.cache.next_id(),
+                base: code.cache.buffer.next_address(),
+                hashed: if self.stress.hashed { u64::MAX } else { code.cache.hashed_sites(&key) },
+                extended: !self.stress.short,
+                grouped: code.cache.groups_pay(&key),
+                straddling: self.stress.ungrouped || code.cache.straddles(&key),
+                filling: code.cache.filling(),
+            };
+            let Some(block) = code.translator.translate(&job) else { return Ok(None) };
+            let made = code.translator.code();
+            if !code.cache.has_room(made.len()) {
+                // To be made once more, for where there is room: it has addresses of where it is.
+                code.cache.close();
+                continue;
+            }
+            let base = code.cache.buffer.append(made);
+            trace::translated(&code.translator, base);
+            return Ok(Some(code.cache.insert(block, base, code.translator.lists())));
+        }
     }
 }

@@ -81,8 +81,10 @@ pub fn table(cpu: &Cpu, cache: &TbCache, counting: bool) -> Vec<String> {
     table.ratio("guest instructions", made.instructions, made.translated, "a block");
     table.ratio("guest bytes", made.guest_bytes, made.instructions, "an instruction");
     table.ratio("host bytes", made.host_bytes, made.guest_bytes, "a guest byte");
-    table.row("bytes of code memory in use", cache.buffer.used() as u64);
-    table.row("times code memory was emptied", made.emptied);
+    let (used, dead) = cache.bytes();
+    table.row("bytes of code memory in use", used as u64);
+    table.row("bytes of it that are of no use any more", dead as u64);
+    table.row("regions of code memory reclaimed", made.reclaimed);
     table.row("blocks invalidated", made.invalidated);
     table.row("jumps linked", made.linked);
     table.row("sites moved from slots to the table", made.moved_sites);

@@ -308,7 +308,7 @@ fn is_atomic(insn: &Instruction) -> bool {
 
 impl Vcpu {
     /// Whether no other CPU executes.
-    fn is_alone(&self) -> bool {
+    pub(super) fn is_alone(&self) -> bool {
         self.alone || self.cpu.sharing || !self.engine.peers.several()
     }
 

@@ -13,8 +13,8 @@ use crate::translate::block::MAX_INSNS;
 pub struct KickedAt {
     block: TbId,
     rip: u64,
-    /// How often the cache had been emptied then.
-    emptied: u64,
+    /// [`crate::code::cache::TbCache::voided`] then.
+    voided: u64,
 }
 
 impl Vcpu {
@@ -43,21 +43,21 @@ impl Vcpu {
         if self.cpu.env.budget < count {
             self.at_the_end = true;
         } else {
-            let emptied = code.cache.counters.emptied;
-            self.kicked_at = Some(KickedAt { block, rip: self.cpu.env.rip, emptied });
+            let voided = code.cache.voided();
+            self.kicked_at = Some(KickedAt { block, rip: self.cpu.env.rip, voided });
         }
     }
 
     /// The entry of the block that a kick kept from being entered, if it is still the one that comes next.
     pub(super) fn block_kicked_at(&mut self, variant: u32) -> Option<u64> {
-        let KickedAt { block, rip, emptied } = self.kicked_at.take()?;
+        let KickedAt { block: id, rip, voided } = self.kicked_at.take()?;
         let code = self.engine.code();
-        if variant != 0 || self.cpu.env.rip != rip || code.cache.counters.emptied != emptied {
+        if variant != 0 || self.cpu.env.rip != rip || code.cache.voided() != voided {
             return None;
         }
-        let block = code.cache.block(block);
+        let block = code.cache.block(id);
         (block.valid && block.key.mode & !mode::UNGROUPED == mode_bits(&self.cpu.env))
-            .then_some(block.entry_saved)
+            .then_some(code.cache.entry_saved(id))
     }
 
     /// The CPU's state was replaced: it is nowhere near where it was.

@@ -40,7 +40,7 @@ pub fn translated(translator: &Translator, address: u64) {
 pub fn entered(cpu: &Cpu, cache: &TbCache, id: TbId) {
     if enabled!(target: "exec", Level::TRACE) {
         let block = cache.block(id);
-        trace!(target: "exec", "Trace {}: {:#x} [{:#018x}/{:#x}]", cpu.index, block.code, block.key.rip, block.key.mode);
+        trace!(target: "exec", "Trace {}: {:#x} [{:#018x}/{:#x}]", cpu.index, cache.code(id), block.key.rip, block.key.mode);
     }
     if enabled!(target: "cpu", Level::TRACE) {
         registers("cpu", cpu);

@@ -86,8 +86,8 @@ pub struct Vcpu {
     pub(super) alone: bool,
     /// [`Vcpu::step`] is wanted, with no other CPU executing.
     pub(super) wants_exclusive: bool,
-    /// [`Engine::emptied`] when the jump caches were last good.
-    seen_emptied: u64,
+    /// [`Engine::voided`] when the jump caches were last good.
+    seen_voided: u64,
     /// Under icount: the budget ends within the next block.
     pub(super) at_the_end: bool,
     /// Under icount: the block that a kick kept from being entered.
@@ -115,7 +115,7 @@ impl Vcpu {
             single_step: false,
             chaining: trace::chaining() && !engine.stress.unchained,
             stress: engine.stress,
-            seen_emptied: engine.emptied(),
+            seen_voided: engine.voided(),
             engine,
             sites: Sites::new(),
             copy: Box::new([0; PAGE as usize + MAX_INSN_BYTES]),
@@ -140,7 +140,12 @@ impl Vcpu {
     /// Runs one instruction. No other CPU executes meanwhile.
     pub fn step(&mut self, io: &dyn CpuIo) -> VcpuExit {
         self.alone = true;
-        let exit = self.with_io(io, |vcpu| vcpu.main_loop(Quota::One));
+        let exit = self.with_io(io, |vcpu| {
+            // What it executes may be there already, and what wanted room would want it again.
+            let engine = Arc::clone(&vcpu.engine);
+            let _always_alone = vcpu.make_room(&mut engine.code());
+            vcpu.main_loop(Quota::One)
+        });
         self.alone = false;
         exit
     }
@@ -166,7 +171,7 @@ impl Vcpu {
         }
         let previous = self.cpu.lend_io(io);
         self.cpu.peer.go_inside();
-        self.follow_emptied();
+        self.follow_voided();
         let result = f(self);
         self.cpu.return_budget();
         self.cpu.peer.go_outside();
@@ -174,10 +179,10 @@ impl Vcpu {
         result
     }
 
-    /// Forgets what was looked up in the block cache before it was emptied.
-    pub(super) fn follow_emptied(&mut self) {
-        let emptied = self.engine.emptied();
-        if std::mem::replace(&mut self.seen_emptied, emptied) != emptied {
+    /// Forgets what was looked up in the block cache if it is void.
+    pub(super) fn follow_voided(&mut self) {
+        let voided = self.engine.voided();
+        if std::mem::replace(&mut self.seen_voided, voided) != voided {
             self.cpu.mmu.flush_all_jumps();
             // A block's number.
             self.cpu.env.branch_from = 0;
@@ -353,8 +358,8 @@ impl Vcpu {
                     self.cpu.env.flags_from_code();
                     if exit.reason == exit::LINK {
                         let (from, slot) = of_way(exit.payload);
-                        let cache = &mut self.engine.code().cache;
-                        link = Some((from, slot, cache.counters.emptied));
+                        let cache = &self.engine.code().cache;
+                        link = Some((from, slot, cache.voided()));
                         if cache.leads_to_ungrouped(from, slot) {
                             variant |= mode::UNGROUPED;
                         }

@@ -6,7 +6,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 
 use crate::code::emitter::{Emitter, Patch, ROOM, cc};
-use crate::code::tb::{self, Lists, Mark, NONE, Parts, Site, Slot, Tb, TbId, TbKey, mode};
+use crate::code::tb::{self, Entries, Lists, Mark, NONE, Site, Slot, Span, Tb, TbId, TbKey, mode};
 use crate::code::thunks::{Thunks, exit};
 use crate::env::POLL_AGAIN;
 use crate::env_offset;
@@ -57,18 +57,8 @@ pub struct Job<'a> {
     pub grouped: bool,
     /// What is checked together often lies on two pages.
     pub straddling: bool,
-    /// Times that code memory was emptied.
-    pub emptied: u64,
-}
-
-/// A block's entries.
-struct Entries {
-    /// Flags in `env.lahf`.
-    saved: u64,
-    /// Flags in EFLAGS.
-    host: u64,
-    /// As `host`, behind the poll.
-    forward: u64,
+    /// In which filling of a region of code memory it lies: what earlier ones have beside their blocks is not to be relied on.
+    pub filling: u64,
 }
 
 /// Turns guest bytes into blocks. Reused from block to block; one per cache.
@@ -128,13 +118,12 @@ pub struct Translator {
     pub(super) in_claimed: u16,
     pub(super) ramps: Ramps,
     pub(super) lists: Lists,
-    pub(super) popped: u32,
 }
 
 impl Translator {
     /// A translator for code that runs beside `thunks`.
     pub fn new(thunks: Thunks, features: Features, bmi2: bool) -> Self {
-        let key = TbKey { physical: 0, rip: 0, mode: 0, second_page: None };
+        let key = TbKey::new(0, 0, 0);
         Self {
             e: Emitter::new(0),
             encoder: Encoder::new(64),
@@ -172,7 +161,6 @@ impl Translator {
             in_claimed: 0,
             ramps: Ramps::default(),
             lists: Lists::default(),
-            popped: 0,
         }
     }
 
@@ -213,8 +201,8 @@ impl Translator {
         };
         let mut items = mem::take(&mut self.items);
         // A block that runs over into the second page is that one instruction.
-        let decode_mode = if key.second_page.is_some() { key.mode | mode::SINGLE } else { key.mode };
-        let grouped = job.grouped && key.second_page.is_none();
+        let decode_mode = if key.second_page().is_some() { key.mode | mode::SINGLE } else { key.mode };
+        let grouped = job.grouped && key.second_page().is_none();
         let source = Source {
             bytes: job.bytes,
             start: (key.physical & (PAGE - 1)) as usize,
@@ -222,7 +210,7 @@ impl Translator {
             bits: self.bits,
             mode: decode_mode,
             limit: if self.stress.one_instruction { 1 } else { MAX_INSNS },
-            extended: job.extended && mode::class(key.mode).is_some() && key.second_page.is_none(),
+            extended: job.extended && mode::class(key.mode).is_some() && key.second_page().is_none(),
         };
         let mut kinds = self.kinds.of_mode(self.bits, decode_mode, &self.features, &mut self.info);
         let cut = block::decode(&source, &mut kinds, job.peek, &mut items);
@@ -237,12 +225,12 @@ impl Translator {
         self.live_end = items[items.len() - 1].live_out;
         self.id = id;
         self.e.reset(base);
-        self.ramps.follow(job.emptied);
+        self.ramps.follow(job.filling);
         self.lists.clear();
-        self.popped = 0;
         self.last = items.len() - 1;
         self.fp_loaded = false;
         self.find_groups(&items, grouped);
+        self.lists.second_number = mappings.1.unwrap_or(0);
         let entries = self.prologue(&items[0], mappings.1);
         self.movable = None;
         self.nothing_held();
@@ -272,30 +260,27 @@ impl Translator {
         }
         self.straight = self.e.len();
         self.emit_stubs(&items);
-        let (mut first, mut end, mut guest_bytes) = (0, 0, 0);
+        let (mut first, mut end) = (0, 0);
         for item in items.iter() {
             let len = item.insn.len() as i16;
             (first, end) = (first.min(item.offset), end.max(item.offset + len));
-            guest_bytes += len as u32;
+            self.lists.guest_bytes += len as u32;
             self.lists.insns.push(item.offset);
         }
         self.lists.insns.push(last.offset + last.insn.len() as i16);
-        let start = source.start as u32;
+        let start = source.start as u16;
         self.items = items;
         Some(Tb {
             key,
-            span: start.wrapping_add_signed(first.into())..start.wrapping_add_signed(end.into()),
-            guest_bytes,
-            code: base,
-            code_len: self.e.len() as u32,
-            entry: entries.host,
-            entry_saved: entries.saved,
-            entry_forward: entries.forward,
+            span: Span { start: start.wrapping_add_signed(first), end: start.wrapping_add_signed(end) },
+            code: 0,
+            code_len: self.e.len() as u16,
+            entries,
             page_number: mappings.0,
-            second_page_number: mappings.1,
-            parts: Parts::default(),
+            slots: 0,
+            slots_len: 0,
+            notes: 0,
             incoming: NONE,
-            popped: self.popped,
             ungrouped: 0,
             cpus: 0,
             valid: true,
@@ -306,7 +291,7 @@ impl Translator {
     fn prologue(&mut self, first: &Item, second_page: Option<u32>) -> Entries {
         let live = first.live_in != 0;
         self.now = 0;
-        let saved = self.e.here();
+        let saved = self.entry();
         self.flags = Flags::Saved;
         self.mark();
         if let (Some(number), Some(_)) = (second_page, self.class) {
@@ -316,7 +301,7 @@ impl Translator {
         if live {
             self.load_flags_with_t1();
         }
-        let host = self.e.here();
+        let host = self.entry();
         self.flags = if live { Flags::Host } else { Flags::Dead };
         self.mark();
         // A block without groups goes on in the midst of another: what that one had in the shadow of STI, no poll may come
@@ -335,7 +320,7 @@ impl Translator {
             self.poll();
         }
         self.poll_again();
-        let forward = self.e.here();
+        let forward = self.entry();
         self.mark();
         Entries { saved, host, forward }
     }
@@ -352,13 +337,13 @@ impl Translator {
 
     /// The entries of a block that runs over into another page, which must be mapped as it was when it was translated.
     fn prologue_of_crossing(&mut self, number: u32, live: bool) -> Entries {
-        let host = self.e.here();
+        let host = self.entry();
         if live {
             self.flags = Flags::Host;
             self.mark();
             self.store_flags_with_t1();
         }
-        let saved = self.e.here();
+        let saved = self.entry();
         self.flags = Flags::Saved;
         self.mark();
         let entry = code_page_offset(self.key.mode & mode::CPL == 3, self.key.rip.wrapping_add(PAGE));
@@ -372,6 +357,11 @@ impl Translator {
             self.poll_again();
         }
         Entries { saved, host, forward: host }
+    }
+
+    /// The present place as an entry.
+    fn entry(&self) -> u8 {
+        u8::try_from(self.e.len()).expect("entries are close to a block's start")
     }
 
     /// After a poll: the next one is to leave, if that is asked for.

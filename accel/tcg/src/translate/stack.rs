@@ -237,8 +237,8 @@ impl Translator {
         let size = if self.bits == 64 { 8 } else { 4 };
         self.reach_top(item.live_in, size);
         self.load(10, size);
-        self.popped = size + u32::from(drop);
-        self.move_stack(self.popped as i32);
+        self.lists.popped = size + u32::from(drop);
+        self.move_stack(self.lists.popped as i32);
         self.return_to_t0();
     }
 }

@@ -108,7 +108,7 @@ struct Tested {
 const PLAIN: &str = "plain";
 
 /// What is run by default beside [`PLAIN`].
-const STRESSES: [&str; 11] = [
+const STRESSES: [&str; 12] = [
     "misses",
     "misses+ungrouped",
     "flushes",
@@ -120,6 +120,7 @@ const STRESSES: [&str; 11] = [
     "short+unchained",
     "windows",
     "windows+kicks",
+    "reclaims",
 ];
 
 /// What runs here.

@@ -1,7 +1,7 @@
 //! Ramps: what leads a site's miss to its thunk. There are as many sites as accesses, but few kinds of them: all of a kind call
 //! the same ramp, which makes the linear address of what the check has left and says what the helpers must know.
 //!
-//! A ramp is emitted before the first stub that needs it, and stays until code memory is emptied. Where two kinds fall on
+//! A ramp is emitted before the first stub that needs it, and stays as long as the region of code memory that it is in. Where two kinds fall on
 //! one place of the table the older one is forgotten, and emitted anew if it is needed again.
 
 use dynasmrt::{DynasmApi, dynasm};
@@ -15,21 +15,21 @@ const PLACES: usize = 256;
 pub struct Ramps {
     /// Kind and address, by the hash of the kind.
     places: Box<[(u64, u64); PLACES]>,
-    /// Times that code memory had been emptied when the first was emitted.
-    emptied: u64,
+    /// The filling of a region of code memory that they are in.
+    filling: u64,
 }
 
 impl Default for Ramps {
     fn default() -> Self {
-        Self { places: Box::new([(0, 0); PLACES]), emptied: 0 }
+        Self { places: Box::new([(0, 0); PLACES]), filling: 0 }
     }
 }
 
 impl Ramps {
-    /// Forgets all ramps if code memory was emptied: it has been `emptied` times.
-    pub fn follow(&mut self, emptied: u64) {
-        if self.emptied != emptied {
-            *self = Self { emptied, ..Self::default() };
+    /// Forgets all ramps if they are not in this `filling`: blocks need them only as long as they are there themselves.
+    pub fn follow(&mut self, filling: u64) {
+        if self.filling != filling {
+            *self = Self { filling, ..Self::default() };
         }
     }
 }
