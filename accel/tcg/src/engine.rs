@@ -20,7 +20,7 @@ pub const CODE_BYTES: usize = 256 << 20;
 pub const MIN_CODE_BYTES: usize = 8 * MAX_BLOCK_BYTES;
 
 /// Blocks in a region of code memory at most, under [`Stress::reclaims`].
-const STRESSED_BLOCKS: usize = 8;
+const STRESSED_BLOCKS: usize = 64;
 
 /// The cache and what fills it.
 pub struct Code {

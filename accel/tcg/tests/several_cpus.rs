@@ -159,7 +159,7 @@ fn what_one_rewrites_the_other_executes_with(stress: Stress) {
     ];
     let machine = Machine::new(stress, &[(0x1000, writer), (0x3000, runner)], &[0x1000, 0x3000], VERSIONS);
     let told = machine.run();
-    assert!(!stress.reclaims || reclaimed(&told) > u32::from(VERSIONS) / 20, "{told}");
+    assert!(!stress.reclaims || reclaimed(&told) > u32::from(VERSIONS) / 100, "{told}");
     assert_eq!(machine.word(0x500), VERSIONS);
     assert_eq!(machine.word(0x3001), VERSIONS);
 }
