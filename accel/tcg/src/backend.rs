@@ -30,8 +30,8 @@ use crate::translate::features::Features;
 pub struct TcgOptions {
     /// A thread per CPU, or one for all.
     pub threading: Threading,
-    /// Bytes of code memory, at least [`crate::engine::MIN_CODE_BYTES`], a multiple of the page size. When it is full,
-    /// everything is translated anew.
+    /// Bytes of code memory, at least [`crate::engine::MIN_CODE_BYTES`], a multiple of the page size. What
+    /// it is too small for is translated anew.
     pub code_bytes: usize,
     /// Guest time is what was executed; one thread for all CPUs then.
     pub icount: Option<Pace>,

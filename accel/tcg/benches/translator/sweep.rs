@@ -84,10 +84,10 @@ fn translate(code: &mut EngineCode, text: &Text, at: usize, mode: Mode) -> Tb {
     // Where it lies in RAM does not matter: at the same number of the page.
     let number = |at: usize| (at / page_size) as u32 + 1;
     let physical = u64::from(number(at)) * PAGE + rip % PAGE;
-    let mut key = TbKey { physical, rip, mode: mode.bits(), second_page: None };
+    let mut key = TbKey::new(physical, rip, mode.bits());
     for len in [page_size, page_size + MAX_INSN_BYTES] {
         let first = code.cache.mapping_number(rip / PAGE, number(at));
-        let second = key.second_page.map(|second| code.cache.mapping_number(rip / PAGE + 1, second));
+        let second = key.second_page().map(|second| code.cache.mapping_number(rip / PAGE + 1, second));
         let job = Job {
             key,
             mappings: (first, second),
@@ -99,12 +99,12 @@ fn translate(code: &mut EngineCode, text: &Text, at: usize, mode: Mode) -> Tb {
             extended: true,
             grouped: true,
             straddling: false,
-            emptied: code.cache.counters.emptied,
+            filling: code.cache.filling(),
         };
         if let Some(block) = code.translator.translate(&job) {
             return block;
         }
-        key.second_page = Some(number(at) + 1);
+        key = key.crossing_into(number(at) + 1);
     }
     unreachable!("no instruction is longer than these bytes")
 }
@@ -122,12 +122,18 @@ fn straight_bytes(code: &EngineCode) -> usize {
 }
 
 /// Translates all of `text`, calling `each` with every block when it was entered.
-fn sweep(code: &mut EngineCode, text: &Text, mode: Mode, mut each: impl FnMut(&EngineCode, TbId)) {
+fn sweep(code: &mut EngineCode, ram: &Ram, text: &Text, mode: Mode, mut each: impl FnMut(&EngineCode, TbId)) {
     let mut at = text.start;
     while at < text.end {
-        let block = translate(code, text, at, mode);
-        code.cache.buffer.append(code.translator.code());
-        let id = code.cache.insert(block, code.translator.lists());
+        let mut block = translate(code, text, at, mode);
+        if !code.cache.has_room(code.translator.code().len()) {
+            code.cache.close();
+            let victim = code.cache.victim();
+            code.cache.go_on_in(victim, ram);
+            block = translate(code, text, at, mode);
+        }
+        let base = code.cache.buffer.append(code.translator.code());
+        let id = code.cache.insert(block, base, code.translator.lists());
         each(code, id);
         at += straight_bytes(code);
     }
@@ -145,7 +151,7 @@ fn classify(code: &EngineCode, id: TbId, tally: &mut Tally) {
     let translator = &code.translator;
     let items = translator.items();
     let straight = translator.straight_code();
-    let entry = block.entry_forward - block.code;
+    let (start, entry) = (code.cache.code(id), u64::from(block.entries.forward));
     let last = items.len() - 1;
     // What is emitted behind an instruction that is no jump, at the end of its block, is not its own.
     let counts = |index: usize| index != last || goes_on(&items[index]);
@@ -157,7 +163,7 @@ fn classify(code: &EngineCode, id: TbId, tally: &mut Tally) {
         let kind = if insn.ip() < entry {
             Kind::Entry
         } else {
-            match code.cache.mark_at(id, block.code + insn.ip()).map(|mark| usize::from(mark.insn)) {
+            match code.cache.mark_at(id, start + insn.ip()).map(|mark| usize::from(mark.insn)) {
                 Some(index) if counts(index) => kind(&items[index]),
                 _ => continue,
             }
@@ -186,14 +192,14 @@ pub fn run(name: &str, text: &Text, mode: Mode, report: &mut Report) {
         code.cache.clear(&ram);
         let before = code.cache.counters.instructions;
         let begun = cpu_time();
-        sweep(&mut code, text, mode, |_, _| {});
+        sweep(&mut code, &ram, text, mode, |_, _| {});
         let took = cpu_time() - begun;
         best = best.min(took / (code.cache.counters.instructions - before) as f64);
     }
     let counters = code.cache.counters;
     let mut tally = Tally::default();
     code.cache.clear(&ram);
-    sweep(&mut code, text, mode, |code, id| classify(code, id, &mut tally));
+    sweep(&mut code, &ram, text, mode, |code, id| classify(code, id, &mut tally));
 
     report.heading(&format!("{name}, translated as {mode:?} code"));
     let (instructions, blocks) = (counters.instructions as f64, counters.translated as f64);

@@ -19,6 +19,7 @@ struct Region {
     stretches: Vec<u32>,
     slots: Vec<Slot>,
     notes: Vec<u8>,
+    #[expect(clippy::vec_box, reason = "generated code has their addresses")]
     sites: Vec<Box<Site>>,
     /// Bytes of code of those that are no longer valid.
     dead: usize,

@@ -60,7 +60,7 @@ pub fn mode_bits(env: &Env) -> u32 {
 pub enum Blocked {
     /// Fetching the instruction raises this.
     Exception(Exception),
-    /// Code memory is full, and other CPUs may be in it.
+    /// A region of code memory is to be reclaimed, and other CPUs may be in it.
     Full,
 }
 

@@ -37,7 +37,8 @@ impl Fixture {
 
     fn some_key(&mut self) -> TbKey {
         let (page, offset) = (self.number(PAGES), self.number(16) * 256);
-        let key = TbKey::new(page * 4096 | offset, page * 4096 | offset, MODE);
+        let address = page * 4096 + offset;
+        let key = TbKey::new(address, address, MODE);
         if offset == 15 * 256 && self.number(2) == 0 {
             key.crossing_into(((page + 1) % PAGES) as u32)
         } else {

@@ -82,7 +82,7 @@ fn a_region_that_is_filled_again_has_its_new_blocks_alone() {
     assert_eq!(store.bytes(), (live, 0));
     for round in 0..20 {
         let region = round * 7 % REGIONS;
-        let (seed, gone) = std::mem::replace(&mut made[region], (0, Vec::new()));
+        let (seed, gone) = std::mem::take(&mut made[region]);
         check(&store, region, seed, &gone);
         store.died(gone[0].0);
         assert_eq!(store.dead(region), usize::from(gone[0].2));
