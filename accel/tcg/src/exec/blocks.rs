@@ -147,7 +147,7 @@ impl Vcpu {
         }
         let cpu = &mut self.cpu;
         let offset = linear & (PAGE - 1);
-        let first_key = TbKey::new(u64::from(page.index) << 12 | offset, rip, bits);
+        let mut first_key = TbKey::new(u64::from(page.index) << 12 | offset, rip, bits);
         cpu.mmu.follow_mode(bits);
         let (id, mut code) = loop {
             let mut key = first_key;
@@ -169,7 +169,7 @@ impl Vcpu {
             if bits & mode::WINDOWED != 0 && !self.cpu.mmu.windows().open {
                 // Another CPU has got the windows, while this one waited for it.
                 bits &= !mode::WINDOWED;
-                key.mode = bits;
+                first_key.mode = bits;
                 continue;
             }
             let code = self.engine.code();
