@@ -16,6 +16,10 @@ missing=()
 for need in "${needs[@]}"; do
     command -v "${need%%:*}" >/dev/null || missing+=("${need##*:}")
 done
+# virtiofsd is in no PATH: in QEMU's package until Debian 12, in its own since.
+if [ "${1:-}" = --tests ] && [ ! -e /usr/lib/qemu/virtiofsd ] && [ ! -e /usr/libexec/virtiofsd ]; then
+    ! apt-cache show virtiofsd >/dev/null 2>&1 || missing+=(virtiofsd)
+fi
 # Rust links with the C library's start files and stubs, which a compiler package only recommends.
 echo 'int main(void) { return 0; }' | cc -x c -o /dev/null - 2>/dev/null || missing+=(libc6-dev)
 if [ ${#missing[@]} -gt 0 ]; then

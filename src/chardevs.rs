@@ -165,6 +165,11 @@ pub fn open(
 ) -> Result<Option<Chardevs>, ChardevError> {
     let mut opened = Chardevs::default();
     for chardev in &options.chardevs {
+        let is_taken = matches!(chardev.kind, ChardevKind::Socket(_)) && !bound.contains_key(&chardev.id);
+        if is_taken {
+            // A vhost-user device's.
+            continue;
+        }
         let Some(mut main) = opened.open(chardev, bound.remove(&chardev.id))? else { return Ok(None) };
         if let Some(log) = &chardev.log {
             let file = create(chardev, &log.path, log.append)?;

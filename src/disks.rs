@@ -14,13 +14,16 @@ use devices::p9::Share;
 use devices::virtio::balloon::BalloonOptions;
 use devices::virtio::blk::BlkOptions;
 use devices::virtio::net::Network;
+use devices::virtio::vhost_user::BackEnd;
 use devices::virtio::vsock::HostSocket;
 
 use crate::consoles::{self, PortPart};
 use crate::options::Options;
 use crate::options::attachment::Attachment;
-use crate::options::devices::{DeviceChoice, RNG_SOURCE};
+use crate::options::devices::DeviceChoice;
 use crate::options::drive::{DriveChoice, ImageFormat};
+use crate::options::object::RNG_SOURCE;
+use crate::options::vhost_user::VhostUserFsChoice;
 use crate::sockets::{self, VsockError};
 
 /// The first card's address, and the next ones' but for the last byte: QEMU's.
@@ -111,6 +114,13 @@ pub enum VirtioPart {
         /// The host's end, not made yet.
         socket: Arc<HostSocket>,
     },
+    /// A folder that another program serves.
+    VhostUserFs {
+        /// Where that program is, and what the device shows of itself.
+        choice: VhostUserFsChoice,
+        /// That program, when it is connected.
+        back_end: Option<Arc<BackEnd>>,
+    },
     /// Consoles and ports.
     Serial {
         /// Ports at most.
@@ -174,6 +184,9 @@ pub fn open(
             DeviceChoice::Virtio9p { fsdev, mount_tag } => {
                 let share = shares.get(fsdev).expect("the options are consistent");
                 parts.push(VirtioPart::P9 { share: Arc::clone(share), tag: mount_tag.clone() });
+            }
+            DeviceChoice::VhostUserFs(choice) => {
+                parts.push(VirtioPart::VhostUserFs { choice: choice.clone(), back_end: None });
             }
             DeviceChoice::VirtioVsock { guest_cid, socket } => {
                 parts.push(VirtioPart::Vsock { guest_cid: *guest_cid, socket: sockets::find(socket)? });

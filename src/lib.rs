@@ -2,6 +2,7 @@
 
 pub mod accelerator;
 pub mod acpi;
+pub mod back_ends;
 pub mod boot;
 pub mod chardevs;
 pub mod consoles;

@@ -38,7 +38,7 @@ use crate::options::icount::RtcBase;
 use crate::options::machine::MachineKind;
 use crate::options::memory_backend::MemoryBackend;
 use crate::run_state::RunState;
-use crate::{acpi, mp_table};
+use crate::{acpi, back_ends, mp_table};
 
 /// Why a machine could not be built or set going.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +87,9 @@ pub enum MachineError {
     /// The host refused a file's second descriptor.
     #[error("fw_cfg")]
     FwCfgFile(#[source] io::Error),
+    /// A back end cannot have guest memory.
+    #[error(transparent)]
+    BackEnd(#[from] back_ends::ConnectError),
     /// The virtio devices cannot be there.
     #[error(transparent)]
     Virtio(#[from] virtio::VirtioError),
@@ -164,6 +167,7 @@ impl Board {
             None if accelerator.translates() => Ram::shared(blueprint.memory_bytes)?,
             backend => Ram::new(blueprint.memory_bytes, backend.as_ref())?,
         };
+        back_ends::share(&blueprint.virtio, ram.map())?;
         accelerator.memory_listener().set_map(ram.map())?;
         let clock = accelerator.clock();
         let (pio, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));

@@ -23,6 +23,7 @@ pub mod machine;
 pub mod memory;
 pub mod memory_backend;
 pub mod network;
+pub mod object;
 mod refused;
 pub mod shares;
 pub mod smbios;
@@ -30,6 +31,7 @@ pub mod smp;
 pub mod syntax;
 mod table;
 pub mod uuid;
+pub mod vhost_user;
 pub mod vsock;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -190,7 +192,7 @@ fn topic(value: Value) -> Option<String> {
         Value::Machine => Some(machine::HELP.into()),
         Value::Chardev => Some(chardev::HELP.into()),
         Value::Device => Some(devices::help()),
-        Value::Object => Some(devices::OBJECT_HELP.into()),
+        Value::Object => Some(object::OBJECT_HELP.into()),
         Value::Cpu => Some(cpu::help()),
         Value::Debug => Some(log::help()),
         Value::Netdev | Value::Nic => Some(network::HELP.into()),
@@ -289,7 +291,7 @@ impl Draft {
                 self.memory.backends.push(backend);
             }
             Value::Object => {
-                let (name, file) = devices::object(context)?;
+                let (name, file) = object::object(context)?;
                 self.check_object(context, &name)?;
                 self.rng_sources.insert(name, file);
             }
@@ -433,6 +435,10 @@ impl Draft {
                     }
                 }
                 DeviceChoice::Virtio9p { fsdev, .. } => self.check_share(fsdev)?,
+                DeviceChoice::VhostUserFs(_) if self.icount.is_some() => {
+                    return Err(OptionError::IcountVhostUser);
+                }
+                DeviceChoice::VhostUserFs(_) => {}
                 DeviceChoice::VirtioVsock { .. } if self.icount.is_some() => {
                     return Err(OptionError::IcountVsock);
                 }
@@ -488,6 +494,7 @@ impl Draft {
                 return Err(OptionError::IcountPort(port.chardev.clone()));
             }
         }
+        vhost_user::check(&self.devices, &chardevs, &mut users)?;
         chardev::check(&chardevs, &users)?;
         Ok((serial, chardevs))
     }

@@ -14,6 +14,7 @@ use devices::backend::{BufferBackend, CharBackend, TeeBackend};
 
 use self::main_loop::{MainLoop, Outcome};
 use crate::accelerator::{self, AccelError, chain};
+use crate::back_ends::{self, ConnectError};
 use crate::boot::error::BootError;
 use crate::boot::{BootSource, Randomness};
 use crate::chardevs::{self, ChardevError, Chardevs};
@@ -53,6 +54,9 @@ pub enum RunError {
     /// A network cannot be had.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A vhost-user device has nobody who does its work.
+    #[error(transparent)]
+    BackEnd(#[from] ConnectError),
     /// A vsock device has no host's end.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -111,7 +115,7 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
     let accelerator = accelerator::choose(&options.accel, options.icount, tell::line)?;
     let run_state = RunState::new().map_err(host("eventfd"))?;
     signals::install().map_err(host("signal handlers"))?;
-    let blueprint = Blueprint {
+    let mut blueprint = Blueprint {
         machine: options.machine,
         memory_bytes: options.memory_bytes,
         memory_backend: options.memory_backend.clone(),
@@ -124,7 +128,8 @@ pub fn run(options: &Options, log: &Log) -> Result<Ending, RunError> {
         firmware,
     };
     check_files(options)?;
-    let sockets = chardevs::bind(&options.chardevs)?;
+    let mut sockets = chardevs::bind(&options.chardevs)?;
+    back_ends::connect(&mut blueprint.virtio, &mut sockets)?;
     let mut board = Board::new(blueprint, accelerator, Arc::clone(&run_state))?;
 
     vsock_sockets.bind()?;

@@ -18,6 +18,7 @@ pub mod registers;
 pub mod rng;
 pub mod session;
 mod transport;
+pub mod vhost_user;
 pub mod vsock;
 pub mod worker;
 

@@ -71,7 +71,7 @@ if [ "${1:-}" = --refresh ]; then
     rm -rf "$GUESTS"/{vmlinuz-*,busybox,debian-*.{vmlinuz,initrd},*.gz,*.cpio,*.ext4,vmlinux,programs,bench,smp,apt/lists.stamp}
 fi
 [ $# -gt 0 ] || set -- cloud shell boot-test
-[ "$*" != all ] || set -- cloud generic shell boot-test programs bench smp disk net console board pci shares io durable vmlinux debian
+[ "$*" != all ] || set -- cloud generic shell boot-test programs bench smp disk net console board pci shares virtiofs io durable vmlinux debian
 need apt-get dpkg-deb cpio gzip flock tar
 for what in "$@"; do
     case $what in
@@ -86,10 +86,11 @@ for what in "$@"; do
     pci) busybox && kernel cloud && "$HERE/pci.sh" ;;
     board) busybox && kernel generic && "$HERE/board.sh" ;;
     shares) busybox && kernel generic && "$HERE/shares.sh" ;;
+    virtiofs) busybox && kernel cloud && "$HERE/virtiofs.sh" ;;
     io) busybox && kernel cloud && "$HERE/io.sh" ;;
     durable) busybox && kernel cloud && "$HERE/durable.sh" ;;
     debian) "$HERE/debian.sh" ;;
     vmlinux) kernel cloud && "$HERE/vmlinux.sh" ;;
-    *) die "unknown guest: $what (known: cloud generic shell boot-test programs bench smp disk net console board pci shares io durable vmlinux debian all)" ;;
+    *) die "unknown guest: $what (known: cloud generic shell boot-test programs bench smp disk net console board pci shares virtiofs io durable vmlinux debian all)" ;;
     esac
 done

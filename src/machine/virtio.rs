@@ -18,12 +18,14 @@ use devices::virtio::mmio::{VirtioMmio, spec};
 use devices::virtio::net::Net;
 use devices::virtio::p9::P9;
 use devices::virtio::rng::Rng;
+use devices::virtio::vhost_user::fs::VhostUserFs;
 use devices::virtio::vsock::Vsock;
 use devices::virtio::worker::Pace;
 use devices::virtio::{Doorbell, VirtioDevice};
 use vm_memory::GuestMemoryMmap;
 
 use super::pci::PciError;
+use crate::back_ends;
 use crate::consoles::PortPart;
 use crate::disks::VirtioPart;
 
@@ -111,6 +113,9 @@ impl Wires<'_> {
             VirtioPart::Rng(source) => Rng::new(source.try_clone()?, &pace)?,
             VirtioPart::P9 { share, tag } => P9::new(Arc::clone(share), tag, &pace)?,
             VirtioPart::Vsock { guest_cid, socket } => Vsock::new(*guest_cid, Arc::clone(socket), &pace)?,
+            VirtioPart::VhostUserFs { choice, back_end } => {
+                VhostUserFs::new(back_ends::connected(back_end), &choice.options, &pace)?
+            }
             VirtioPart::Net { network, mac } => Net::new(Arc::clone(network), *mac, &pace)?,
             VirtioPart::Serial { max_ports, ports } => {
                 Console::new(ports.iter().map(PortPart::options).collect(), *max_ports, &pace)?

@@ -128,6 +128,16 @@ pub enum OptionError {
         "-icount: what comes through virtio-vsock is not recorded, so no two runs would be the same (leave it out)"
     )]
     IcountVsock,
+    /// What another program answers depends on the host's time.
+    #[error(
+        "-icount: what a vhost-user back end does is not recorded, so no two runs would be the same (use -virtfs with readonly=on)"
+    )]
+    IcountVhostUser,
+    /// A back end is not behind such a character device.
+    #[error(
+        "-chardev id={0}: a vhost-user back end is at the other end of a Unix socket that we connect to: socket,id={0},path=PATH and no more"
+    )]
+    NotBackEnd(String),
     /// Two networks have one name.
     #[error("-netdev: there are two with id={0}")]
     NetworkTaken(String),

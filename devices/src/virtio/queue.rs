@@ -95,6 +95,12 @@ impl Chain {
     pub fn head(&self) -> u16 {
         self.head
     }
+
+    /// A chain of no ring.
+    #[cfg(test)]
+    pub fn for_tests(head: u16, readable: Vec<Segment>, writable: Vec<Segment>) -> Self {
+        Self { head, readable, writable }
+    }
 }
 
 /// A queue of an activated device. Owned by the thread that works on it.

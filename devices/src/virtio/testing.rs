@@ -1,10 +1,12 @@
 //! A driver for the tests: it writes registers and lays rings in memory by hand, rightly or wrongly.
 
+use std::fs::File;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
 
+use rustix::fs::MemfdFlags;
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::mmio::VirtioMmio;
 use super::mmio::spec::{register, status};
@@ -85,9 +87,12 @@ pub struct Rings {
 }
 
 impl Rings {
-    /// Memory, all zero.
+    /// Memory, all zero, which another process could map.
     pub fn new() -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
+        let file = File::from(rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(MEMORY).unwrap();
+        let range = (GuestAddress(0), MEMORY as usize, Some(FileOffset::new(file, 0)));
+        let memory = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
         Self { memory, made: [0; 16] }
     }
 
