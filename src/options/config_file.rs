@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn a_file_without_end_is_refused() {
         let mut items = items("-readconfig /dev/zero", "/dev/zero");
-        let error = items.remove(0).err().expect("no options").to_string();
+        let error = items.remove(0).expect_err("no options").to_string();
         assert!(items.is_empty() && error.contains("too long for a file of options"), "{error}");
     }
 
