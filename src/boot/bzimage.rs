@@ -104,9 +104,10 @@ impl Image {
 
     /// What it needs before it looks at the memory map ends here.
     pub fn end(&self) -> u64 {
+        // Any number may stand in the header: one beyond all addresses ends beyond all memory.
         let run = self.load_address().max(self.header.pref_address);
-        let file = self.load_address() + self.payload_bytes();
-        (run + u64::from(self.header.init_size)).max(file)
+        let file = self.load_address().saturating_add(self.payload_bytes());
+        run.saturating_add(u64::from(self.header.init_size)).max(file)
     }
 
     /// The longest command line, without its terminator.

@@ -236,6 +236,9 @@ fn what_does_not_fit_is_refused() {
         refusal("big", &image, "", 16 * MIB)
             .ends_with("needs memory up to 24 MiB, the guest has 16 MiB; give more with -m")
     );
+    let mut nowhere = image.clone();
+    put(&mut nowhere, 0x258, &u64::MAX.to_le_bytes());
+    assert!(refusal("nowhere", &nowhere, "", 64 * MIB).contains("needs memory up to"));
     assert!(
         refusal("long", &image, &"x".repeat(2048), 64 * MIB)
             .contains("2048 bytes, but this kernel takes 2047")
