@@ -399,6 +399,16 @@ impl EnvMapping {
         unsafe { libc::mprotect(page as *mut _, 4096, libc::PROT_READ) == 0 }
     }
 
+    /// Takes the region that has `address` out of the table.
+    pub fn leave_region(&self, address: u64) {
+        let Some(table) = self.region_table() else { return };
+        let page = table.start + (address >> REGION_SHIFT & 0xffff_f000);
+        // SAFETY: as in `enter_region`.
+        let done = unsafe { libc::mprotect(page as *mut _, 4096, libc::PROT_NONE) == 0 };
+        // Another address space's windows may come to lie there.
+        assert!(done, "a region cannot be left: {}", std::io::Error::last_os_error());
+    }
+
     /// The block's address: the host's RSP in generated code.
     pub fn block(&self) -> *mut EnvBlock {
         self.base.wrapping_byte_add(BLOCK_AT).cast()

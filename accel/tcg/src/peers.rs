@@ -22,9 +22,8 @@ use accel::CpuHandle;
 use crate::code::cache::Gone;
 use crate::cpu::Cpu;
 use crate::env::{EnvMapping, KICKED};
-use crate::exec::windows::owners;
 use crate::ram::RamPage;
-use crate::windows;
+use crate::windows::{self, Tenure};
 
 const LOCK: &str = "no holder of a lock of the CPUs' requests panics";
 
@@ -41,8 +40,8 @@ enum Request {
     RevokeWrite(RamPage),
     /// To have no cached jump to a block: it is no longer valid.
     ForgetJump { rip: u64, class: usize },
-    /// To have no windows: another CPU gets them.
-    CloseWindows,
+    /// To reach no windows of the tenure any more: another program's come to lie there.
+    CloseWindows(Tenure),
 }
 
 #[derive(Default)]
@@ -245,8 +244,8 @@ impl Cpu {
                     self.code_changed = true;
                 }
                 Request::ForgetJump { rip, class } => self.mmu.forget_jump(rip, class),
-                Request::CloseWindows => {
-                    self.close_windows();
+                Request::CloseWindows(tenure) => {
+                    self.close_windows_if(|open| open == tenure);
                     self.code_changed = true;
                 }
             }
@@ -264,13 +263,12 @@ impl Cpu {
         self.ask(&others, &[Request::RevokeWrite(page)]);
     }
 
-    /// If `owner` is an address space of another CPU of this machine, that reaches no window any more when this returns true.
-    pub fn close_windows_of(&mut self, owner: windows::Owner) -> bool {
-        let Some(engine) = self.engine.clone() else { return false };
-        let mut all = engine.peers.others(&self.peer, |_| true);
-        all.retain(|peer| owners(&peer.mapping).contains(&owner));
-        self.ask(&all, &[Request::CloseWindows]);
-        !all.is_empty()
+    /// No CPU whose bit is set in `cpus` reaches windows of `tenure` any more when this returns.
+    pub fn close_windows_of(&mut self, tenure: Tenure, cpus: u64) {
+        self.close_windows_if(|open| open == tenure);
+        let Some(engine) = self.engine.clone() else { return };
+        let others = engine.peers.others(&self.peer, |index| cpus >> index & 1 != 0);
+        self.ask(&others, &[Request::CloseWindows(tenure)]);
     }
 
     /// This CPU does not go on to the block any more.

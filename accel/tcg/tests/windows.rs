@@ -8,7 +8,7 @@ use accel::CpuHandle;
 use accel::arch_state::{CpuArchState, RunMode, SegmentState, TableState, seg};
 use accel::contract::{Accelerator, NoIo, VcpuBackend, VcpuConfig, VcpuExit};
 use accel::cpu_model::CpuModel;
-use accel_tcg::windows::{self, Backing};
+use accel_tcg::windows::{self, Backing, Claim, Opening};
 use accel_tcg::{Tcg, TcgOptions};
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -432,24 +432,28 @@ fn a_guest_that_unmaps_every_other_page_does_not_use_up_the_hosts_mappings() {
     const START: u64 = 0x3000_0000_0000;
     let _alone = alone();
     let file = memory();
-    assert!(windows::claim(START), "nothing lies there");
+    let (tenure, _) = windows::join(START, 0, 0);
+    assert_eq!(windows::claim(tenure, START), Claim::Granted, "nothing lies there");
     let backing = |page: u64| Backing { file: file.as_raw_fd(), offset: page << 12, host: page << 12 };
     let open_all = || {
         for large in 0..128 {
-            assert!(windows::open(START + ((large * LARGE) << 12), backing(0), LARGE, || true));
+            let at = START + ((large * LARGE) << 12);
+            let opened = windows::open(tenure, at, backing(0), LARGE, || Some(true));
+            assert_eq!(opened, Opening::Open { writable: true });
         }
     };
     // As many mappings as pages would be more than a process can have.
     open_all();
-    windows::retain(|at, _, _| at >> 12 & 1 == 0);
+    windows::retain(tenure, |at, _, _| at >> 12 & 1 == 0);
     open_all();
     for page in (1..128 * LARGE).step_by(2) {
-        windows::close(START + (page << 12));
+        windows::close(tenure, START + (page << 12));
     }
     open_all();
     for page in (1..LARGE).step_by(2) {
         windows::revoke(page << 12);
     }
-    windows::retain(|_, _, _| false);
+    windows::retain(tenure, |_, _, _| false);
     assert_eq!(windows::count(), 0);
+    windows::leave(tenure, 0);
 }

@@ -138,10 +138,10 @@ impl Vcpu {
         let page = cpu.fetch_page(linear)?;
         let mut bits = mode_bits(&cpu.env) | variant;
         let may_be_windowed = variant == 0 && mode::class(bits) == Some(mode::USER64);
-        if may_be_windowed && self.stress.windows && self.windows_allowed && !cpu.mmu.windows().open {
-            cpu.open_windows(None);
+        if may_be_windowed && self.stress.windows && self.windows_allowed && !cpu.mmu.windows().is_open() {
+            cpu.open_windows();
         }
-        if may_be_windowed && cpu.mmu.windows().open {
+        if may_be_windowed && cpu.mmu.windows().is_open() {
             bits |= mode::WINDOWED;
             self.open_wanted_window();
         }
@@ -166,8 +166,8 @@ impl Vcpu {
                     }
                 },
             };
-            if bits & mode::WINDOWED != 0 && !self.cpu.mmu.windows().open {
-                // Another CPU has got the windows, while this one waited for it.
+            if bits & mode::WINDOWED != 0 && !self.cpu.mmu.windows().is_open() {
+                // Another program's windows come to lie there: this CPU was told so while it waited.
                 bits &= !mode::WINDOWED;
                 first_key.mode = bits;
                 continue;

@@ -96,6 +96,8 @@ pub struct Vcpu {
     pub(super) windows_allowed: bool,
     /// Where a window was wanted last: the code and the address.
     pub(super) last_window: (u64, u64),
+    /// How many times it was the same.
+    pub(super) window_repeats: u32,
     /// What the access for which there is no window raises.
     pub(super) window_exception: Option<Exception>,
     /// That access: its address, and whether it is a store.
@@ -126,6 +128,7 @@ impl Vcpu {
             kicked_at: None,
             windows_allowed,
             last_window: (0, 0),
+            window_repeats: 0,
             window_exception: None,
             window_wanted: None,
         }

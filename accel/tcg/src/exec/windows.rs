@@ -1,22 +1,22 @@
 //! When user programs get windows ([`crate::windows`]), and what opens and closes them.
 //!
 //! A program gets them when timer ticks have found it running a few times: by then it is worth the pages that have to be mapped
-//! and the code that has to be translated once more. They are its address space's until another one of the same CPU gets them.
+//! and the code that has to be translated once more. They are its address space's, on every CPU that runs a thread of it, until
+//! another one of the CPU gets some. Where another program's windows lie where this one's would, it goes without for as long as
+//! those are used.
 //! They follow the guest's TLB: what is flushed is looked up again, and closed if it has changed, before user code runs on.
 
-use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cpu::Cpu;
 use crate::engine::Engine;
-use crate::env::EnvMapping;
 use crate::exception::Exception;
 use crate::exec::vcpu::Vcpu;
-use crate::mmu::soft_tlb::CONTEXTS;
 use crate::mmu::walk::{self, Need, Page};
 use crate::mmu::windowed::Flushed;
 use crate::ram::PAGE;
-use crate::windows::{self, Owner};
+use crate::windows::{self, Claim, Opening, Tenure};
 
 /// Ticks that find a program running before it gets windows.
 const TICKS: u32 = 2;
@@ -24,9 +24,11 @@ const TICKS: u32 = 2;
 const MAX_REFUSED: u32 = 2000;
 /// Pages mapped at once at most, where the guest has several that follow each other in both spaces.
 const AROUND: u64 = 16;
+/// Faults in a row that the window for an access does not end before the access is made without. Several CPUs may close it.
+const MAX_REPEATS: u32 = 3;
 /// A large page.
 const LARGE: u64 = 2 << 20;
-/// Windows whose program no tick has found running for so long are another CPU's for the asking.
+/// Windows whose program no tick has found running for so long are closed where another program wants some in their place.
 const UNUSED: Duration = Duration::from_millis(50);
 /// What it costs to open a window again that a flush has closed.
 const REOPENED: Duration = Duration::from_micros(15);
@@ -43,53 +45,55 @@ pub fn windows_allowed(cpu: &Cpu, engine: &Engine) -> bool {
         && !(stress.misses || stress.flushes || stress.stepped || stress.hashed)
 }
 
-/// The address spaces of the CPU with this environment, as owners of windows.
-pub fn owners(mapping: &EnvMapping) -> Range<Owner> {
-    // No two CPUs have their environments at one place.
-    let first = mapping.block() as Owner;
-    first..first + CONTEXTS as Owner
-}
-
 impl Cpu {
-    fn owner(&self) -> Owner {
-        owners(self.env.mapping()).start + self.mmu.context_number() as Owner
+    /// The machine, among those of this process.
+    fn machine(&self) -> usize {
+        Arc::as_ptr(&self.ram).addr()
     }
 
-    /// The present address space gets all windows, if no other CPU has them, or has not used them for the time `unused`.
-    pub(super) fn open_windows(&mut self, unused: Option<Duration>) -> bool {
+    /// The present address space has windows from now on.
+    pub(super) fn open_windows(&mut self) {
         self.close_windows();
-        let Some(root) = walk::root(&self.env, &self.ram) else { return false };
-        if !windows::take(self.owner()) && !unused.is_some_and(|time| self.take_unused_windows(time)) {
+        let Some(root) = walk::root(&self.env, &self.ram) else { return };
+        let (tenure, joined) = windows::join(root, self.machine(), self.index);
+        self.mmu.windows().opened(tenure, root, joined);
+        self.mmu.flush_jumps();
+        tracing::debug!(target: "mmu", root, joined, "windows opened");
+    }
+
+    /// Closes the windows of another program if it was not seen running for `time`. Whether they are.
+    fn end_unused_windows(&mut self, tenure: Tenure, time: Duration) -> bool {
+        if !windows::is_unused(tenure, time) {
             return false;
         }
-        let windows = self.mmu.windows();
-        windows.opened(root);
-        windows.take_flushed();
-        self.mmu.flush_jumps();
-        tracing::debug!(target: "mmu", root, "windows opened");
+        let Some(members) = windows::members(tenure, self.machine()) else { return false };
+        self.close_windows_of(tenure, members);
+        // Its program may have got others meanwhile, which this is not the end of.
+        windows::end(tenure);
         true
-    }
-
-    /// Takes the windows from another CPU of this machine that has not used them for `time`.
-    fn take_unused_windows(&mut self, time: Duration) -> bool {
-        let Some(unused) = windows::unused(time) else { return false };
-        self.close_windows_of(unused.owner) && windows::seize(unused, self.owner())
     }
 
     /// No address space of this CPU has windows any more.
     pub fn close_windows(&mut self) {
+        self.close_windows_if(|_| true);
+    }
+
+    /// As [`Cpu::close_windows`], of tenures that `which` names.
+    pub(crate) fn close_windows_if(&mut self, which: impl Fn(Tenure) -> bool) {
+        let mapping = Arc::clone(self.env.mapping());
         let mut changed = false;
         for windows in self.mmu.all_windows() {
-            if std::mem::take(&mut windows.open) {
+            if windows.tenure().is_some_and(&which)
+                && let Some((tenure, regions)) = windows.closed()
+            {
+                regions.into_iter().for_each(|region| mapping.leave_region(region));
+                windows::leave(tenure, self.index);
                 changed = true;
-                windows.take_flushed();
-                windows.ticks = 0;
             }
         }
         if changed {
             tracing::debug!(target: "mmu", windows = windows::count(), "windows closed");
             self.mmu.flush_all_jumps();
-            windows::give_up(owners(self.env.mapping()));
         }
     }
 
@@ -102,16 +106,13 @@ impl Cpu {
     }
 
     fn follow_windows(&mut self) {
-        let root = walk::root(&self.env, &self.ram);
-        if root != Some(self.mmu.windows().root) {
-            return self.close_windows();
-        }
+        let Some(tenure) = self.windows_here() else { return self.close_windows() };
         let begun = Instant::now();
         let closed = match self.mmu.windows().take_flushed() {
-            Flushed::Pages(pages) => pages.into_iter().filter(|&page| windows::close(page)).count(),
+            Flushed::Pages(pages) => pages.into_iter().filter(|&page| windows::close(tenure, page)).count(),
             Flushed::All => {
                 let (env, ram) = (&self.env, &self.ram);
-                windows::retain(|at, host, writable| {
+                windows::retain(tenure, |at, host, writable| {
                     let Some((gpa, may_write)) = walk::accessed(env, ram, at) else { return false };
                     ram.page(gpa).is_some_and(|page| page.host == host) && (!writable || may_write)
                 })
@@ -124,8 +125,16 @@ impl Cpu {
         }
     }
 
+    /// Whose the windows of the present address space are, if it has some.
+    fn windows_here(&mut self) -> Option<Tenure> {
+        let root = walk::root(&self.env, &self.ram);
+        let windows = self.mmu.windows();
+        windows.tenure().filter(|_| root == Some(windows.root))
+    }
+
     /// Opens a window for an access to `address`, and for what lies around it if that is as simple.
     fn open_window(&mut self, address: u64, write: bool) -> Opened {
+        let Some(tenure) = self.windows_here() else { return Opened::Refused };
         let page = address & !(PAGE - 1);
         let need = Need { write, user: true, fetch: false, smap: false };
         let found = match walk::walk(&self.env, &self.ram, address, need) {
@@ -149,22 +158,29 @@ impl Cpu {
         let (start, gpa, pages) = if whole {
             (start, gpa, large / PAGE)
         } else {
-            (page, found.gpa, self.pages_alike(page, &found))
+            (page, found.gpa, self.pages_alike(tenure, page, &found))
         };
         let (Some((backing, _)), Some(first)) = (self.ram.backing(gpa), self.ram.page(gpa)) else {
             return Opened::Refused;
         };
-        let no_code = || (first.index..first.index + pages as u32).all(may_write);
-        let opened = windows::open(start, backing, pages, no_code);
-        if opened && (!write || windows::shown(page).is_some_and(|(_, writable)| writable)) {
-            Opened::Done
-        } else {
-            Opened::Refused
+        // What was flushed meanwhile, here or by a CPU that shares these windows, is not shown.
+        let rights = || {
+            let step = if whole { pages } else { 1 };
+            let unchanged = (0..pages).step_by(step as usize).all(|number| {
+                let (at, gpa) = (page + number * PAGE, found.gpa + number * PAGE);
+                walk::accessed(&self.env, &self.ram, at) == Some((gpa, found.writable))
+            });
+            unchanged.then(|| (first.index..first.index + pages as u32).all(may_write))
+        };
+        match windows::open(tenure, start, backing, pages, rights) {
+            Opening::Open { writable } if writable || !write => Opened::Done,
+            Opening::Changed => Opened::Done,
+            _ => Opened::Refused,
         }
     }
 
     /// How many pages, from the one at `page` on, which is `found`, follow each other in RAM, too, have the same rights and no window.
-    fn pages_alike(&self, page: u64, found: &Page) -> u64 {
+    fn pages_alike(&self, tenure: Tenure, page: u64, found: &Page) -> u64 {
         let Some((_, left)) = self.ram.backing(found.gpa) else { return 1 };
         let code = |gpa| self.ram.page(gpa).is_none_or(|page| self.ram.is_code(page.index));
         let first_has_code = code(found.gpa);
@@ -173,7 +189,7 @@ impl Cpu {
             let (at, gpa) = (page + number * PAGE, found.gpa + number * PAGE);
             walk::accessed(&self.env, &self.ram, at) == Some((gpa, found.writable))
                 && code(gpa) == first_has_code
-                && windows::shown(at).is_none()
+                && windows::shown(tenure, at).is_none()
         };
         1 + (1..most).take_while(alike).count() as u64
     }
@@ -196,38 +212,49 @@ impl Vcpu {
             return;
         }
         let root = self.cpu.env.walk.root;
+        // Under stress somebody loses them at every tick.
+        let unused = if self.stress.windows { Duration::ZERO } else { UNUSED };
         let windows = self.cpu.mmu.windows();
-        if windows.open {
-            return windows::still_used();
+        if let Some(tenure) = windows.tenure() {
+            windows::still_used(tenure);
+            if self.stress.windows
+                && let Some(other) = windows::another(self.cpu.machine(), tenure)
+            {
+                self.cpu.end_unused_windows(other, unused);
+            }
+            return;
         }
         windows.is_of(root);
         windows.ticks += 1;
-        if windows.ticks >= TICKS && !windows.denied {
-            // Under stress they change hands at every tick.
-            self.cpu.open_windows(Some(if self.stress.windows { Duration::ZERO } else { UNUSED }));
+        if windows.ticks < TICKS || windows.denied {
+            return;
+        }
+        let in_the_way = windows.in_the_way;
+        if in_the_way.is_none_or(|other| self.cpu.end_unused_windows(other, unused)) {
+            self.cpu.open_windows();
         }
     }
 
     /// A page fault of the host at `pc` in generated code, at `address`. True: the access can be made again.
     pub fn window_fault(&mut self, pc: u64, address: u64, write: bool) -> bool {
-        if !self.windows_allowed || !self.cpu.mmu.windows().open || self.cpu.env.cpl() != 3 {
+        if !self.windows_allowed || self.cpu.env.cpl() != 3 {
             return false;
         }
-        let again = (pc, address) == self.last_window;
-        self.last_window = (pc, address);
+        let Some(tenure) = self.cpu.windows_here() else { return false };
         if let Some(table) = self.cpu.env.mapping().region_table()
             && table.contains(&address)
         {
             let region = (address - table.start) >> 12 << windows::REGION_BITS;
-            if !again && windows::claim(region) && self.cpu.env.mapping().enter_region(region) {
-                return true;
-            }
-            if region >> 47 == 0 {
-                self.cpu.mmu.windows().refused += UNCLAIMED;
-            }
+            return self.enter_region(tenure, region);
+        }
+        if address >> 47 != 0 || address < PAGE {
             return false;
         }
-        if address >> 47 != 0 || address < PAGE || again && self.is_shown(address, write) {
+        let again = (pc, address) == self.last_window;
+        self.last_window = (pc, address);
+        self.window_repeats = if again { self.window_repeats + 1 } else { 0 };
+        let shown = windows::shown(tenure, address & !(PAGE - 1));
+        if self.window_repeats > MAX_REPEATS && shown.is_some_and(|(_, writable)| writable || !write) {
             return false;
         }
         match self.cpu.open_window(address, write) {
@@ -237,10 +264,29 @@ impl Vcpu {
                 self.window_wanted = Some((address, write));
             }
             // The instruction is executed without; then the program loses them.
-            Opened::Refused if windows::are_exhausted() => self.cpu.mmu.windows().refused = MAX_REFUSED,
+            Opened::Refused if windows::are_exhausted(tenure) => {
+                self.cpu.mmu.windows().refused = MAX_REFUSED;
+            }
             Opened::Refused => {}
         }
         false
+    }
+
+    /// Has generated code reach windows in the region that begins at `region`. False: there can be none.
+    fn enter_region(&mut self, tenure: Tenure, region: u64) -> bool {
+        if self.cpu.mmu.windows().regions.contains(&region) {
+            return false;
+        }
+        let claim = windows::claim(tenure, region);
+        let entered = claim == Claim::Granted && self.cpu.env.mapping().enter_region(region);
+        let windows = self.cpu.mmu.windows();
+        match claim {
+            Claim::Granted if entered => windows.regions.push(region),
+            Claim::Taken(other) => windows.in_the_way = Some(other),
+            _ if region >> 47 == 0 => windows.refused += UNCLAIMED,
+            _ => {}
+        }
+        entered
     }
 
     /// The access that had no page is going to be made again: a window for it now spares a host fault then.
@@ -250,12 +296,12 @@ impl Vcpu {
         }
     }
 
-    fn is_shown(&self, address: u64, write: bool) -> bool {
-        windows::shown(address & !(PAGE - 1)).is_some_and(|(_, writable)| writable || !write)
-    }
-
     /// The access of the code at `pc` is made without a window: from now on it always is.
     pub(super) fn window_refused(&mut self, pc: u64) {
+        if self.cpu.mmu.windows().in_the_way.is_some() {
+            // Others who have the same code do have windows there.
+            return self.cpu.close_windows();
+        }
         let mut code = self.engine.code();
         if let Some(id) = code.cache.at(pc)
             && let Some(mark) = code.cache.mark_at(id, pc)
@@ -268,7 +314,7 @@ impl Vcpu {
         }
         let windows = self.cpu.mmu.windows();
         windows.refused += 1;
-        if windows.refused > MAX_REFUSED && windows.open {
+        if windows.refused > MAX_REFUSED && windows.is_open() {
             windows.denied = true;
             self.cpu.close_windows();
         }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::windows::Tenure;
+
 /// Pages that are closed one by one; more are looked at all together.
 const MAX_PAGES: usize = 64;
 
@@ -12,8 +14,12 @@ const COST_IN_ANY_CASE: Duration = Duration::from_millis(50);
 /// The windows of one address space.
 #[derive(Default)]
 pub struct Windowed {
-    /// Its user code reaches memory through windows.
-    pub open: bool,
+    /// Whose they are, while its user code reaches memory through windows.
+    tenure: Option<Tenure>,
+    /// Regions that generated code may reach since then.
+    pub regions: Vec<u64>,
+    /// Whose windows its own would have been in the way of.
+    pub in_the_way: Option<Tenure>,
     /// Its level-4 table, when they were opened.
     pub root: u64,
     /// Timer ticks that interrupted user code since it is this address space.
@@ -40,16 +46,36 @@ pub enum Flushed {
 }
 
 impl Windowed {
-    /// They are open from now on, over the tables at `root`.
-    pub fn opened(&mut self, root: u64) {
-        (self.open, self.root, self.refused) = (true, root, 0);
+    /// Whose windows its user code reaches.
+    pub fn tenure(&self) -> Option<Tenure> {
+        self.tenure
+    }
+
+    /// Its user code reaches memory through windows.
+    pub fn is_open(&self) -> bool {
+        self.tenure.is_some()
+    }
+
+    /// They are open from now on, over the tables at `root`. `joined`: there are windows already, which are to be looked at.
+    pub fn opened(&mut self, tenure: Tenure, root: u64, joined: bool) {
+        (self.tenure, self.root, self.refused, self.in_the_way) = (Some(tenure), root, 0, None);
         (self.since, self.cost) = (Some(Instant::now()), Duration::ZERO);
+        self.pages.clear();
+        self.all = joined;
+    }
+
+    /// They are closed. Whose they were, and where, if they were open.
+    pub fn closed(&mut self) -> Option<(Tenure, Vec<u64>)> {
+        let tenure = self.tenure.take()?;
+        self.take_flushed();
+        self.ticks = 0;
+        Some((tenure, std::mem::take(&mut self.regions)))
     }
 
     /// The context is that of the tables at `root`: what was noted of another address space is forgotten.
     pub fn is_of(&mut self, root: u64) {
         if self.root != root {
-            (self.root, self.ticks, self.denied) = (root, 0, false);
+            (self.root, self.ticks, self.denied, self.in_the_way) = (root, 0, false, None);
         }
     }
 
@@ -62,12 +88,12 @@ impl Windowed {
 
     /// The context was flushed.
     pub fn all_flushed(&mut self) {
-        self.all = self.open;
+        self.all = self.is_open();
     }
 
     /// The page at `linear` was flushed.
     pub fn page_flushed(&mut self, linear: u64) {
-        if !self.open || self.all || linear >> 47 != 0 {
+        if !self.is_open() || self.all || linear >> 47 != 0 {
             return;
         }
         self.all = self.pages.len() == MAX_PAGES;

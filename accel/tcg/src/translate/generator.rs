@@ -116,6 +116,8 @@ pub struct Translator {
     pub(super) straddling: bool,
     /// Guest registers whose values are known to lie in claimed regions, or close to one, a bit each.
     pub(super) in_claimed: u16,
+    /// The region that was last looked at for a constant address.
+    pub(super) constant_region: Option<u64>,
     pub(super) ramps: Ramps,
     pub(super) lists: Lists,
 }
@@ -159,6 +161,7 @@ impl Translator {
             hashed: 0,
             straddling: false,
             in_claimed: 0,
+            constant_region: None,
             ramps: Ramps::default(),
             lists: Lists::default(),
         }
@@ -235,6 +238,7 @@ impl Translator {
         self.movable = None;
         self.nothing_held();
         self.in_claimed = 0;
+        self.constant_region = None;
         let mut heads = 0;
         for (index, item) in items.iter().enumerate() {
             self.now = index;

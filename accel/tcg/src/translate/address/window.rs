@@ -5,7 +5,7 @@ use iced_x86::{Instruction, Register};
 
 use crate::code::tb::mode;
 use crate::code::thunks::T0;
-use crate::env::REGION_TABLE;
+use crate::env::{REGION_SHIFT, REGION_TABLE};
 use crate::operand::segment_index;
 use crate::translate::address::address_width;
 use crate::translate::encode::Memory;
@@ -13,7 +13,7 @@ use crate::translate::generator::Translator;
 use crate::translate::groups::STEP;
 use crate::translate::place::Place;
 use crate::translate::registers::{gpr_number, host_number};
-use crate::windows::{self, REACH};
+use crate::windows::{REACH, REGION_BITS};
 
 /// Instructions of a block at most, each of which may move a register by [`STEP`].
 const STEPS: u64 = crate::translate::block::MAX_INSNS as u64 + 1;
@@ -131,12 +131,16 @@ impl Translator {
         self.windowed()
     }
 
+    /// As [`Translator::reach_window`], for what is at `address`. One look does for all constants in a region.
     fn reach_constant_window(&mut self, address: u64) -> bool {
-        // Regions stay claimed.
-        if !windows::claim(address) {
-            return false;
-        }
+        let Ok(entry) = i32::try_from((address >> REGION_SHIFT) + REGION_TABLE as u64) else { return false };
+        let region = address >> REGION_BITS;
         self.mark();
+        if self.constant_region != Some(region) {
+            self.t1 = None;
+            dynasm!(self.e ; .arch x64 ; movzx r11d, BYTE [rsp + entry]);
+            self.constant_region = Some(region);
+        }
         self.place = match i32::try_from(address as i64) {
             Ok(short) => Place::Window(Memory { base: None, index: None, displacement: short }),
             Err(_) => {

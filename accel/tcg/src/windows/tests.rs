@@ -1,0 +1,66 @@
+use super::*;
+
+/// One for each test: they run side by side.
+const MACHINE: usize = 1;
+const SECOND_MACHINE: usize = 2;
+const THIRD_MACHINE: usize = 3;
+/// Where nothing lies in a test's process.
+const FREE: u64 = 0x3100_0000_0000;
+const REGION: u64 = 1 << REGION_BITS;
+
+/// Programs at addresses of their own have windows side by side; one within reach of another has to wait for its end.
+#[test]
+fn a_region_is_one_address_spaces() {
+    let (one, joined) = join(0x1000, MACHINE, 0);
+    assert!(!joined);
+    let (other, _) = join(0x2000, MACHINE, 1);
+    assert_eq!(claim(one, FREE), Claim::Granted);
+    assert_eq!(claim(one, FREE + REGION), Claim::Granted);
+    for near in [FREE - 1, FREE, FREE + REGION, FREE + 2 * REGION] {
+        assert_eq!(claim(other, near), Claim::Taken(one), "{near:#x}");
+    }
+    assert_eq!(claim(other, FREE + 3 * REGION), Claim::Granted);
+    assert_eq!(another(MACHINE, other), Some(one));
+    assert_eq!(another(usize::MAX, other), None);
+
+    end(one);
+    assert_eq!(claim(other, FREE), Claim::Granted);
+    assert_eq!(claim(one, FREE + REGION), Claim::Refused, "what has ended asks for nothing");
+    leave(other, 1);
+    assert!(is_unused(other, Duration::MAX));
+}
+
+/// The last CPU that leaves closes them. One that was told to leave, and is slow, does not close those that came after.
+#[test]
+fn windows_last_as_long_as_a_cpu_reaches_them() {
+    let owner = 0x3000;
+    let (tenure, _) = join(owner, SECOND_MACHINE, 0);
+    assert_eq!(join(owner, SECOND_MACHINE, 5), (tenure, true));
+    assert_eq!(members(tenure, SECOND_MACHINE), Some(0b10_0001));
+    assert_eq!(members(tenure, MACHINE), None);
+    leave(tenure, 0);
+    assert_eq!(members(tenure, SECOND_MACHINE), Some(0b10_0000));
+    end(tenure);
+
+    let (next, joined) = join(owner, SECOND_MACHINE, 0);
+    assert!(!joined && next != tenure);
+    leave(tenure, 5);
+    leave(tenure, 0);
+    end(tenure);
+    assert_eq!(members(next, SECOND_MACHINE), Some(1));
+    leave(next, 0);
+    assert_eq!(members(next, SECOND_MACHINE), Some(0));
+}
+
+/// A guest whose programs come and go at random addresses does not use up what can be reserved.
+#[test]
+fn regions_that_nobody_uses_are_given_back() {
+    for round in 0..3 {
+        let (tenure, _) = join(0x4000, THIRD_MACHINE, 0);
+        for number in 0..MAX_REGIONS as u64 / 2 {
+            let address = 0x4000_0000_0000 + (round * MAX_REGIONS as u64 + 2 * number) * REGION;
+            assert_eq!(claim(tenure, address), Claim::Granted, "{address:#x}");
+        }
+        leave(tenure, 0);
+    }
+}
