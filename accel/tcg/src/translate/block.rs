@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut, Range};
 
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use crate::code::tb::mode;
 use crate::exception::Exception;
@@ -49,6 +49,15 @@ pub struct Item {
 }
 
 impl Item {
+    /// Whether it can neither fault nor leave the block, nor looks at the environment.
+    pub fn is_quiet(&self) -> bool {
+        match self.class {
+            Class::Native => !self.memory && !matches!(self.insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv),
+            Class::Lea | Class::Nothing => true,
+            _ => false,
+        }
+    }
+
     /// Before anything is known.
     fn unknown() -> Self {
         Self {

@@ -11,8 +11,9 @@
 //! ```
 //!
 //! In all other places a scratch register stands in for it, which then is known to hold it ([`Translator::t0`]) until it
-//! is used for something else. Stores to cold registers are always of the whole word, and there is always one: a load that
-//! follows gets what a narrower store has left in part only when that has reached the cache.
+//! is used for something else. Stores to cold registers are always of the whole word: a load that follows gets what a
+//! narrower store has left in part only when that has reached the cache. A store waits while the instructions that follow can
+//! neither fault nor leave the block ([`Translator::settle`]), as the next of them often gives the register another value.
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{
@@ -183,9 +184,14 @@ impl StandIns {
         self.all.iter().flatten()
     }
 
-    /// Gives each its register: the one that holds its value, if there is one, or one that is free. Until the memory operand
-    /// is read, those `in_use` are parts of its address. `None`: there are too few.
-    fn place(&mut self, held: impl Fn(usize) -> Option<u8>, in_use: [bool; 2]) -> Option<()> {
+    /// Gives each its register: the one that holds its value, if there is one, or one that is free, best one that holds nothing.
+    /// Until the memory operand is read, those `in_use` are parts of its address. `None`: there are too few.
+    fn place(
+        &mut self,
+        held: impl Fn(usize) -> Option<u8>,
+        in_use: [bool; 2],
+        holding: [bool; 2],
+    ) -> Option<()> {
         let mut taken = [false; 2];
         for need in self.all.iter_mut().flatten() {
             if let Some(host) = held(need.guest) {
@@ -197,7 +203,7 @@ impl StandIns {
         for read in [true, false] {
             for need in self.all.iter_mut().flatten().filter(|need| !need.held && need.read == read) {
                 let free = |at: &usize| !(taken[*at] || read && in_use[*at]);
-                let at = (0..2).find(free)?;
+                let at = (0..2).find(|at| free(at) && !holding[*at]).or_else(|| (0..2).find(free))?;
                 taken[at] = true;
                 need.host = T0 + at as u8;
             }
@@ -222,28 +228,51 @@ impl Translator {
 
     /// Neither scratch register is known to hold anything.
     pub(super) fn nothing_held(&mut self) {
+        self.settle();
         (self.t0, self.t1) = (None, None);
+    }
+
+    /// Stores what has waited: every cold register is in its word.
+    pub(super) fn settle(&mut self) {
+        self.settle_in(T0);
+        self.settle_in(T1);
+    }
+
+    /// As [`Translator::settle`], of what scratch register `host` holds, which is going to be used for something else.
+    fn settle_in(&mut self, host: u8) {
+        if std::mem::take(&mut self.waiting[usize::from(host - T0)]) {
+            let guest = match (host, self.t1) {
+                (T0, _) => self.t0,
+                (_, Some(Held::Guest(guest))) => Some(guest),
+                _ => None,
+            };
+            self.e.store_env(gpr_offset(guest.expect("what waits is held")), host);
+        }
     }
 
     /// The word of cold guest register `guest` was given a value past the scratch registers.
     fn given(&mut self, guest: usize) {
         if self.t0 == Some(guest) {
-            self.t0 = None;
+            (self.t0, self.waiting[0]) = (None, false);
         }
         if self.t1 == Some(Held::Guest(guest)) {
-            self.t1 = None;
+            (self.t1, self.waiting[1]) = (None, false);
         }
     }
 
     /// Cold guest register `guest` = scratch register `host`, which holds it from then on.
     pub(super) fn keep(&mut self, guest: usize, host: u8) {
-        self.e.store_env(gpr_offset(guest), host);
         self.given(guest);
         self.holds(host, guest);
+        self.waiting[usize::from(host - T0)] = true;
+        if !self.may_wait {
+            self.settle();
+        }
     }
 
     /// Scratch register `host` has the value of guest register `guest`.
     pub(super) fn holds(&mut self, host: u8, guest: usize) {
+        debug_assert!(!self.waiting[usize::from(host - T0)] || self.held_in(guest) == Some(host));
         if host == T0 {
             self.t0 = Some(guest);
         } else {
@@ -306,7 +335,7 @@ impl Translator {
             place = Place::Host(0);
         }
         let in_use = if item.memory { place.uses_scratch() } else { [false; 2] };
-        needs.place(|guest| self.held_in(guest), in_use)?;
+        needs.place(|guest| self.held_in(guest), in_use, [self.t0.is_some(), self.t1.is_some()])?;
         let operands = Operands {
             reg: reg.map(|operand| needs.host(operand.guest)),
             vvvv: vvvv.map(|operand| needs.host(operand.guest)),
@@ -323,8 +352,11 @@ impl Translator {
             self.t1 = None;
             self.e.memory_op(Op::Lea, T1, sum.memory(), 8);
         }
-        for need in needs.iter().filter(|need| need.read && !need.held) {
-            self.e.load_env(need.host, gpr_offset(need.guest));
+        for need in needs.iter().filter(|need| !need.held) {
+            self.settle_in(need.host);
+            if need.read {
+                self.e.load_env(need.host, gpr_offset(need.guest));
+            }
         }
         self.e.raw_start(&bytes, len);
         if let Some(operand) = in_memory.filter(|operand| operand.written) {

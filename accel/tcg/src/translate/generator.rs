@@ -104,6 +104,10 @@ pub struct Translator {
     pub(super) t0: Option<usize>,
     /// What T1 is known to hold.
     pub(super) t1: Option<Held>,
+    /// The store of a cold register that T0 or T1 holds has been put off.
+    pub(super) waiting: [bool; 2],
+    /// A store of a cold register may be put off.
+    pub(super) may_wait: bool,
     /// Blocks take their instructions off the budget ([`crate::icount`]).
     pub icount: bool,
     /// Blocks count their checks and branches ([`crate::env::CodeCounters`]).
@@ -155,6 +159,8 @@ impl Translator {
             movable: None,
             t0: None,
             t1: None,
+            waiting: [false; 2],
+            may_wait: false,
             counting: false,
             icount: false,
             straight: 0,
@@ -243,6 +249,11 @@ impl Translator {
         for (index, item) in items.iter().enumerate() {
             self.now = index;
             self.mark();
+            let checks = self.groups.heads.get(heads).is_some_and(|head| head.at == index);
+            self.may_wait = !checks && item.is_quiet() && items.get(index + 1).is_some_and(Item::is_quiet);
+            if !self.may_wait {
+                self.settle();
+            }
             while let Some(&head) = self.groups.heads.get(heads).filter(|head| head.at == index) {
                 self.check_group(&head, item.live_in);
                 heads += 1;

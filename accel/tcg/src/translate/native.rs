@@ -89,6 +89,13 @@ impl Translator {
         // The offset is of the address size; the destination takes what fits, a narrower one zero-extended.
         let width = address_width(insn, self.bits);
         debug_assert!(width >= 16);
+        let cold = |register| gpr_number(register).is_some_and(|number| host_number(number).is_none());
+        if width != 64
+            || size < 4
+            || [destination, insn.memory_base(), insn.memory_index()].into_iter().any(cold)
+        {
+            self.settle();
+        }
         match host_number(number) {
             Some(host) if size >= 4 && width == 64 => _ = self.offset_to(host as u8, size, insn),
             Some(host) => {
