@@ -288,9 +288,10 @@ pub struct Env {
     pub host_rsp: u64,
     /// The [`crate::exec::Vcpu`] that helpers work on.
     pub owner: u64,
-    /// A host fault in generated code, for [`crate::exec::signals`]: where, and the context's registers.
+    /// A host fault in generated code, for [`crate::exec::signals`]: where, and the context's registers (T0 and T1).
     pub fault_pc: u64,
     pub fault_address: u64,
+    pub fault_scratch: [u64; 2],
     pub fault_eflags: u32,
     pub fault_signal: u32,
     pub fault_trap: u32,
@@ -319,7 +320,7 @@ const _: () = assert!(offset_of!(EnvBlock, env) + offset_of!(Env, gpr) + 8 * 11 
 pub const REGION_SHIFT: u32 = 16;
 
 /// Bytes before [`Env::xsave`] that bring it to a 64-byte boundary.
-const XSAVE_PAD: usize = 48;
+const XSAVE_PAD: usize = 32;
 const _: () =
     assert!((REGION_SHIFT as usize + offset_of!(EnvBlock, env) + offset_of!(Env, xsave)).is_multiple_of(64));
 /// Operands in the bounce buffer must be as aligned as instructions may insist on.

@@ -331,6 +331,40 @@ fn what_is_not_there_faults_at_its_address() {
     });
 }
 
+/// R9 to R11 are the memory's on the host, and stores to them wait: an access that faults finds them as they are.
+#[test]
+fn registers_have_their_values_where_an_access_faults() {
+    each(|guest| {
+        guest.map(HEAP, PAGES);
+        let fault = guest.run(|e| {
+            dynasm!(e ; .arch x64
+                ; mov rdx, QWORD (HEAP + 0x1ff0) as i64
+                ; mov rbx, QWORD HEAP as i64
+                ; mov ecx, 3
+                ; lea r9, [rcx + 4]
+                ; mov r10, r9
+                ; add r10d, ecx
+                ; mov [rbx], r10
+                ; lea r11, [r10 + r9 * 2]
+                ; imul r9, r9, 100
+                ; inc r10
+                ; add [rbx + 8], r9
+                ; xor r11, [rbx]
+                ; sub r10, r11
+                ; mov rsi, [rdx + rcx * 8]
+                ; xor r9d, r9d
+                ; mov r10, r9
+                ; mov r11, r9);
+        });
+        assert_eq!(fault, Some([14, 4, HEAP + 0x2008]));
+        let state = guest.backend.state().expect("a state");
+        let expected = [700, 11 - (24 ^ 10), 24 ^ 10].map(|value: i64| value as u64);
+        assert_eq!(state.gpr[9..12], expected);
+        assert_eq!([guest.word(PAGES), guest.word(PAGES + 8)], [10, 700]);
+        guest.put(PAGES + 8, 0);
+    });
+}
+
 #[test]
 fn a_program_that_lies_where_this_process_does_sees_itself_alone() {
     each(|guest| {

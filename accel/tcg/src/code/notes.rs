@@ -5,7 +5,7 @@
 //! popped, second page's number, number of instructions, number of marks
 //! for each instruction   where the next one (or the end) is, from it on
 //! for each mark          bytes of code from the one before; its instruction (6 bits) and what its state is like (2 bits);
-//!                        its state, if it is like no usual one
+//!                        its state, a number, if it is like no usual one
 //! ```
 //!
 //! Numbers have seven bits to a byte, low ones first, those with a sign in bit 0.
@@ -18,7 +18,7 @@ const MORE: u8 = 1 << 7;
 const INSN: u8 = (1 << 6) - 1;
 /// The state has [`FLAGS_IN_HOST`] alone.
 const USUAL_FLAGS: u8 = 1 << 6;
-/// The state is told in a byte of its own.
+/// The state is told in a number of its own.
 const UNUSUAL: u8 = 1 << 7;
 
 /// Appends the notes of a block with these lists.
@@ -39,7 +39,10 @@ pub fn add(notes: &mut Vec<u8>, block: &Lists) {
         match mark.state {
             0 => notes.push(mark.insn),
             FLAGS_IN_HOST => notes.push(mark.insn | USUAL_FLAGS),
-            state => notes.extend([mark.insn | UNUSUAL, state]),
+            state => {
+                notes.push(mark.insn | UNUSUAL);
+                put(notes, state.into());
+            }
         }
     }
 }
@@ -121,7 +124,7 @@ impl<'a> Notes<'a> {
             let state = match byte & !INSN {
                 0 => 0,
                 USUAL_FLAGS => FLAGS_IN_HOST,
-                _ => reader.byte(),
+                _ => reader.number() as u16,
             };
             if u64::from(host) > offset {
                 break;
@@ -145,9 +148,14 @@ mod tests {
             ..Lists::default()
         };
         let unusual = 1 << 3 | 1 << 7 | FLAGS_IN_HOST;
-        for (host, insn, state) in
-            [(0, 0, 0), (5, 0, FLAGS_IN_HOST), (140, 4, unusual), (60_000, 1, 1), (60_001, 3, 0)]
-        {
+        for (host, insn, state) in [
+            (0, 0, 0),
+            (5, 0, FLAGS_IN_HOST),
+            (140, 4, unusual),
+            (141, 4, 9 << 8),
+            (60_000, 1, 1),
+            (60_001, 3, 0),
+        ] {
             lists.marks.push(Mark { host, insn, state });
         }
         let mut notes = vec![0xff; 3];

@@ -144,20 +144,26 @@ pub struct Mark {
     pub host: u16,
     /// Index of the instruction.
     pub insn: u8,
-    pub(super) state: u8,
+    pub(super) state: u16,
 }
 
 /// [`Mark::state`]: a bit for a register that is never parked.
-pub(super) const FLAGS_IN_HOST: u8 = 1 << 5;
+pub(super) const FLAGS_IN_HOST: u16 = 1 << 5;
+/// Where two bits for each scratch register begin there: which cold register it has, of [`FIRST_COLD`] and those that follow,
+/// plus 1.
+const WAITING_AT: u32 = 8;
+const FIRST_COLD: usize = 9;
+
+/// The guest registers that scratch registers T0 and T1 have and the environment has not yet.
+pub type Waiting = [Option<usize>; 2];
 
 impl Mark {
     /// From these parts.
-    pub fn new(host: usize, insn: usize, flags_in_host: bool, parked: u8) -> Self {
-        Self {
-            host: host as u16,
-            insn: insn as u8,
-            state: parked | if flags_in_host { FLAGS_IN_HOST } else { 0 },
-        }
+    pub fn new(host: usize, insn: usize, flags_in_host: bool, parked: u8, waiting: Waiting) -> Self {
+        let [first, second] = waiting.map(|guest| guest.map_or(0, |guest| (guest - FIRST_COLD + 1) as u16));
+        let flags = if flags_in_host { FLAGS_IN_HOST } else { 0 };
+        let state = u16::from(parked) | flags | first << WAITING_AT | second << (WAITING_AT + 2);
+        Self { host: host as u16, insn: insn as u8, state }
     }
 
     /// Whether it says the same as `other` of another place.
@@ -173,7 +179,15 @@ impl Mark {
     /// Host registers that stand in for others meanwhile, a bit each; their own values are parked from scratch word
     /// [`PARKED`] on, in [`PARKING_ORDER`].
     pub fn parked(self) -> u8 {
-        self.state & !FLAGS_IN_HOST
+        (self.state & !FLAGS_IN_HOST) as u8
+    }
+
+    /// The guest registers that scratch registers have.
+    pub fn waiting(self) -> Waiting {
+        [0, 2].map(|at| {
+            let number = usize::from(self.state >> (WAITING_AT + at) & 3);
+            (number != 0).then(|| FIRST_COLD + number - 1)
+        })
     }
 }
 

@@ -141,6 +141,8 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
             env.fault_pc = pc;
             env.fault_signal = signal as u32;
             env.fault_trap = registers[libc::REG_TRAPNO as usize] as u32;
+            env.fault_scratch =
+                [libc::REG_R10, libc::REG_R11].map(|register| registers[register as usize] as u64);
             env.fault_eflags = registers[libc::REG_EFL as usize] as u32;
             // SAFETY: `info` is valid as said; for these signals it carries an address.
             env.fault_address = unsafe { (*info).si_addr() } as u64;

@@ -505,6 +505,11 @@ impl Vcpu {
         for (slot, register) in parked.enumerate() {
             self.cpu.env.gpr[register] = self.cpu.env.scratch[PARKED + slot];
         }
+        for (guest, value) in mark.waiting().into_iter().zip(self.cpu.env.fault_scratch) {
+            if let Some(guest) = guest {
+                self.cpu.env.gpr[guest] = value;
+            }
+        }
         self.cpu.env.flags_from_code();
         if mark.flags_in_host() {
             self.cpu.env.arith = self.cpu.env.fault_eflags & ARITH_FLAGS;

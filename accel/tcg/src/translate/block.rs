@@ -49,10 +49,10 @@ pub struct Item {
 }
 
 impl Item {
-    /// Whether it can neither fault nor leave the block, nor looks at the environment.
+    /// Whether it never leaves the block nor looks at the environment, and cannot fault but for a memory operand.
     pub fn is_quiet(&self) -> bool {
         match self.class {
-            Class::Native => !self.memory && !matches!(self.insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv),
+            Class::Native => !matches!(self.insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv),
             Class::Lea | Class::Nothing => true,
             _ => false,
         }

@@ -12,8 +12,9 @@
 //!
 //! In all other places a scratch register stands in for it, which then is known to hold it ([`Translator::t0`]) until it
 //! is used for something else. Stores to cold registers are always of the whole word: a load that follows gets what a
-//! narrower store has left in part only when that has reached the cache. A store waits while the instructions that follow can
-//! neither fault nor leave the block ([`Translator::settle`]), as the next of them often gives the register another value.
+//! narrower store has left in part only when that has reached the cache. A store waits while the instructions that follow
+//! do not leave the block ([`Translator::settle`]), as one of them often gives the register another value. Where they can fault, it
+//! waits only in windows: the marks say where the value is then ([`crate::code::tb::Mark::waiting`]).
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{
@@ -21,6 +22,7 @@ use iced_x86::{
     OpKind, Register,
 };
 
+use crate::code::tb::{Waiting, mode};
 use crate::code::thunks::{T0, T1, gpr_offset};
 use crate::cpu::is_high_byte;
 use crate::translate::block::Item;
@@ -232,6 +234,18 @@ impl Translator {
         (self.t0, self.t1) = (None, None);
     }
 
+    /// Whether stores can wait while `item` is executed, which is the block's number `index`.
+    pub(super) fn is_quiet(&self, item: &Item, index: usize) -> bool {
+        let by_window = self.key.mode & mode::WINDOWED != 0 && self.hashed >> index & 1 == 0;
+        item.is_quiet() && (by_window || !item.memory)
+    }
+
+    /// The guest registers whose stores wait, by the scratch registers that hold them.
+    pub(super) fn waiting(&self) -> Waiting {
+        let held = [self.t0, if let Some(Held::Guest(guest)) = self.t1 { Some(guest) } else { None }];
+        std::array::from_fn(|at| held[at].filter(|_| self.put_off[at]))
+    }
+
     /// Stores what has waited: every cold register is in its word.
     pub(super) fn settle(&mut self) {
         self.settle_in(T0);
@@ -239,24 +253,21 @@ impl Translator {
     }
 
     /// As [`Translator::settle`], of what scratch register `host` holds, which is going to be used for something else.
-    fn settle_in(&mut self, host: u8) {
-        if std::mem::take(&mut self.waiting[usize::from(host - T0)]) {
-            let guest = match (host, self.t1) {
-                (T0, _) => self.t0,
-                (_, Some(Held::Guest(guest))) => Some(guest),
-                _ => None,
-            };
-            self.e.store_env(gpr_offset(guest.expect("what waits is held")), host);
+    pub(super) fn settle_in(&mut self, host: u8) {
+        let at = usize::from(host - T0);
+        if let Some(guest) = self.waiting()[at] {
+            self.e.store_env(gpr_offset(guest), host);
         }
+        self.put_off[at] = false;
     }
 
     /// The word of cold guest register `guest` was given a value past the scratch registers.
     fn given(&mut self, guest: usize) {
         if self.t0 == Some(guest) {
-            (self.t0, self.waiting[0]) = (None, false);
+            (self.t0, self.put_off[0]) = (None, false);
         }
         if self.t1 == Some(Held::Guest(guest)) {
-            (self.t1, self.waiting[1]) = (None, false);
+            (self.t1, self.put_off[1]) = (None, false);
         }
     }
 
@@ -264,7 +275,7 @@ impl Translator {
     pub(super) fn keep(&mut self, guest: usize, host: u8) {
         self.given(guest);
         self.holds(host, guest);
-        self.waiting[usize::from(host - T0)] = true;
+        self.put_off[usize::from(host - T0)] = true;
         if !self.may_wait {
             self.settle();
         }
@@ -272,7 +283,7 @@ impl Translator {
 
     /// Scratch register `host` has the value of guest register `guest`.
     pub(super) fn holds(&mut self, host: u8, guest: usize) {
-        debug_assert!(!self.waiting[usize::from(host - T0)] || self.held_in(guest) == Some(host));
+        debug_assert!(self.waiting()[usize::from(host - T0)].is_none_or(|waiting| waiting == guest));
         if host == T0 {
             self.t0 = Some(guest);
         } else {
@@ -349,14 +360,19 @@ impl Translator {
         };
         let (bytes, len) = shape.with(&operands)?;
         if split {
+            self.settle_in(T1);
             self.t1 = None;
             self.e.memory_op(Op::Lea, T1, sum.memory(), 8);
         }
+        let waiting = self.waiting();
         for need in needs.iter().filter(|need| !need.held) {
             self.settle_in(need.host);
             if need.read {
                 self.e.load_env(need.host, gpr_offset(need.guest));
             }
+        }
+        if self.waiting() != waiting {
+            self.mark();
         }
         self.e.raw_start(&bytes, len);
         if let Some(operand) = in_memory.filter(|operand| operand.written) {

@@ -105,7 +105,7 @@ pub struct Translator {
     /// What T1 is known to hold.
     pub(super) t1: Option<Held>,
     /// The store of a cold register that T0 or T1 holds has been put off.
-    pub(super) waiting: [bool; 2],
+    pub(super) put_off: [bool; 2],
     /// A store of a cold register may be put off.
     pub(super) may_wait: bool,
     /// Blocks take their instructions off the budget ([`crate::icount`]).
@@ -159,7 +159,7 @@ impl Translator {
             movable: None,
             t0: None,
             t1: None,
-            waiting: [false; 2],
+            put_off: [false; 2],
             may_wait: false,
             counting: false,
             icount: false,
@@ -248,12 +248,13 @@ impl Translator {
         let mut heads = 0;
         for (index, item) in items.iter().enumerate() {
             self.now = index;
-            self.mark();
             let checks = self.groups.heads.get(heads).is_some_and(|head| head.at == index);
-            self.may_wait = !checks && item.is_quiet() && items.get(index + 1).is_some_and(Item::is_quiet);
+            let quiet = |index| items.get(index).is_some_and(|item| self.is_quiet(item, index));
+            self.may_wait = !checks && quiet(index) && quiet(index + 1);
             if !self.may_wait {
                 self.settle();
             }
+            self.mark();
             while let Some(&head) = self.groups.heads.get(heads).filter(|head| head.at == index) {
                 self.check_group(&head, item.live_in);
                 heads += 1;
@@ -417,7 +418,7 @@ impl Translator {
 
     /// As [`Translator::mark`], with the host registers `parked` standing in for others.
     pub(super) fn mark_parked(&mut self, parked: u8) {
-        let mark = Mark::new(self.e.len(), self.now, self.flags.in_host(), parked);
+        let mark = Mark::new(self.e.len(), self.now, self.flags.in_host(), parked, self.waiting());
         match self.lists.marks.last_mut() {
             Some(last) if last.host == mark.host => *last = mark,
             Some(last) if last.agrees(mark) => {}

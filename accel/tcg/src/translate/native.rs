@@ -55,6 +55,9 @@ impl Translator {
         if self.reach_window(insn) {
             return self.native_on_host(item);
         }
+        // After a miss the scratch registers hold something else.
+        self.may_wait = false;
+        self.settle();
         let packed = size.max(1) | stack_bit(insn, self.bits) | item.access.packed;
         let stub = self.reach((packed, write), item.live_in, Use::Native, |this, used_for| {
             let path = match used_for {

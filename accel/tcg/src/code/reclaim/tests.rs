@@ -64,7 +64,7 @@ impl Fixture {
         let way = |displacement, stub, guard| Slot { displacement, stub, guard, ..Slot::UNKNOWN };
         let mut lists = Lists {
             slots: vec![way(NEAR, STUBS[0], None), way(FAR, STUBS[1], guard)],
-            marks: vec![Mark::new(0, 0, false, 0)],
+            marks: vec![Mark::new(0, 0, false, 0, [None; 2])],
             insns: vec![0, 8],
             ..Lists::default()
         };

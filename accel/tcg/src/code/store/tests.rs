@@ -26,7 +26,7 @@ fn block(code: u32, code_len: u16) -> Tb {
 fn lists(ways: usize, insn: i16) -> Lists {
     Lists {
         slots: vec![Slot { stub: insn as u16, ..Slot::UNKNOWN }; ways],
-        marks: vec![Mark::new(0, 0, false, 0)],
+        marks: vec![Mark::new(0, 0, false, 0, [None; 2])],
         insns: vec![0, insn],
         ..Lists::default()
     }

@@ -4,7 +4,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Register};
 
 use crate::code::tb::mode;
-use crate::code::thunks::T0;
+use crate::code::thunks::{T0, T1};
 use crate::env::{REGION_SHIFT, REGION_TABLE};
 use crate::operand::segment_index;
 use crate::translate::address::address_width;
@@ -40,6 +40,7 @@ impl Translator {
         let constant =
             matches!(base, Register::None | Register::RIP | Register::EIP) && index == Register::None;
         if segment_index(insn.memory_segment()) >= 4 || address_width(insn, self.bits) != 64 {
+            self.settle();
             self.linear_to_t0(insn, 1, false);
             return self.reach_window_at_t0();
         }
@@ -59,6 +60,7 @@ impl Translator {
             _ => {
                 let host = |number: Option<usize>| number.map(host_number);
                 let (base, scaled) = (host(number), host(index.map(|(index, _)| index)));
+                self.settle();
                 self.linear_to_t0(insn, 1, false);
                 self.look_at_region(T0);
                 self.place = match (base, scaled) {
@@ -105,6 +107,7 @@ impl Translator {
             Some(host) => host as u8,
             None => {
                 if self.held_in(guest) != Some(T0) {
+                    self.settle();
                     self.e.load_env(T0, crate::code::thunks::gpr_offset(guest));
                     self.holds(T0, guest);
                 }
@@ -135,6 +138,7 @@ impl Translator {
     fn reach_constant_window(&mut self, address: u64) -> bool {
         let Ok(entry) = i32::try_from((address >> REGION_SHIFT) + REGION_TABLE as u64) else { return false };
         let region = address >> REGION_BITS;
+        self.settle();
         self.mark();
         if self.constant_region != Some(region) {
             self.t1 = None;
@@ -154,6 +158,7 @@ impl Translator {
     /// Faults unless the region of the address in host register `host` is claimed. Clobbers T1. The count is RSP's low bits
     /// ([`crate::env::REGION_SHIFT`]).
     fn look_at_region(&mut self, host: u8) {
+        self.settle_in(T1);
         self.mark();
         self.t1 = None;
         dynasm!(self.e ; .arch x64
