@@ -325,8 +325,15 @@ fn what_is_not_there_faults_at_its_address() {
         // The kernel's half.
         assert_eq!(guest.run(at(0xffff_8000_0000_0010 - HEAP)), Some([14, 6, 0xffff_8000_0000_0010]));
         // No address at all: a general-protection fault, and CR2 is as it was.
-        let [vector, code, _] = guest.run(at(0x8000_0000_0000_0000)).expect("a fault");
-        assert_eq!([vector, code], [13, 0]);
+        for (number, bit) in (47..63).enumerate() {
+            let fault = guest.run(|e| {
+                // An instruction that was refused a window is never again given one.
+                (0..=number).for_each(|_| e.push(0x90));
+                at(1 << bit)(e);
+            });
+            let [vector, code, _] = fault.expect("a fault");
+            assert_eq!([vector, code], [13, 0], "bit {bit}");
+        }
         assert_eq!(guest.word(PAGES + 0xff8), 1);
     });
 }

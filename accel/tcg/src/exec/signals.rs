@@ -15,6 +15,7 @@ use std::sync::{Mutex, Once};
 use crate::env::EnvBlock;
 use crate::exception::{pf, vector};
 use crate::exec::vcpu::Vcpu;
+use crate::translate::address::window::LOOK;
 
 /// Machines at once in one process. Tests make many, one after another; a user one.
 const SLOTS: usize = 64;
@@ -131,7 +132,11 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
                 let (address, vcpu) =
                     unsafe { ((*info).si_addr() as u64, &mut *((*block).env.owner as *mut Vcpu)) };
                 let write = registers[libc::REG_ERR as usize] as u32 & pf::WRITE != 0;
-                if vcpu.window_fault(pc, address, write) {
+                let code = pc as *const [u8; LOOK.len()];
+                // SAFETY: code memory can be read up to its end.
+                let look = pc + LOOK.len() as u64 <= slot.end.load(Ordering::Relaxed)
+                    && unsafe { code.read_unaligned() } == LOOK;
+                if vcpu.window_fault(pc, (address, write), look) {
                     return;
                 }
             }

@@ -235,8 +235,9 @@ impl Vcpu {
         }
     }
 
-    /// A page fault of the host at `pc` in generated code, at `address`. True: the access can be made again.
-    pub fn window_fault(&mut self, pc: u64, address: u64, write: bool) -> bool {
+    /// A page fault of the host at `pc` in generated code: of a look at a region, or of an access, at an address, a write
+    /// or not. True: it can be made again.
+    pub fn window_fault(&mut self, pc: u64, (address, write): (u64, bool), look: bool) -> bool {
         if !self.windows_allowed || self.cpu.env.cpl() != 3 {
             return false;
         }
@@ -247,7 +248,8 @@ impl Vcpu {
             let region = (address - table.start) >> 12 << windows::REGION_BITS;
             return self.enter_region(tenure, region);
         }
-        if address >> 47 != 0 || address < PAGE {
+        // A look beside the table is at what is no address of the guest's.
+        if look || address >> 47 != 0 || address < PAGE {
             return false;
         }
         let again = (pc, address) == self.last_window;

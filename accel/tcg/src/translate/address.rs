@@ -13,7 +13,7 @@
 mod direct;
 mod group_check;
 pub mod ramps;
-mod window;
+pub mod window;
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Register};

@@ -23,6 +23,13 @@ const CLOSE: u64 = 1 << 16;
 const LONGEST: u64 = 4096;
 const _: () = assert!(CLOSE + STEPS * STEP as u64 + LONGEST <= REACH);
 
+/// What looks at a region: `movzx r11d, byte [rsp + r11 + REGION_TABLE]`. No instruction of the guest's becomes this: its
+/// operands are not reached by the host's RSP.
+pub const LOOK: [u8; 9] = {
+    let [first, second, third, fourth] = REGION_TABLE.to_le_bytes();
+    [0x46, 0x0f, 0xb6, 0x9c, 0x1c, first, second, third, fourth]
+};
+
 impl Translator {
     /// Whether the present instruction reaches operands through windows.
     pub(in crate::translate) fn windowed(&self) -> bool {
@@ -161,9 +168,8 @@ impl Translator {
         self.settle_in(T1);
         self.mark();
         self.t1 = None;
-        dynasm!(self.e ; .arch x64
-            ; shrx r11, Rq(host), rsp
-            ; movzx r11d, BYTE [rsp + r11 + REGION_TABLE]);
+        dynasm!(self.e ; .arch x64 ; shrx r11, Rq(host), rsp);
+        self.e.raw(&LOOK);
     }
 }
 
