@@ -262,7 +262,7 @@ impl Translator {
     }
 
     /// The word of cold guest register `guest` was given a value past the scratch registers.
-    fn given(&mut self, guest: usize) {
+    pub(super) fn given(&mut self, guest: usize) {
         if self.t0 == Some(guest) {
             (self.t0, self.put_off[0]) = (None, false);
         }

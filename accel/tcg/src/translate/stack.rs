@@ -142,6 +142,7 @@ impl Translator {
             }
             (Some(host), _) => self.load(host as u8, size),
             (None, _) => {
+                self.given(number);
                 self.load(10, size);
                 match size {
                     2 => dynasm!(self.e ; .arch x64 ; mov [rsp + gpr_offset(number)], r10w),
