@@ -142,56 +142,61 @@ impl Cpu {
             Err(exception) => return Opened::Fault(exception),
         };
         let Some(ram_page) = self.ram.page(found.gpa) else { return Opened::Refused };
-        let may_write = |index| found.writable && !self.ram.is_code(index);
-        if write && !may_write(ram_page.index) {
+        if write && (!found.writable || self.ram.is_code(ram_page.index)) {
             return Opened::Refused;
         }
-        // All of a large page, if it is one in RAM too and has no code; else some that follow.
-        let large = found.size.min(LARGE);
-        let (start, gpa) = (page & !(large - 1), found.gpa & !(large - 1));
-        let whole = large > PAGE
-            && self.ram.page(gpa).is_some_and(|first| {
-                let pages = (large / PAGE) as u32;
-                self.ram.backing(gpa).is_some_and(|(_, left)| left >= u64::from(pages))
-                    && (first.index..first.index + pages).all(|index| !self.ram.is_code(index))
-            });
-        let (start, gpa, pages) = if whole {
-            (start, gpa, large / PAGE)
-        } else {
-            (page, found.gpa, self.pages_alike(tenure, page, &found))
-        };
-        let (Some((backing, _)), Some(first)) = (self.ram.backing(gpa), self.ram.page(gpa)) else {
-            return Opened::Refused;
-        };
-        // What was flushed meanwhile, here or by a CPU that shares these windows, is not shown.
-        let rights = || {
-            let step = if whole { pages } else { 1 };
-            let unchanged = (0..pages).step_by(step as usize).all(|number| {
-                let (at, gpa) = (page + number * PAGE, found.gpa + number * PAGE);
-                walk::accessed(&self.env, &self.ram, at) == Some((gpa, found.writable))
-            });
-            unchanged.then(|| (first.index..first.index + pages as u32).all(may_write))
-        };
-        match windows::open(tenure, start, backing, pages, rights) {
+        let opening = self.open_large(tenure, page, &found);
+        let opening = opening.unwrap_or_else(|| self.open_alike(tenure, page, &found));
+        match opening {
             Opening::Open { writable } if writable || !write => Opened::Done,
             Opening::Changed => Opened::Done,
             _ => Opened::Refused,
         }
     }
 
-    /// How many pages, from the one at `page` on, which is `found`, follow each other in RAM, too, have the same rights and no window.
-    fn pages_alike(&self, tenure: Tenure, page: u64, found: &Page) -> u64 {
-        let Some((_, left)) = self.ram.backing(found.gpa) else { return 1 };
-        let code = |gpa| self.ram.page(gpa).is_none_or(|page| self.ram.is_code(page.index));
-        let first_has_code = code(found.gpa);
+    /// Opens a window for all of the large page that `page`, which is `found`, is part of, if it is one in RAM too and has no code.
+    fn open_large(&self, tenure: Tenure, page: u64, found: &Page) -> Option<Opening> {
+        let large = found.size.min(LARGE);
+        let (start, gpa) = (page & !(large - 1), found.gpa & !(large - 1));
+        let (first, (backing, left)) = (self.ram.page(gpa)?, self.ram.backing(gpa)?);
+        let pages = large / PAGE;
+        let no_code = || (first.index..first.index + pages as u32).all(|index| !self.ram.is_code(index));
+        if large == PAGE || left < pages || !no_code() {
+            return None;
+        }
+        let rights = || self.is_still(page, found).then(|| found.writable && no_code());
+        Some(windows::open(tenure, start, backing, pages, rights))
+    }
+
+    /// Opens windows for the page at `page`, which is `found`, and for those behind it that follow each other in RAM, too, and have the
+    /// same rights, some [`AROUND`] at most.
+    fn open_alike(&self, tenure: Tenure, page: u64, found: &Page) -> Opening {
+        let (Some(first), Some((backing, left))) = (self.ram.page(found.gpa), self.ram.backing(found.gpa))
+        else {
+            return Opening::Refused;
+        };
+        let has_code = |number: u64| self.ram.is_code(first.index + number as u32);
+        let nth = |number: u64| Page { gpa: found.gpa + number * PAGE, ..*found };
+        let first_has_code = has_code(0);
         let most = left.min(AROUND).min((LARGE - page % LARGE) / PAGE);
         let alike = |&number: &u64| {
-            let (at, gpa) = (page + number * PAGE, found.gpa + number * PAGE);
-            walk::accessed(&self.env, &self.ram, at) == Some((gpa, found.writable))
-                && code(gpa) == first_has_code
+            let at = page + number * PAGE;
+            self.is_still(at, &nth(number))
+                && has_code(number) == first_has_code
                 && windows::shown(tenure, at).is_none()
         };
-        1 + (1..most).take_while(alike).count() as u64
+        let pages = 1 + (1..most).take_while(alike).count() as u64;
+        let rights = || {
+            let still = (0..pages).all(|number| self.is_still(page + number * PAGE, &nth(number)));
+            still.then(|| found.writable && !(0..pages).any(has_code))
+        };
+        windows::open(tenure, page, backing, pages, rights)
+    }
+
+    /// Whether the page at `page` is `found` for the program, or still is. Asked under the windows' lock, no window shows what was
+    /// flushed meanwhile, here or by a CPU that shares them.
+    fn is_still(&self, page: u64, found: &Page) -> bool {
+        walk::accessed(&self.env, &self.ram, page) == Some((found.gpa, found.writable))
     }
 }
 
