@@ -4,7 +4,6 @@ pub mod buffer;
 pub mod cache;
 pub mod emitter;
 pub mod gs_base;
-pub mod huge_pages;
 pub mod jump_caches;
 pub mod key_table;
 pub mod notes;

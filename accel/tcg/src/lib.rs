@@ -13,6 +13,7 @@ pub mod engine;
 pub mod env;
 pub mod exception;
 pub mod exec;
+pub mod huge_pages;
 pub mod icount;
 pub mod interrupt;
 pub mod machine_check;

@@ -35,6 +35,9 @@ use std::time::{Duration, Instant};
 
 use occupant::{Occupant, Share};
 
+use crate::huge_pages::{HUGE_PAGE, HugePages, Wanted};
+use crate::ram::PAGE;
+
 /// Bytes of a region, as a power of two.
 pub const REGION_BITS: u32 = 28;
 /// Bytes beyond a claimed region that are reserved as well: so far from an address that was looked at others may lie.
@@ -45,7 +48,7 @@ const GRANULES_PER_REGION: u64 = (1 << REGION_BITS) / GRANULE;
 /// No page below is ever mapped (Linux, *vm.mmap_min_addr*).
 const START: u64 = 0x1_0000;
 /// End of what user space can have.
-const END: u64 = (1 << 47) - crate::ram::PAGE;
+const END: u64 = (1 << 47) - PAGE;
 /// Mappings that a process can have as a rule (Linux, *vm.max_map_count*).
 const USUAL_MAPPINGS: usize = 65_530;
 /// Pages that are shown at a time: 1 GiB, for some 30 MiB of lists.
@@ -118,6 +121,7 @@ struct Space {
     tenures: u64,
     /// Times that windows were opened, ever.
     opened: u64,
+    huge_pages: HugePages,
 }
 
 static SPACE: LazyLock<Mutex<Space>> = LazyLock::new(Mutex::default);
@@ -254,6 +258,9 @@ pub fn open(
     let Some(writable) = rights() else { return Opening::Changed };
     let opened = occupant.open(address, backing, pages, writable);
     space.opened += 1;
+    if opened && pages * PAGE == HUGE_PAGE as u64 {
+        space.huge_pages.want(Wanted::Window(address as usize));
+    }
     if opened { Opening::Open { writable } } else { Opening::Refused }
 }
 

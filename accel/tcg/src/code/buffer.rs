@@ -7,7 +7,7 @@ use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::code::huge_pages::{HUGE_PAGE, HugePages};
+use crate::huge_pages::{HUGE_PAGE, HugePages, Wanted};
 
 /// Two views of the same pages: one to write, one to execute. Pages that were never written take no memory.
 pub struct CodeBuffer {
@@ -141,7 +141,8 @@ impl CodeBuffer {
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
         self.used = (self.used + code.len()).next_multiple_of(16).min(self.end);
         while self.huge < self.used + AHEAD && self.huge + HUGE_PAGE <= self.len {
-            self.huge_pages.want(self.executable as usize + self.huge, self.writable as usize + self.huge);
+            let (executable, writable) = (self.executable as usize, self.writable as usize);
+            self.huge_pages.want(Wanted::Code(executable + self.huge, writable + self.huge));
             self.huge += HUGE_PAGE;
         }
         address

@@ -6,8 +6,8 @@
 
 use std::hash::BuildHasher;
 
-use crate::code::huge_pages::roomy;
 use crate::code::tb::{TbId, TbKey};
+use crate::huge_pages::roomy;
 
 const EMPTY: u32 = u32::MAX;
 /// Was taken: a search goes on past it.

@@ -1,9 +1,9 @@
 //! The blocks by their numbers, and by where their code is. What belongs to them is kept region by region of code memory, and
 //! goes with its region.
 
-use crate::code::huge_pages::roomy;
 use crate::code::notes::{self, Notes};
 use crate::code::tb::{Lists, Site, Slot, Tb, TbId};
+use crate::huge_pages::roomy;
 
 /// Bytes of code memory that a block takes as a rule.
 const BLOCK_BYTES: usize = 512;

@@ -1,9 +1,9 @@
-//! Huge pages for code: a guest's programs become many times as large as they were, and a miss of the
-//! host's instruction TLB walks two sets of page tables where the host is a guest itself.
+//! Huge pages for code and windows: a guest's programs become many times as large as they were, and a miss of the host's TLB
+//! walks two sets of page tables where the host is a guest itself.
 //!
 //! The memory is shared (it is mapped twice), and hosts give huge pages to shared memory only where it is asked for each time
-//! (madvise(2), `MADV_COLLAPSE`, Linux 6.1). That can take milliseconds, so a thread does it, before there is much to copy;
-//! a CPU that comes along meanwhile waits for its page.
+//! (madvise(2), `MADV_COLLAPSE`, Linux 6.1). That can take milliseconds, so a thread does it, for code before there is much to
+//! copy; a CPU that comes along meanwhile waits for its page.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,10 +16,19 @@ pub const HUGE_PAGE: usize = 2 << 20;
 /// madvise(2), `MADV_COLLAPSE`.
 const MADV_COLLAPSE: libc::c_int = 25;
 
+/// What is to become a huge page: addresses of the places where it is mapped, multiples of [`HUGE_PAGE`].
+#[derive(Clone, Copy, Debug)]
+pub enum Wanted {
+    /// Memory that is going to be filled, as it can be executed and as it can be written.
+    Code(usize, usize),
+    /// A window ([`crate::windows`]). It may be gone when its turn comes: whatever is there then stays as it is.
+    Window(usize),
+}
+
 /// Asks for huge pages in a thread of its own, which starts with the first one.
 #[derive(Default)]
 pub struct HugePages {
-    thread: Option<(Sender<[usize; 2]>, JoinHandle<()>)>,
+    thread: Option<(Sender<Wanted>, JoinHandle<()>)>,
     stopped: Arc<AtomicBool>,
 }
 
@@ -29,19 +38,19 @@ impl HugePages {
         Self::default()
     }
 
-    /// The huge page that is mapped at `executable` and at `writable` is going to be filled.
-    pub fn want(&mut self, executable: usize, writable: usize) {
+    /// Asks for `wanted`, when what was asked for before is done.
+    pub fn want(&mut self, wanted: Wanted) {
         if self.thread.is_none() {
             let (sender, receiver) = channel();
             let stopped = Arc::clone(&self.stopped);
             let thread = std::thread::Builder::new()
-                .name("code pages".to_owned())
+                .name("huge pages".to_owned())
                 .spawn(move || collapse_all(&receiver, &stopped));
             self.thread = thread.ok().map(|thread| (sender, thread));
         }
         if let Some((sender, _)) = &self.thread {
             // The thread has ended where the host cannot do it: then nothing is missing but speed.
-            let _ = sender.send([executable, writable]);
+            let _ = sender.send(wanted);
         }
     }
 
@@ -55,15 +64,20 @@ impl HugePages {
     }
 }
 
-fn collapse_all(wanted: &Receiver<[usize; 2]>, stopped: &AtomicBool) {
-    while let Ok(views) = wanted.recv()
+fn collapse_all(wanted: &Receiver<Wanted>, stopped: &AtomicBool) {
+    while let Ok(wanted) = wanted.recv()
         && !stopped.load(Ordering::Relaxed)
     {
-        // It must have something to begin with. Then the first call makes the page, the second only maps it.
-        touch(views[1]);
-        if !views.into_iter().all(collapse) {
-            tracing::debug!(target: "memory", error = %std::io::Error::last_os_error(), "no huge pages for code");
-            return;
+        match wanted {
+            Wanted::Code(executable, writable) => {
+                // It must have something to begin with. Then the first call makes the page, the second only maps it.
+                touch(writable);
+                if !(collapse(executable) && collapse(writable)) {
+                    tracing::debug!(target: "memory", error = %std::io::Error::last_os_error(), "no huge pages for code");
+                    return;
+                }
+            }
+            Wanted::Window(at) => _ = collapse(at),
         }
     }
 }
