@@ -60,6 +60,12 @@ pub trait MsiRoute: Send + Sync {
     fn trigger(&self);
     /// The eventfd behind the route, where another thread or the kernel may trigger it.
     fn eventfd(&self) -> Option<&EventFd>;
+    /// From now on a write of `event` triggers the route, too, as far as nobody reads it before; false if that cannot be.
+    fn attach(&self, _event: &Arc<EventFd>) -> bool {
+        false
+    }
+    /// Undoes [`MsiRoute::attach`].
+    fn detach(&self, _event: &Arc<EventFd>) {}
 }
 
 /// The state of one shared pin: asserted while any of its lines is.

@@ -93,13 +93,25 @@ pub(crate) struct Route {
     eventfd: EventFd,
     /// Whether the eventfd is the kernel's to listen to. Taken before the table's lock.
     armed: Mutex<bool>,
+    /// Others that it listens to.
+    attached: Mutex<Vec<Arc<EventFd>>>,
 }
 
 impl Route {
     pub(crate) fn new(vm: Arc<VmFd>, table: Arc<Mutex<RouteTable>>) -> Result<Self, RouteError> {
         let eventfd = EventFd::new(EFD_NONBLOCK).map_err(RouteError::Host)?;
         let gsi = lock(&table).allocate().ok_or(RouteError::Exhausted)?;
-        Ok(Self { vm, table, gsi, eventfd, armed: Mutex::new(false) })
+        Ok(Self { vm, table, gsi, eventfd, armed: Mutex::new(false), attached: Mutex::default() })
+    }
+
+    fn attached(&self) -> MutexGuard<'_, Vec<Arc<EventFd>>> {
+        self.attached.lock().expect("no holder of a route's lock panics")
+    }
+
+    fn release(&self, event: &EventFd) {
+        if let Err(error) = self.vm.unregister_irqfd(event, self.gsi) {
+            tracing::warn!(target: "irq", gsi = self.gsi, %error, "an eventfd still interrupts");
+        }
     }
 }
 
@@ -142,10 +154,30 @@ impl MsiRoute for Route {
     fn eventfd(&self) -> Option<&EventFd> {
         Some(&self.eventfd)
     }
+
+    /// A GSI has as many irqfds as one likes.
+    fn attach(&self, event: &Arc<EventFd>) -> bool {
+        let mut attached = self.attached();
+        let registered = self.vm.register_irqfd(event, self.gsi);
+        if registered.is_ok() {
+            attached.push(Arc::clone(event));
+        }
+        registered.is_ok()
+    }
+
+    fn detach(&self, event: &Arc<EventFd>) {
+        let mut attached = self.attached();
+        if let Some(index) = attached.iter().position(|other| Arc::ptr_eq(other, event)) {
+            self.release(&attached.swap_remove(index));
+        }
+    }
 }
 
 impl Drop for Route {
     fn drop(&mut self) {
+        for event in self.attached().drain(..) {
+            self.release(&event);
+        }
         if let Err(error) = self.set(None) {
             tracing::warn!(target: "irq", gsi = self.gsi, %error, "an interrupt route could not be taken down");
         }

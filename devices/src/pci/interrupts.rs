@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::msix::Msix;
 use super::spec::{command, msix};
 use crate::interrupt::{InterruptSink, IrqLine};
@@ -67,6 +69,17 @@ impl FunctionInterrupts {
         self.lock().msix.trigger(vector, &*self.sink);
     }
 
+    /// From now on writes of `event` send the message of `vector`, with nobody of ours between, as long as nothing masks it and the
+    /// accelerator can. Otherwise the event stays to be read, and whoever reads it triggers the vector.
+    pub fn attach(&self, vector: u16, event: &Arc<EventFd>) {
+        self.lock().msix.add_event(vector, event, &*self.sink);
+    }
+
+    /// Undoes [`FunctionInterrupts::attach`].
+    pub fn detach(&self, vector: u16, event: &Arc<EventFd>) {
+        self.lock().msix.remove_event(vector, event);
+    }
+
     /// Software has written the command register or MSI-X's Message Control.
     pub(super) fn configure(&self, command: u16, message_control: u16) {
         let mut state = self.lock();
@@ -90,6 +103,7 @@ impl FunctionInterrupts {
     /// Power-on state; the line is low.
     pub(super) fn reset(&self) {
         let mut state = self.lock();
+        state.msix.configure(false, false, &*self.sink);
         state.msix = Msix::new(state.msix.vectors());
         (state.intx, state.intx_disabled) = (false, false);
         self.update_line(&state);

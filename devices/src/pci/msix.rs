@@ -2,6 +2,10 @@
 //!
 //! One BAR holds both, and nothing else: the table first, the pending bits behind it.
 
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
 use super::spec::msix::{ENTRY_BYTES, MASK, MAX_VECTORS, VECTOR_CONTROL};
 use crate::interrupt::{InterruptSink, MsiMessage, MsiRoute};
 
@@ -13,13 +17,15 @@ struct Vector {
     entry: [u8; ENTRY_BYTES],
     pending: bool,
     route: Option<(MsiMessage, Box<dyn MsiRoute>)>,
+    /// Those whose writes are to send it without us, as far as that can be; and whether the route has them.
+    events: Vec<(Arc<EventFd>, bool)>,
 }
 
 impl Vector {
     fn new() -> Self {
         let mut entry = [0; ENTRY_BYTES];
         entry[VECTOR_CONTROL] = MASK;
-        Self { entry, pending: false, route: None }
+        Self { entry, pending: false, route: None, events: Vec::new() }
     }
 
     fn is_masked(&self) -> bool {
@@ -53,7 +59,7 @@ impl Vector {
         if let Err(error) = self.set_route(message, sink) {
             // A message gets there without a route too.
             tracing::warn!(target: "irq", %error, "MSI-X: no route for a vector");
-            self.route = None;
+            self.drop_route();
         }
         match &self.route {
             Some((_, route)) => route.trigger(),
@@ -61,8 +67,46 @@ impl Vector {
         }
     }
 
+    /// Events send the message while nothing masks it (`is_open`). Otherwise whoever waits for them reads them, and tells us.
+    fn follow(&mut self, is_open: bool, sink: &dyn InterruptSink) {
+        if self.events.is_empty() {
+            return;
+        }
+        let message = self.message();
+        if !is_open || !message.is_interrupt() || self.set_route(message, sink).is_err() {
+            self.follow_not();
+        } else if let Some((_, route)) = &self.route {
+            for (event, attached) in self.events.iter_mut().filter(|(_, attached)| !attached) {
+                *attached = route.attach(event);
+            }
+        }
+    }
+
+    fn follow_not(&mut self) {
+        if let Some((_, route)) = &self.route {
+            for (event, attached) in self.events.iter_mut().filter(|(_, attached)| *attached) {
+                route.detach(event);
+                *attached = false;
+            }
+        }
+    }
+
+    fn drop_route(&mut self) {
+        self.follow_not();
+        self.route = None;
+    }
+
+    fn remove_event(&mut self, event: &Arc<EventFd>) {
+        if let Some(index) = self.events.iter().position(|(other, _)| Arc::ptr_eq(other, event)) {
+            let (event, attached) = self.events.swap_remove(index);
+            if let Some((_, route)) = self.route.as_ref().filter(|_| attached) {
+                route.detach(&event);
+            }
+        }
+    }
+
     /// The route leads where the table says. It is made when it is first needed, and not masked with the vector: nobody but
-    /// [`Vector::send`] triggers it.
+    /// [`Vector::send`] triggers it, and events that [`Vector::follow`] has attached.
     fn set_route(
         &mut self,
         message: MsiMessage,
@@ -121,7 +165,8 @@ impl Msix {
     pub(super) fn configure(&mut self, enabled: bool, masked: bool, sink: &dyn InterruptSink) {
         if self.enabled && !enabled {
             for vector in &mut self.vectors {
-                (vector.pending, vector.route) = (false, None);
+                vector.pending = false;
+                vector.drop_route();
             }
         }
         (self.enabled, self.masked) = (enabled, masked);
@@ -140,14 +185,32 @@ impl Msix {
         }
     }
 
-    /// Sends what waited, unless it is masked.
+    /// Writes of `event` are to send `vector`, with nobody of ours between where that can be.
+    pub(super) fn add_event(&mut self, vector: u16, event: &Arc<EventFd>, sink: &dyn InterruptSink) {
+        let index = usize::from(vector);
+        if let Some(vector) = self.vectors.get_mut(index) {
+            vector.events.push((Arc::clone(event), false));
+            self.send_pending(index, sink);
+        }
+    }
+
+    /// Undoes [`Msix::add_event`].
+    pub(super) fn remove_event(&mut self, vector: u16, event: &Arc<EventFd>) {
+        if let Some(vector) = self.vectors.get_mut(usize::from(vector)) {
+            vector.remove_event(event);
+        }
+    }
+
+    /// Sends what waited, unless it is masked; and events do from now on, or do not.
     fn send_pending(&mut self, index: usize, sink: &dyn InterruptSink) {
         let held = !self.enabled || self.masked;
         let vector = &mut self.vectors[index];
-        if vector.pending && !held && !vector.is_masked() {
+        let is_open = !held && !vector.is_masked();
+        if vector.pending && is_open {
             vector.pending = false;
             vector.send(sink);
         }
+        vector.follow(is_open, sink);
     }
 
     fn pending_byte(&self, at: usize) -> u8 {

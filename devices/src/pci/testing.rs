@@ -27,9 +27,20 @@ pub(crate) struct Recorder {
     seen: Log,
     pin: AtomicBool,
     no_routes: AtomicBool,
+    attached: Attached,
 }
 
+/// Events that routes have, with the data of the messages that they send.
+type Attached = Arc<Mutex<Vec<(Arc<EventFd>, u32)>>>;
+
 impl Recorder {
+    /// What a write of `event` sends, without us.
+    pub(crate) fn sent_by(&self, event: &Arc<EventFd>) -> Vec<u32> {
+        let attached = self.attached.lock().unwrap();
+        let ours = attached.iter().filter(|(other, _)| Arc::ptr_eq(other, event));
+        ours.map(|(_, data)| *data).collect()
+    }
+
     pub(crate) fn take(&self) -> Vec<Seen> {
         std::mem::take(&mut self.seen.lock().unwrap())
     }
@@ -57,12 +68,14 @@ impl InterruptSink for Recorder {
         if self.no_routes.load(Ordering::SeqCst) {
             return Err(RouteError::Exhausted);
         }
-        Ok(Box::new(Route { seen: Arc::clone(&self.seen), message: Mutex::new(None) }))
+        let (seen, attached) = (Arc::clone(&self.seen), Arc::clone(&self.attached));
+        Ok(Box::new(Route { seen, attached, message: Mutex::new(None) }))
     }
 }
 
 struct Route {
     seen: Log,
+    attached: Attached,
     message: Mutex<Option<MsiMessage>>,
 }
 
@@ -80,6 +93,18 @@ impl MsiRoute for Route {
 
     fn eventfd(&self) -> Option<&EventFd> {
         None
+    }
+
+    fn attach(&self, event: &Arc<EventFd>) -> bool {
+        let message = self.message.lock().unwrap().expect("a route that leads somewhere");
+        self.attached.lock().unwrap().push((Arc::clone(event), message.data));
+        true
+    }
+
+    fn detach(&self, event: &Arc<EventFd>) {
+        let mut attached = self.attached.lock().unwrap();
+        let index = attached.iter().position(|(other, _)| Arc::ptr_eq(other, event));
+        attached.remove(index.expect("it was attached"));
     }
 }
 

@@ -1,3 +1,5 @@
+use vmm_sys_util::eventfd::EventFd;
+
 use super::*;
 use crate::interrupt::{Gsi, IrqPin};
 use crate::pci::spec::{command, register};
@@ -228,6 +230,51 @@ fn messages_wait_while_they_are_masked() {
     interrupts.trigger(4);
     interrupts.trigger(u16::MAX);
     assert_eq!(rig.sink.take(), []);
+}
+
+#[test]
+fn events_send_messages_unless_they_are_masked() {
+    let rig = with_msix();
+    let interrupts = &rig.probes[0].interrupts;
+    let events = [(); 2].map(|()| Arc::new(EventFd::new(0).unwrap()));
+    let sent = || [rig.sink.sent_by(&events[0]), rig.sink.sent_by(&events[1])];
+    let none = [Vec::<u32>::new(), Vec::new()];
+    interrupts.attach(1, &events[0]);
+    interrupts.attach(2, &events[1]);
+    interrupts.attach(u16::MAX, &events[1]);
+    assert_eq!(sent(), none);
+    mask(&rig, 1, false);
+    assert_eq!(sent(), [vec![0x41], vec![]]);
+    mask(&rig, 2, false);
+    let both = [vec![0x41], vec![0x42]];
+    assert_eq!(sent(), both);
+    // Who takes an event may still tell.
+    interrupts.trigger(1);
+    assert_eq!(rig.sink.take(), [Seen::Route(0xfee0_0000, 0x41)]);
+    let control = |value: u16| rig.memory.write(Rig::at(FIRST, MSIX_CONTROL), &value.to_le_bytes());
+    for off in [0xc000, 0] {
+        control(off);
+        assert_eq!(sent(), none, "{off:#x}");
+        control(0x8000);
+        assert_eq!(sent(), both, "{off:#x}");
+    }
+    rig.set_command(FIRST, command::MEMORY_SPACE);
+    assert_eq!(sent(), none);
+    rig.set_command(FIRST, DECODE);
+    // A message to nowhere.
+    mask(&rig, 1, true);
+    rig.memory.write(0xc000_1010, &0x1000u32.to_le_bytes());
+    mask(&rig, 1, false);
+    assert_eq!(sent(), [vec![], vec![0x42]]);
+    // One vector for both.
+    interrupts.detach(1, &events[0]);
+    interrupts.attach(2, &events[0]);
+    assert_eq!(sent(), [vec![0x42], vec![0x42]]);
+    interrupts.detach(2, &events[1]);
+    interrupts.detach(3, &events[0]);
+    assert_eq!(sent(), [vec![0x42], vec![]]);
+    rig.root.reset();
+    assert_eq!(sent(), none);
 }
 
 #[test]
