@@ -25,7 +25,7 @@ step "format" cargo fmt --all --check
 step "format of the fuzz targets" cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 step "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
 # The Debian of linux_debian needs root, and its test says so where there is none.
-step "guests" resources/guests/fetch.sh cloud generic shell boot-test programs smp disk net console board pci shares virtiofs durable
+step "guests" resources/guests/fetch.sh cloud generic shell boot-test programs smp disk net console board pci shares virtiofs vhost durable
 # With debug assertions (lock ranks among them), all but the longest.
 step "tests" cargo test --workspace --quiet -- --skip programs_print_the_same --skip linux_boots_ \
     --skip under_nested_kvm --skip under_stress --skip on_four_cpus --skip a_debian_lives --skip what_was_synced \

@@ -13,11 +13,12 @@ use devices::backend::block::{
 use devices::p9::Share;
 use devices::virtio::balloon::BalloonOptions;
 use devices::virtio::blk::BlkOptions;
-use devices::virtio::net::Network;
+use devices::virtio::vhost::vsock::VhostStreams;
 use devices::virtio::vhost_user::BackEnd;
 use devices::virtio::vsock::HostSocket;
 
 use crate::consoles::{self, PortPart};
+use crate::networks::CardNetwork;
 use crate::options::Options;
 use crate::options::attachment::Attachment;
 use crate::options::devices::DeviceChoice;
@@ -25,6 +26,7 @@ use crate::options::drive::{DriveChoice, ImageFormat};
 use crate::options::object::RNG_SOURCE;
 use crate::options::vhost_user::VhostUserFsChoice;
 use crate::sockets::{self, VsockError};
+use crate::vhost::{self, VhostOpenError};
 
 /// The first card's address, and the next ones' but for the last byte: QEMU's.
 const DEFAULT_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
@@ -71,6 +73,9 @@ pub enum DiskError {
     /// The host's end of a vsock device cannot be had.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// The host's kernel does not do a device's work.
+    #[error("-device vhost-vsock")]
+    Vhost(#[from] VhostOpenError),
     /// The source of random bytes cannot be opened.
     #[error("-object rng-random: {}", file.display())]
     Rng {
@@ -96,7 +101,7 @@ pub enum VirtioPart {
     /// A network card.
     Net {
         /// What it is on.
-        network: Network,
+        network: CardNetwork,
         /// Its address.
         mac: [u8; 6],
     },
@@ -114,6 +119,8 @@ pub enum VirtioPart {
         /// The host's end, not made yet.
         socket: Arc<HostSocket>,
     },
+    /// Streams to programs of the host, by its kernel.
+    VhostVsock(VhostStreams),
     /// A folder that another program serves.
     VhostUserFs {
         /// Where that program is, and what the device shows of itself.
@@ -151,7 +158,7 @@ impl From<VirtioPart> for AttachedPart {
 /// Opens what the virtio devices of the command line need, in their order. Creates nothing that has a name.
 pub fn open(
     options: &Options,
-    networks: &BTreeMap<String, Network>,
+    networks: &BTreeMap<String, CardNetwork>,
     shares: &BTreeMap<String, Arc<Share>>,
 ) -> Result<Vec<AttachedPart>, DiskError> {
     let mut images = BTreeMap::new();
@@ -191,13 +198,14 @@ pub fn open(
             DeviceChoice::VirtioVsock { guest_cid, socket } => {
                 parts.push(VirtioPart::Vsock { guest_cid: *guest_cid, socket: sockets::find(socket)? });
             }
+            DeviceChoice::VhostVsock(choice) => parts.push(VirtioPart::VhostVsock(vhost::streams(choice)?)),
             DeviceChoice::VirtioNet { netdev, mac } => {
                 let network = networks.get(netdev).expect("the options are consistent");
                 let before = parts.iter().filter(|part| matches!(part, VirtioPart::Net { .. })).count();
                 let [.., last] = DEFAULT_MAC;
                 let default = [&DEFAULT_MAC[..5], &[last.wrapping_add(before as u8)]].concat();
                 let mac = mac.unwrap_or_else(|| default.try_into().expect("six bytes"));
-                parts.push(VirtioPart::Net { network: Arc::clone(network), mac });
+                parts.push(VirtioPart::Net { network: network.clone(), mac });
             }
         }
         let attachment = options.attachments.get(&index).cloned().unwrap_or_default();

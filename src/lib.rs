@@ -9,6 +9,7 @@ pub mod consoles;
 pub mod disks;
 pub mod exit_code;
 pub mod firmware;
+mod inherited;
 pub mod local_time;
 pub mod log;
 pub mod machine;
@@ -23,6 +24,7 @@ pub mod smbios;
 pub mod sockets;
 pub mod tell;
 pub mod terminal;
+pub mod vhost;
 pub mod writable;
 
 use std::io::Write;

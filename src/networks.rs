@@ -1,6 +1,5 @@
 //! The networks of a run, opened before anything else is created: a port that is taken, or a socket where nobody is, ends it.
 
-mod inherited;
 mod script;
 
 use std::collections::BTreeMap;
@@ -16,9 +15,12 @@ use devices::net::stream::{self, Stream};
 use devices::net::tap::{self, Tap};
 use devices::net::user::{self, UserNet};
 use devices::virtio::net;
+use devices::virtio::vhost::net::{PATH as VHOST_NET, VhostTap};
 
 use self::script::ScriptError;
 use crate::options::network::{Network, NetworkKind, TapChoice, TapSource};
+use crate::vhost::VhostOpenError;
+use crate::{inherited, vhost};
 
 /// Why a network cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,8 @@ enum OpenError {
     User(#[from] user::OpenError),
     #[error(transparent)]
     Tap(#[from] tap::OpenError),
+    #[error("vhost=on")]
+    Vhost(#[from] VhostOpenError),
     #[error(transparent)]
     Stream(#[from] stream::OpenError),
     #[error(transparent)]
@@ -46,10 +50,25 @@ enum OpenError {
     Inherited(RawFd, #[source] io::Error),
 }
 
+/// A network as a card is on it.
+#[derive(Clone)]
+pub enum CardNetwork {
+    /// This process moves its frames.
+    Here(net::Network),
+    /// The host's kernel does.
+    Kernel(VhostTap),
+}
+
+impl CardNetwork {
+    fn here(backend: impl NetBackend + 'static) -> Self {
+        Self::Here(Arc::new(Mutex::new(Box::new(backend))))
+    }
+}
+
 /// The networks. What is to be done when they are no longer needed is done when this is dropped.
 #[derive(Default)]
 pub struct Networks {
-    backends: BTreeMap<String, net::Network>,
+    backends: BTreeMap<String, CardNetwork>,
     ends: Vec<End>,
 }
 
@@ -89,17 +108,19 @@ impl Networks {
                 NetworkKind::Dgram(config) => ("dgram", opened.open_dgram(config)),
             };
             let error = |source| NetworkError { kind, id: network.id.clone(), source };
-            opened.backends.insert(network.id.clone(), Arc::new(Mutex::new(backend.map_err(error)?)));
+            opened.backends.insert(network.id.clone(), backend.map_err(error)?);
         }
         Ok(opened)
     }
 
     /// The networks by their names.
-    pub fn backends(&self) -> &BTreeMap<String, net::Network> {
+    pub fn backends(&self) -> &BTreeMap<String, CardNetwork> {
         &self.backends
     }
 
-    fn open_tap(&mut self, choice: &TapChoice) -> Result<Box<dyn NetBackend>, OpenError> {
+    fn open_tap(&mut self, choice: &TapChoice) -> Result<CardNetwork, OpenError> {
+        // First: without it no interface is made.
+        let kernel = choice.vhost.map(|source| vhost::open(source, VHOST_NET)).transpose()?;
         let tap = match &choice.source {
             TapSource::Named(name) => Tap::open(name.as_deref(), choice.vnet_header)?,
             TapSource::Fd(number) => Tap::inherited(claim(*number)?, *number)?,
@@ -111,21 +132,24 @@ impl Networks {
         if let Some(script) = choice.down_script.as_ref().filter(there) {
             self.ends.push(End::Script(script.path.clone(), tap.name().into()));
         }
-        Ok(Box::new(tap))
+        Ok(match kernel {
+            None => CardNetwork::here(tap),
+            Some(file) => CardNetwork::Kernel(VhostTap::new(file, tap).map_err(VhostOpenError::from)?),
+        })
     }
 
-    fn open_stream(&mut self, config: &stream::Config) -> Result<Box<dyn NetBackend>, OpenError> {
+    fn open_stream(&mut self, config: &stream::Config) -> Result<CardNetwork, OpenError> {
         let stream = Stream::open(config, inherited(&config.address)?)?;
         if config.server {
             self.note_file(&config.address);
         }
-        Ok(Box::new(stream))
+        Ok(CardNetwork::here(stream))
     }
 
-    fn open_dgram(&mut self, config: &dgram::Config) -> Result<Box<dyn NetBackend>, OpenError> {
+    fn open_dgram(&mut self, config: &dgram::Config) -> Result<CardNetwork, OpenError> {
         let dgram = Dgram::open(config, inherited(&config.local)?)?;
         self.note_file(&config.local);
-        Ok(Box::new(dgram))
+        Ok(CardNetwork::here(dgram))
     }
 
     fn note_file(&mut self, address: &Address) {
@@ -135,8 +159,8 @@ impl Networks {
     }
 }
 
-fn open_user(config: &user::Config) -> Result<Box<dyn NetBackend>, OpenError> {
-    Ok(Box::new(UserNet::open(config.clone())?))
+fn open_user(config: &user::Config) -> Result<CardNetwork, OpenError> {
+    Ok(CardNetwork::here(UserNet::open(config.clone())?))
 }
 
 fn claim(number: RawFd) -> Result<OwnedFd, OpenError> {

@@ -31,6 +31,7 @@ pub mod smp;
 pub mod syntax;
 mod table;
 pub mod uuid;
+pub mod vhost;
 pub mod vhost_user;
 pub mod vsock;
 
@@ -439,10 +440,10 @@ impl Draft {
                     return Err(OptionError::IcountVhostUser);
                 }
                 DeviceChoice::VhostUserFs(_) => {}
-                DeviceChoice::VirtioVsock { .. } if self.icount.is_some() => {
+                DeviceChoice::VirtioVsock { .. } | DeviceChoice::VhostVsock(_) if self.icount.is_some() => {
                     return Err(OptionError::IcountVsock);
                 }
-                DeviceChoice::VirtioVsock { .. } => {}
+                DeviceChoice::VirtioVsock { .. } | DeviceChoice::VhostVsock(_) => {}
                 DeviceChoice::VirtioBlk(BlkChoice { drive, .. }) => {
                     if !ids.contains(drive) {
                         let node = self.nodes.get(drive);

@@ -73,10 +73,17 @@ fn networks_that_cannot_be() {
     refused(&["-netdev", "user,id=n0,hostfw=tcp::1-:1"], "did you mean 'hostfwd'?");
     refused(&["-netdev", "user,id=n0", "-netdev", "user,id=n0"], "-netdev: there are two with id=n0");
     refused(&["-netdev", "vde,id=n0"], "vde: not built yet");
-    refused(
-        &["-netdev", "tap,id=n0,vhost=on"],
-        "vhost=on (frames go through this process: vhost=off): not built yet",
-    );
+    refused(&["-netdev", "tap,id=n0,vhostfd=9"], "vhostfd= is for vhost=on");
+    for (netdev, named) in [
+        ("tap,id=n0,vhost=on,vhostfd=77", "vhost=on: vhostfd=77 is not open"),
+        ("tap,id=n0,vhost=on", "vhost=on: /dev/vhost-net: No such file"),
+    ] {
+        if named.contains("vhostfd") || !std::path::Path::new("/dev/vhost-net").exists() {
+            let words = [&["-netdev", netdev, "-accel", "tcg"], &words[2..]].concat();
+            refused(&words, &format!("-netdev tap,id=n0: {named}"));
+        }
+    }
+    assert!(!log.exists());
     refused(&["-nic", "user,mac=1"], "mac= takes");
     let kernel = ["-kernel", "/dev/null"];
     refused(&[&["-device", "virtio-net-device,netdev=n9"], &kernel[..]].concat(), "no -netdev with id=n9");

@@ -84,11 +84,24 @@ fn sockets_that_cannot_be_had() {
     let listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
     refused(&scratch, &["-device", &device(&socket)], &["a socket to which a program listens already"]);
     drop(listener);
-    refused(
-        &scratch,
-        &["-device", &device(&socket), "-icount", "shift=1"],
-        &["virtio-vsock is not recorded"],
-    );
-    refused(&scratch, &["-device", "vhost-vsock-device,guest-cid=3"], &["use virtio-vsock-device"]);
+    refused(&scratch, &["-device", &device(&socket), "-icount", "shift=1"], &["vsock is not recorded"]);
     std::fs::remove_dir_all(&folder).expect("it is there");
+}
+
+/// Those of the host's kernel.
+#[test]
+fn streams_of_the_kernel_that_cannot_be_had() {
+    let scratch = Scratch::new("cli_vhost_vsock");
+    let device = "vhost-vsock-device,guest-cid=3";
+    if !Path::new("/dev/vhost-vsock").exists() {
+        let named = &["-device vhost-vsock: /dev/vhost-vsock: No such file"];
+        refused(&scratch, &["-device", device], named);
+    }
+    let closed = format!("{device},vhostfd=77");
+    refused(&scratch, &["-device", &closed], &["-device vhost-vsock: vhostfd=77 is not open"]);
+    refused(&scratch, &["-device", device, "-icount", "shift=1"], &["vsock is not recorded"]);
+    refused(&scratch, &["-device", "vhost-vsock-pci,guest-cid=3"], &["use vhost-vsock-device"]);
+    let help = |words| String::from_utf8(bivisor(words).stdout).expect("text");
+    assert!(help(&["-device", "help"]).contains("vhost-vsock-device, vhost-vsock-pci"));
+    assert!(help(&["-device", "vhost-vsock-pci,help"]).contains("guest-cid="));
 }

@@ -23,6 +23,11 @@ const NO_INVARIANT_TSC: &str = "Marking TSC unstable due to TSCs unsynchronized"
 
 /// Boots L1 with an image that holds these files (in /files) and runs these commands; None if the test was skipped.
 fn run_in_l1(test: &str, files: &[&Path], commands: &[String]) -> Option<Outcome> {
+    run_in_l1_with(test, &[], files, commands)
+}
+
+/// The same, with more for `nested.sh`: modules, programs.
+fn run_in_l1_with(test: &str, more: &[&str], files: &[&Path], commands: &[String]) -> Option<Outcome> {
     if !fetch(test, &["cloud", "boot-test"]) || !installed(test, "qemu-system-x86_64") {
         return None;
     }
@@ -30,6 +35,7 @@ fn run_in_l1(test: &str, files: &[&Path], commands: &[String]) -> Option<Outcome
     let image = image.to_str().expect("the target folder's name is text").to_owned();
     let program = bivisor();
     let mut arguments = vec![image.as_str(), "--program", &program];
+    arguments.extend(more);
     for file in files {
         arguments.extend(["--file", file.to_str().expect("the path is text")]);
     }
@@ -222,4 +228,82 @@ fn linux_uses_a_disk_under_kvm() {
     let well = status == "0" && on_pci.iter().all(|line| printed.lines().any(|said| said == *line));
     outcome.check(well, &format!("-M q35: status {status}\n{printed}"));
     println!("nested, a disk: {:.1} s", outcome.elapsed.as_secs_f64());
+}
+
+/// What follows `text` in the lines that begin so.
+fn said<'a>(printed: &'a str, text: &str) -> Vec<&'a str> {
+    printed.lines().filter_map(|line| line.trim_end().strip_prefix(text)).collect()
+}
+
+/// Whether machines are run that cost minutes and show little that the others do not.
+fn in_full() -> bool {
+    std::env::var_os("BIVISOR_VHOST_FULL").is_some()
+}
+
+/// A card on a tap interface and streams, both served by L1's kernel (vhost). The card is on PCI, where the kernel's calls are messages
+/// (`irqfd`), the streams on virtio-mmio, where they are not; the guest reboots. In full: the other way round, and translated, on
+/// shadow rings.
+#[test]
+fn vhost_of_the_kernel_under_nested_kvm() {
+    let test = "vhost_of_the_kernel_under_nested_kvm";
+    if !fetch(test, &["cloud", "vhost"]) {
+        return;
+    }
+    let (initrd, vsock) = (path("vhost.gz"), path("vhost/vsock"));
+    let host = harness::guests::root().join("resources/guests/vhost");
+    let mut machines = vec![("-accel kvm -M microvm,pcie=on", "net-pci", "vsock-device", 2)];
+    if in_full() {
+        machines.extend([
+            ("-accel kvm,kernel-irqchip=off -M q35 -smp 2", "net-pci", "vsock-pci", 1),
+            ("-accel kvm -M microvm,pcie=on", "net-device", "vsock-pci,vectors=0", 2),
+            ("-accel tcg -M microvm,pcie=on", "net-pci", "vsock-device", 2),
+        ]);
+    }
+    const MEGABYTES: usize = 1;
+    let command = |&(machine, card, streams, starts): &(&str, &str, &str, usize)| {
+        format!(
+            "sh /files/vhost/host {starts} {MEGABYTES} {} {machine} -m 256 -kernel /guests/vmlinuz-cloud \
+             -initrd /files/vhost.gz -nographic -netdev tap,id=n,vhost=on,script=/files/vhost/host,downscript=no \
+             -device virtio-{card},netdev=n -device vhost-{streams},guest-cid=42 \
+             -append 'console=ttyS0 panic=-1 megabytes={MEGABYTES}'",
+            program()
+        )
+    };
+    let commands: Vec<String> = machines.iter().map(command).collect();
+    let more = ["--module", "tun", "--module", "vhost_net", "--module", "vhost_vsock", "--program", &vsock];
+    let files = [host.as_path(), Path::new(&initrd)];
+    let Some(outcome) = run_in_l1_with(test, &more, &files, &commands) else { return };
+    for (n, (machine, card, streams, starts)) in machines.into_iter().enumerate() {
+        let (printed, status) = part(&outcome, n + 1);
+        let check = |what: bool, why: &str| {
+            let which = format!("{machine} {card} {streams}: status {status}");
+            outcome.check(what, &format!("{which}: {why}\n{printed}"));
+        };
+        check(status == "0", "no good end");
+        check(said(printed, "BIVISOR-VHOST-END status=") == vec!["0"; starts], "the guest's end");
+        let (sum, guests) = (said(printed, "sum of the host's: "), said(printed, "sum of the guest's: "));
+        check(sum.len() == 1 && guests.len() == starts, "what was to be sent");
+        for way in ["from the card: ", "from a stream: ", "from packets: ", "from a client: "] {
+            check(said(printed, way) == vec![sum[0]; starts], way);
+        }
+        for way in ["to the card: ", "to a stream: ", "to packets: ", "to the guest's port: "] {
+            check(said(printed, way) == guests, way);
+        }
+        check(said(printed, "vhost worker: ") == vec!["has worked"; 2 * starts], "the kernel's threads");
+        if card == "net-pci" && machine.starts_with("-accel kvm ") {
+            // The kernel's calls are interrupts, and wake no thread of ours. Elsewhere a megabyte wakes them some hundred times.
+            let woken = said(printed, "thread of the card: woken ");
+            let often =
+                |text: &&str| text.split(' ').next().is_none_or(|n| n.parse().is_ok_and(|n: u64| n > 30));
+            check(!woken.is_empty() && !woken.iter().any(often), "threads of ours");
+        }
+        if card == "net-pci" {
+            let came = said(printed, "interrupt ");
+            for queue in ["-input.0", "-output.0"] {
+                let is_it = |line: &&&str| line.contains(queue) && line.ends_with(": PCI-MSI has come");
+                check(came.iter().filter(is_it).count() == starts, queue);
+            }
+        }
+    }
+    println!("nested, vhost: {:.1} s", outcome.elapsed.as_secs_f64());
 }

@@ -37,6 +37,11 @@ impl DmaMemory {
         &self.memory
     }
 
+    /// Whether somebody has to hear of what is written. Then nobody else than a device writes: not another process, nor the kernel.
+    pub fn is_observed(&self) -> bool {
+        self.observer.is_some()
+    }
+
     /// `len` bytes at `address` were written; see [`DmaObserver::written`].
     pub fn written(&self, address: GuestAddress, len: u64) {
         if let Some(observer) = &self.observer

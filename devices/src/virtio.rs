@@ -18,6 +18,7 @@ pub mod registers;
 pub mod rng;
 pub mod session;
 mod transport;
+pub mod vhost;
 pub mod vhost_user;
 pub mod vsock;
 pub mod worker;
@@ -60,6 +61,9 @@ pub struct Activation {
 pub trait VirtioInterrupt: Send + Sync {
     /// Buffers of `queue` have been used.
     fn queue_used(&self, queue: u16);
+    /// Writes of `event` mean that buffers of `queue` have been used, until the next reset. Whoever reads them calls
+    /// [`VirtioInterrupt::queue_used`]; where that can be they are an interrupt before.
+    fn used_by_event(&self, _queue: u16, _event: &Arc<EventFd>) {}
     /// The configuration space has changed.
     fn config_changed(&self);
     /// The driver's rings make no sense: the device does nothing until it is reset.

@@ -3,7 +3,7 @@
 #
 #     resources/guests/fetch.sh [--refresh] [WHAT...]
 #
-# WHAT: cloud generic (kernels), shell boot-test programs bench smp disk net console board pci shares io durable (initramfs images; disk.ext4 beside), vmlinux (the cloud kernel as an ELF
+# WHAT: cloud generic (kernels), shell boot-test programs bench smp disk net console board pci shares virtiofs vhost io durable (initramfs images; disk.ext4 beside), vmlinux (the cloud kernel as an ELF
 # file with its symbols, for debuggers), debian (a Debian on a disk; needs root), or all. Without one: cloud shell boot-test.
 # Results lie in target/guests (or $BIVISOR_GUESTS): vmlinuz-cloud, vmlinuz-generic, shell.gz, boot-test.gz, ...
 # What is there already is left as it is; --refresh asks the archive again. No root needed.
@@ -71,7 +71,7 @@ if [ "${1:-}" = --refresh ]; then
     rm -rf "$GUESTS"/{vmlinuz-*,busybox,debian-*.{vmlinuz,initrd},*.gz,*.cpio,*.ext4,vmlinux,programs,bench,smp,apt/lists.stamp}
 fi
 [ $# -gt 0 ] || set -- cloud shell boot-test
-[ "$*" != all ] || set -- cloud generic shell boot-test programs bench smp disk net console board pci shares virtiofs io durable vmlinux debian
+[ "$*" != all ] || set -- cloud generic shell boot-test programs bench smp disk net console board pci shares virtiofs vhost io durable vmlinux debian
 need apt-get dpkg-deb cpio gzip flock tar
 for what in "$@"; do
     case $what in
@@ -87,6 +87,7 @@ for what in "$@"; do
     board) busybox && kernel generic && "$HERE/board.sh" ;;
     shares) busybox && kernel generic && "$HERE/shares.sh" ;;
     virtiofs) busybox && kernel cloud && "$HERE/virtiofs.sh" ;;
+    vhost) busybox && kernel cloud && "$HERE/vhost.sh" ;;
     io) busybox && kernel cloud && "$HERE/io.sh" ;;
     durable) busybox && kernel cloud && "$HERE/durable.sh" ;;
     debian) "$HERE/debian.sh" ;;

@@ -1,17 +1,17 @@
 #!/bin/bash
 # Builds the initramfs of a nested test: an L1 machine with kvm-amd, in which given commands run.
 #
-#     resources/guests/nested.sh IMAGE [--program PATH | --file PATH]... [--run COMMAND]...
+#     resources/guests/nested.sh IMAGE [--program PATH | --file PATH | --module NAME]... [--run COMMAND]...
 #
-# Each program is copied to /bin with the shared libraries it needs, each file to /files; the kernel and the boot
-# test lie in /guests. Each COMMAND is one shell command line; its exit status is printed after it. L1 boots the
-# cloud kernel of fetch.sh; see resources/design/0001-nested-kvm.md for how and why.
+# Each program is copied to /bin with the shared libraries it needs, each file or folder to /files; modules are loaded besides
+# kvm-amd, with what they need; the kernel and the boot test lie in /guests. Each COMMAND is one shell command line; its exit status
+# is printed after it. L1 boots the cloud kernel of fetch.sh; see resources/design/0001-nested-kvm.md for how and why.
 
 # shellcheck source=resources/guests/lib.sh
 . "$(dirname "$0")/lib.sh"
 HERE=$REPO/resources/guests
 
-[ $# -gt 0 ] || die "usage: nested.sh IMAGE [--program PATH | --file PATH]... [--run COMMAND]..."
+[ $# -gt 0 ] || die "usage: nested.sh IMAGE [--program PATH | --file PATH | --module NAME]... [--run COMMAND]..."
 image=$1
 shift
 "$HERE/fetch.sh" cloud boot-test
@@ -38,7 +38,8 @@ program() {
 module() {
     local file dependency
     [ ! -e "$root/modules/$1.ko" ] || return 0
-    file=$(find "$GUESTS/kernel-cloud/root" \( -name "$1.ko" -o -name "$1.ko.*" \) | head -n 1)
+    # Files have - where names have _, or not.
+    file=$(find "$GUESTS/kernel-cloud/root" -regex ".*/${1//_/[-_]}\.ko\(\..*\)?" | head -n 1)
     [ -n "$file" ] || die "the kernel package holds no module $1"
     case $file in
     *.ko) cp "$file" "$root/modules/$1.ko" ;;
@@ -58,6 +59,7 @@ while [ $# -gt 0 ]; do
     case $1 in
     --program) program "$2" ;;
     --file) cp -r "$2" "$root/files/" ;;
+    --module) module "$2" ;;
     --run) printf '%s\n' "$2" >>"$root/runs" ;;
     *) die "unknown argument: $1" ;;
     esac

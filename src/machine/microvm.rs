@@ -160,6 +160,7 @@ fn added(choice: &DeviceChoice, wiring: &Wiring) -> Option<Placed> {
         | DeviceChoice::VirtioNet { .. }
         | DeviceChoice::Virtio9p { .. }
         | DeviceChoice::VirtioVsock { .. }
+        | DeviceChoice::VhostVsock(_)
         | DeviceChoice::VhostUserFs(_)
         | DeviceChoice::VirtioSerial { .. }
         | DeviceChoice::SerialPort(_)

@@ -18,6 +18,8 @@ use devices::virtio::mmio::{VirtioMmio, spec};
 use devices::virtio::net::Net;
 use devices::virtio::p9::P9;
 use devices::virtio::rng::Rng;
+use devices::virtio::vhost::net::VhostNet;
+use devices::virtio::vhost::vsock::VhostVsock;
 use devices::virtio::vhost_user::fs::VhostUserFs;
 use devices::virtio::vsock::Vsock;
 use devices::virtio::worker::Pace;
@@ -28,6 +30,7 @@ use super::pci::PciError;
 use crate::back_ends;
 use crate::consoles::PortPart;
 use crate::disks::VirtioPart;
+use crate::networks::CardNetwork;
 
 const BASE: u64 = 0xfeb0_0000;
 /// The first of the I/O APIC pins that no ISA interrupt has.
@@ -108,6 +111,7 @@ impl Wires<'_> {
 
     fn make(&self, part: &VirtioPart) -> io::Result<Arc<dyn VirtioDevice>> {
         let pace = self.pace();
+        let observed = self.dma().is_observed();
         Ok(match part {
             VirtioPart::Blk { backend, options } => Blk::new(Arc::clone(backend), options, &pace)?,
             VirtioPart::Rng(source) => Rng::new(source.try_clone()?, &pace)?,
@@ -116,7 +120,13 @@ impl Wires<'_> {
             VirtioPart::VhostUserFs { choice, back_end } => {
                 VhostUserFs::new(back_ends::connected(back_end), &choice.options, &pace)?
             }
-            VirtioPart::Net { network, mac } => Net::new(Arc::clone(network), *mac, &pace)?,
+            VirtioPart::Net { network: CardNetwork::Here(network), mac } => {
+                Net::new(Arc::clone(network), *mac, &pace)?
+            }
+            VirtioPart::Net { network: CardNetwork::Kernel(network), mac } => {
+                VhostNet::new(network.clone(), *mac, observed, &pace)?
+            }
+            VirtioPart::VhostVsock(streams) => VhostVsock::new(streams.clone(), observed, &pace)?,
             VirtioPart::Serial { max_ports, ports } => {
                 Console::new(ports.iter().map(PortPart::options).collect(), *max_ports, &pace)?
             }

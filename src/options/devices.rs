@@ -13,6 +13,7 @@ use super::error::{Context, OptionError};
 use super::globals::Globals;
 use super::syntax::{self, Pair};
 use super::uuid::Uuid;
+use super::vhost::{self, VhostVsockChoice};
 use super::vhost_user::{self, VhostUserFsChoice};
 use super::{balloon, console, shares, vsock};
 
@@ -57,6 +58,8 @@ pub enum DeviceChoice {
         /// The host's socket.
         socket: PathBuf,
     },
+    /// Streams between programs of the guest and of the host, by the host's kernel.
+    VhostVsock(VhostVsockChoice),
     /// A folder that another program serves.
     VhostUserFs(VhostUserFsChoice),
     /// A part of the board.
@@ -265,6 +268,7 @@ const MODELS: &[Model] = &[
     },
     shares::MODEL,
     vsock::MODEL,
+    vhost::MODEL,
     vhost_user::MODEL,
 ];
 
@@ -324,9 +328,6 @@ pub fn device(
         return Err(context.bad("the device's name comes first"));
     }
     let Some((model, bus)) = model(&driver.value) else {
-        if driver.value.starts_with("vhost-vsock-") {
-            return Err(context.not_built("vsock in the host's kernel (use virtio-vsock-device)"));
-        }
         return Err(if is_qemu_device(&driver.value) {
             context.not_built(&format!("device '{}'", driver.value))
         } else {

@@ -125,7 +125,7 @@ pub enum OptionError {
     IcountShare,
     /// What the host's programs send depends on the host's time.
     #[error(
-        "-icount: what comes through virtio-vsock is not recorded, so no two runs would be the same (leave it out)"
+        "-icount: what comes through vsock is not recorded, so no two runs would be the same (leave it out)"
     )]
     IcountVsock,
     /// What another program answers depends on the host's time.

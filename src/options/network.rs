@@ -4,8 +4,6 @@ mod socket;
 mod tap;
 mod user;
 
-use std::os::fd::RawFd;
-
 use devices::net::{dgram, stream, user as user_net};
 
 pub use self::tap::{Script, TapChoice, TapSource};
@@ -129,16 +127,6 @@ fn switch(context: Context, pairs: &[Pair], key: &str, default: bool) -> Result<
             syntax::on_off(&pair.value).ok_or_else(|| context.bad(format!("{key}= takes on or off")))
         }
     }
-}
-
-/// The number of a descriptor that was handed down.
-fn descriptor(context: Context, key: &str, text: &str) -> Result<RawFd, OptionError> {
-    let number = text.parse::<RawFd>().ok().filter(|fd| *fd > 2);
-    number.ok_or_else(|| {
-        context.bad(format!(
-            "{key}= takes the number of an open descriptor, 3 or more (names are not built yet)"
-        ))
-    })
 }
 
 /// The text of `-netdev help`.

@@ -1,4 +1,4 @@
-//! The properties of `virtio-vsock-device` and `-pci`. QEMU has vsock in the host's kernel only (`vhost-vsock`); the socket is as Firecracker's.
+//! The properties of `virtio-vsock-device` and `-pci`. QEMU has vsock in the host's kernel only ([`super::vhost`]); the socket is as Firecracker's.
 
 use std::path::PathBuf;
 
@@ -26,16 +26,19 @@ pub(super) const MODEL: Model = Model {
 const FIRST_CID: u64 = 3;
 const END_CID: u64 = u32::MAX as u64;
 
+/// Reads a guest's address.
+pub(super) fn guest_cid(context: Context, text: &str) -> Result<u32, OptionError> {
+    let cid = syntax::integer(text).filter(|cid| (FIRST_CID..END_CID).contains(cid));
+    let bad = || context.bad(format!("guest-cid= takes a number from {FIRST_CID} on"));
+    Ok(u32::try_from(cid.ok_or_else(bad)?).expect("below the end"))
+}
+
 /// Reads the properties.
 fn virtio_vsock(context: Context, pairs: Vec<Pair>) -> Result<DeviceChoice, OptionError> {
     let (mut guest_cid, mut socket) = (None, None);
     for pair in pairs {
         match pair.key.as_str() {
-            "guest-cid" => {
-                let cid = syntax::integer(&pair.value).filter(|cid| (FIRST_CID..END_CID).contains(cid));
-                let bad = || context.bad(format!("guest-cid= takes a number from {FIRST_CID} on"));
-                guest_cid = Some(u32::try_from(cid.ok_or_else(bad)?).expect("below the end"));
-            }
+            "guest-cid" => guest_cid = Some(self::guest_cid(context, &pair.value)?),
             "socket" => socket = Some(PathBuf::from(pair.value)).filter(|path| !path.as_os_str().is_empty()),
             _ => {}
         }
@@ -65,8 +68,6 @@ mod tests {
             ("virtio-vsock,guest-cid=3", "needs socket=PATH"),
             ("virtio-vsock,guest-cid=3,socket=", "needs socket=PATH"),
             ("virtio-vsock,guest-cid=3,sockets=v", "(did you mean 'socket'?)"),
-            ("vhost-vsock-device,guest-cid=3", "use virtio-vsock-device"),
-            ("vhost-vsock-pci,guest-cid=3", "use virtio-vsock-device"),
         ] {
             let error = read(value).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");

@@ -87,8 +87,13 @@ impl Tap {
         &self.name
     }
 
+    /// Another descriptor, for who moves frames in our place. They have headers if there are offloads.
+    pub(crate) fn duplicate(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// The kernel gives the guest whole what it can take whole.
-    fn tell(&mut self, guest: Offloads) {
+    pub(crate) fn tell(&mut self, guest: Offloads) {
         if self.has_header && self.told != Some(guest) {
             self.told = Some(guest);
             if let Err(error) = sys::set_offloads(&self.file, guest) {

@@ -18,7 +18,7 @@ use super::worker::{Pace, QueueWork, Worker};
 use super::{Activation, ActiveQueue, Doorbell, VirtioDevice};
 use crate::net::{MAX_FRAME_BYTES, NetBackend, Offloads, vnet_header};
 
-const QUEUE_SIZES: [u16; 2] = [256, 256];
+pub(super) const QUEUE_SIZES: [u16; 2] = [256, 256];
 /// Frames that go down before what came up is fetched.
 const BATCH: usize = 64;
 
@@ -41,17 +41,45 @@ pub struct Net {
 impl Net {
     /// A card with the address `mac` on `network`.
     pub fn new(network: Network, mac: [u8; 6], pace: &Pace) -> io::Result<Arc<Self>> {
-        let mut space = [0; config::BYTES];
-        space[config::MAC..][..6].copy_from_slice(&mac);
-        space[config::STATUS..][..2].copy_from_slice(&config::LINK_UP.to_le_bytes());
-        space[config::MAX_VIRTQUEUE_PAIRS..][..2].copy_from_slice(&1u16.to_le_bytes());
         let (wakeup, offloads) = {
             let network = network.lock().expect(LOCK);
             (network.wakeup_fd(), network.offloads())
         };
         let worker = Worker::watching("virtio-net", pace, wakeup)?;
         let doorbells = [worker.doorbell(), worker.doorbell()].map(Arc::clone);
-        Ok(Arc::new(Self { network, offloads, config: space, worker, doorbells }))
+        Ok(Arc::new(Self { network, offloads, config: config_space(mac), worker, doorbells }))
+    }
+}
+
+/// The configuration space of a card with the address `mac`.
+pub(super) fn config_space(mac: [u8; 6]) -> [u8; config::BYTES] {
+    let mut space = [0; config::BYTES];
+    space[config::MAC..][..6].copy_from_slice(&mac);
+    space[config::STATUS..][..2].copy_from_slice(&config::LINK_UP.to_le_bytes());
+    space[config::MAX_VIRTQUEUE_PAIRS..][..2].copy_from_slice(&1u16.to_le_bytes());
+    space
+}
+
+/// What a card on a network that does `can` offers.
+pub(super) fn offered(can: Offloads) -> u64 {
+    let with = |is_set: bool, features: u64| if is_set { features } else { 0 };
+    feature::MAC
+        | feature::MRG_RXBUF
+        | feature::STATUS
+        | with(can.checksum, feature::CSUM | feature::GUEST_CSUM)
+        | with(can.tcp4_segments, feature::GUEST_TSO4 | feature::HOST_TSO4)
+        | with(can.tcp6_segments, feature::GUEST_TSO6 | feature::HOST_TSO6)
+}
+
+/// What a driver that has agreed to `features` does itself.
+pub(super) fn guest_offloads(features: u64) -> Offloads {
+    let has = |feature| features & feature != 0;
+    // Without mergeable buffers a driver would need 64 KiB for each frame.
+    let takes_large = |kind| has(feature::GUEST_CSUM) && has(kind) && has(feature::MRG_RXBUF);
+    Offloads {
+        checksum: has(feature::GUEST_CSUM),
+        tcp4_segments: takes_large(feature::GUEST_TSO4),
+        tcp6_segments: takes_large(feature::GUEST_TSO6),
     }
 }
 
@@ -173,14 +201,7 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        let can = self.offloads;
-        let with = |is_set: bool, features: u64| if is_set { features } else { 0 };
-        feature::MAC
-            | feature::MRG_RXBUF
-            | feature::STATUS
-            | with(can.checksum, feature::CSUM | feature::GUEST_CSUM)
-            | with(can.tcp4_segments, feature::GUEST_TSO4 | feature::HOST_TSO4)
-            | with(can.tcp6_segments, feature::GUEST_TSO6 | feature::HOST_TSO6)
+        offered(self.offloads)
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -203,21 +224,13 @@ impl VirtioDevice for Net {
         let mut queues = activation.queues;
         let mut take = |index: usize| queues.get_mut(index).and_then(Option::take);
         let (Some(receive), Some(transmit)) = (take(queue::RECEIVE), take(queue::TRANSMIT)) else { return };
-        let has = |feature| activation.features & feature != 0;
-        // Without mergeable buffers a driver would need 64 KiB for each frame.
-        let takes_large = |kind| has(feature::GUEST_CSUM) && has(kind) && has(feature::MRG_RXBUF);
-        let offloads = Offloads {
-            checksum: has(feature::GUEST_CSUM),
-            tcp4_segments: takes_large(feature::GUEST_TSO4),
-            tcp6_segments: takes_large(feature::GUEST_TSO6),
-        };
         self.worker.start(Box::new(Traffic {
             network: Arc::clone(&self.network),
             receive,
             transmit,
             waiting: VecDeque::new(),
-            mergeable: has(feature::MRG_RXBUF),
-            offloads,
+            mergeable: activation.features & feature::MRG_RXBUF != 0,
+            offloads: guest_offloads(activation.features),
             frame: vec![0; vnet_header::BYTES + MAX_FRAME_BYTES].into_boxed_slice(),
         }));
     }

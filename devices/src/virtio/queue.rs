@@ -136,6 +136,11 @@ impl ActiveQueue {
         self.queue.size()
     }
 
+    /// Where descriptors, available ring and used ring are.
+    pub fn places(&self) -> [GuestAddress; 3] {
+        [self.queue.desc_table(), self.queue.avail_ring(), self.queue.used_ring()].map(GuestAddress)
+    }
+
     /// Does `work` on guest memory, unless the device has been reset: `None` then. What is written must lie in the
     /// writable segments of a chain that is then given to [`ActiveQueue::finish`]. `work` waits for no CPU: see
     /// [`Session`].

@@ -6,7 +6,7 @@
 mod connection;
 mod mux;
 mod socket;
-mod spec;
+pub(super) mod spec;
 
 use std::io;
 use std::sync::{Arc, Mutex};

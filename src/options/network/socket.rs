@@ -5,9 +5,10 @@ use std::time::Duration;
 use devices::net::socket::Address;
 use devices::net::{dgram, stream};
 
-use super::{check_names, descriptor, switch};
+use super::{check_names, switch};
 use crate::options::error::{Context, OptionError};
 use crate::options::syntax::{self, Pair};
+use crate::options::vhost::descriptor;
 
 const STREAM: &[&str] =
     &["addr.type", "addr.path", "addr.host", "addr.port", "addr.str", "server", "reconnect", "reconnect-ms"];

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use devices::net::tap::MAX_NAME_BYTES;
 
-use super::descriptor;
 use crate::options::error::{Context, OptionError};
 use crate::options::syntax::{self, Pair};
+use crate::options::vhost::{VhostSource, descriptor};
 
 /// A tap interface to be used, or made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct TapChoice {
     pub source: TapSource,
     /// Frames have headers with what is left to do, where the kernel has them.
     pub vnet_header: bool,
+    /// The kernel moves frames; `None`: this process does.
+    pub vhost: Option<VhostSource>,
     /// What is run with the interface's name when it is there; `None`: nothing.
     pub script: Option<Script>,
     /// What is run with it at the end.
@@ -40,20 +42,17 @@ pub struct Script {
     pub is_default: bool,
 }
 
-const BUILT: &[&str] =
-    &["ifname", "fd", "fds", "script", "downscript", "vhost", "vhostforce", "vnet_hdr", "queues"];
-const NOT_BUILT: &[&str] = &["br", "helper", "poll-us", "sndbuf", "vhostfd", "vhostfds"];
+#[rustfmt::skip]
+const BUILT: &[&str] = &[
+    "ifname", "fd", "fds", "script", "downscript", "vhost", "vhostforce", "vhostfd", "vhostfds", "vnet_hdr", "queues",
+];
+const NOT_BUILT: &[&str] = &["br", "helper", "poll-us", "sndbuf"];
 
 /// The network that `pairs` describe.
 pub(super) fn choice(context: Context, pairs: &[Pair]) -> Result<TapChoice, OptionError> {
     super::check_names(context, pairs, BUILT, NOT_BUILT)?;
     let last = |key: &str| pairs.iter().rev().find(|pair| pair.key == key).map(|pair| pair.value.as_str());
     let switch = |key: &str, default| super::switch(context, pairs, key, default);
-    for key in ["vhost", "vhostforce"] {
-        if switch(key, false)? {
-            return Err(context.not_built(&format!("{key}=on (frames go through this process: {key}=off)")));
-        }
-    }
     let queues = last("queues").map(|text| syntax::integer(text).ok_or(()));
     match queues {
         None | Some(Ok(1)) => {}
@@ -92,7 +91,23 @@ pub(super) fn choice(context: Context, pairs: &[Pair]) -> Result<TapChoice, Opti
     Ok(TapChoice {
         source,
         vnet_header: switch("vnet_hdr", true)?,
+        vhost: vhost(context, pairs)?,
         script: script("script", "/etc/qemu-ifup"),
         down_script: script("downscript", "/etc/qemu-ifdown"),
     })
+}
+
+/// What is said of vhost. `vhostforce=` is an older word for it.
+fn vhost(context: Context, pairs: &[Pair]) -> Result<Option<VhostSource>, OptionError> {
+    let last = |keys: &[&str]| pairs.iter().rev().find(|pair| keys.contains(&pair.key.as_str()));
+    let force = super::switch(context, pairs, "vhostforce", false)?;
+    let is_on = super::switch(context, pairs, "vhost", force)?;
+    match last(&["vhostfd", "vhostfds"]) {
+        None => Ok(is_on.then_some(VhostSource::Device)),
+        Some(pair) if !is_on => Err(context.bad(format!("{}= is for vhost=on", pair.key))),
+        Some(Pair { key, value }) if key == "vhostfds" && value.contains(':') => {
+            Err(context.not_built("vhostfds= of more than one, several queues"))
+        }
+        Some(Pair { key, value }) => Ok(Some(VhostSource::Fd(descriptor(context, key, value)?))),
+    }
 }

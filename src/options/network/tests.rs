@@ -4,6 +4,7 @@ use std::time::Duration;
 use devices::net::socket::Address;
 
 use super::*;
+use crate::options::vhost::VhostSource;
 
 fn read(value: &str) -> Result<Network, OptionError> {
     netdev(Context { option: "-netdev", value })
@@ -140,7 +141,20 @@ fn interfaces_of_the_kernel() {
         let fd = tap(text);
         assert_eq!((fd.source, fd.script, fd.down_script), (TapSource::Fd(7), None, None));
     }
-    refused("tap,id=n0,vhost=on", "vhost=on (frames go through this process: vhost=off): not built yet");
+    for (text, vhost) in [
+        ("vhost=off", None),
+        ("vhost=off,vhostforce=on", None),
+        ("vhost=on", Some(VhostSource::Device)),
+        ("vhostforce=on", Some(VhostSource::Device)),
+        ("vhost=on,vhostfd=9", Some(VhostSource::Fd(9))),
+        ("vhost=on,vhostfds=9", Some(VhostSource::Fd(9))),
+    ] {
+        assert_eq!(tap(&format!("tap,id=n0,{text}")).vhost, vhost, "{text}");
+    }
+    refused("tap,id=n0,vhostfd=9", "vhostfd= is for vhost=on");
+    refused("tap,id=n0,vhost=maybe", "vhost= takes on or off");
+    refused("tap,id=n0,vhost=on,vhostfd=x", "vhostfd= takes the number");
+    refused("tap,id=n0,vhost=on,vhostfds=9:10", "vhostfds= of more than one, several queues: not built yet");
     refused("tap,id=n0,fds=7:8", "fds= of more than one, several queues: not built yet");
     refused("tap,id=n0,queues=2", "queues= of more than 1: not built yet");
     refused("tap,id=n0,queues=0", "queues= takes a number");

@@ -1,10 +1,13 @@
 //! The PCI transport's interrupt: a vector for each queue and one for the configuration, or INTx with the ISR status (Virtio
 //! 1.2, *ISR Status Capability*, *Used Buffer Notifications*).
 //!
-//! No lock: INTx is driven with what the ISR status is, asked under the lock of whoever drives it.
+//! No lock but for events, which move with their queues' vectors: INTx is driven with what the ISR status is, asked under the lock of
+//! whoever drives it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::spec::NO_VECTOR;
 use crate::pci::FunctionInterrupts;
@@ -27,6 +30,8 @@ pub(super) struct PciInterrupt {
     vectors: u16,
     config: AtomicU16,
     queues: Vec<AtomicU16>,
+    /// What tells of used buffers, by queue, if that is an event.
+    events: Mutex<Vec<Option<Arc<EventFd>>>>,
     isr: AtomicU8,
     generation: AtomicU8,
     needs_reset: AtomicBool,
@@ -40,6 +45,7 @@ impl PciInterrupt {
             function,
             config: AtomicU16::new(NO_VECTOR),
             queues: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            events: Mutex::new(vec![None; queues]),
             isr: AtomicU8::new(0),
             generation: AtomicU8::new(0),
             needs_reset: AtomicBool::new(false),
@@ -64,8 +70,20 @@ impl PciInterrupt {
     /// The driver chooses a vector; one that is not there becomes none, which it sees.
     pub(super) fn set_vector(&self, source: Source, vector: u16) {
         if let Some(chosen) = self.source(source) {
-            chosen.store(if vector < self.vectors { vector } else { NO_VECTOR }, Ordering::SeqCst);
+            let vector = if vector < self.vectors { vector } else { NO_VECTOR };
+            let events = self.events();
+            let before = chosen.swap(vector, Ordering::SeqCst);
+            if let Source::Queue(queue) = source
+                && let Some(event) = &events[queue as usize]
+            {
+                self.function.detach(before, event);
+                self.function.attach(vector, event);
+            }
         }
+    }
+
+    fn events(&self) -> MutexGuard<'_, Vec<Option<Arc<EventFd>>>> {
+        self.events.lock().expect("no holder of a function's events panics")
     }
 
     /// The ISR status, whose causes the driver has seen then.
@@ -98,6 +116,15 @@ impl VirtioInterrupt for PciInterrupt {
         self.tell(Source::Queue(queue.into()), isr::USED_BUFFER);
     }
 
+    fn used_by_event(&self, queue: u16, event: &Arc<EventFd>) {
+        let mut events = self.events();
+        let vector = self.vector(Source::Queue(queue.into()));
+        if let Some(before) = events[usize::from(queue)].replace(Arc::clone(event)) {
+            self.function.detach(vector, &before);
+        }
+        self.function.attach(vector, event);
+    }
+
     fn config_changed(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.tell(Source::Config, isr::CONFIG_CHANGE);
@@ -118,6 +145,11 @@ impl TransportInterrupt for PciInterrupt {
     fn reset(&self) {
         self.needs_reset.store(false, Ordering::SeqCst);
         self.isr.store(0, Ordering::SeqCst);
+        for (vector, event) in self.queues.iter().zip(&mut *self.events()) {
+            if let Some(event) = event.take() {
+                self.function.detach(vector.load(Ordering::SeqCst), &event);
+            }
+        }
         for vector in self.queues.iter().chain([&self.config]) {
             vector.store(NO_VECTOR, Ordering::SeqCst);
         }

@@ -14,7 +14,8 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::shadow::ShadowMemory;
+use crate::virtio::vhost::relay::RingUser;
+use crate::virtio::vhost::shadow::ShadowMemory;
 use crate::virtio::{Session, VirtioInterrupt, feature};
 
 const LOCK: &str = "no holder of a back end's lock panics";
@@ -181,8 +182,17 @@ impl BackEnd {
         }
     }
 
+    /// Waits for its end on a thread, which ends with the connection.
+    fn watch(self: &Arc<Self>) -> io::Result<()> {
+        let (back_end, socket) = (Arc::downgrade(self), self.socket.try_clone()?);
+        let thread = std::thread::Builder::new().name("vhost-user".into());
+        thread.spawn(move || wait_for_end(&socket, &back_end)).map(drop)
+    }
+}
+
+impl RingUser for BackEnd {
     /// Nothing is heard or said any more. Its driver is told, if it is at work.
-    pub(super) fn give_up(&self, why: &str) {
+    fn give_up(&self, why: &str) {
         let listener = {
             let mut state = self.lock();
             if std::mem::replace(&mut state.gone, true) {
@@ -195,13 +205,6 @@ impl BackEnd {
         if let Some((session, interrupt)) = listener {
             session.run(|| interrupt.needs_reset());
         }
-    }
-
-    /// Waits for its end on a thread, which ends with the connection.
-    fn watch(self: &Arc<Self>) -> io::Result<()> {
-        let (back_end, socket) = (Arc::downgrade(self), self.socket.try_clone()?);
-        let thread = std::thread::Builder::new().name("vhost-user".into());
-        thread.spawn(move || wait_for_end(&socket, &back_end)).map(drop)
     }
 }
 

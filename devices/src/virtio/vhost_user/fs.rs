@@ -3,12 +3,10 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
 use super::back_end::RingPlace;
-use super::relay::Relay;
-use super::shadow::{SIZE, ShadowMemory};
 use super::{BackEnd, BackEndError};
+use crate::virtio::vhost::relay::{Relay, RingUser, Wires};
+use crate::virtio::vhost::shadow::{SIZE, ShadowMemory, ShadowRing};
 use crate::virtio::worker::{Pace, Worker};
 use crate::virtio::{Activation, Doorbell, VirtioDevice};
 
@@ -39,12 +37,6 @@ impl FsOptions {
     }
 }
 
-/// How the back end and a queue's thread wake each other.
-struct Wires {
-    kick: Arc<EventFd>,
-    call: Arc<EventFd>,
-}
-
 /// The device.
 pub struct VhostUserFs {
     back_end: Arc<BackEnd>,
@@ -63,9 +55,7 @@ impl VhostUserFs {
         let tag = options.tag.as_bytes();
         config[..tag.len()].copy_from_slice(tag);
         config[TAG_BYTES..].copy_from_slice(&u32::from(options.num_request_queues).to_le_bytes());
-        let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map(Arc::new);
-        let wires = (0..options.queues()).map(|_| Ok(Wires { kick: event()?, call: event()? }));
-        let wires = wires.collect::<std::io::Result<Vec<_>>>()?;
+        let wires = (0..options.queues()).map(|_| Wires::new()).collect::<std::io::Result<Vec<_>>>()?;
         let worker = |wires: &Wires| Worker::watching("vhost-user-fs", pace, wires.call.as_raw_fd());
         let workers = wires.iter().map(worker).collect::<std::io::Result<Vec<_>>>()?;
         Ok(Arc::new(Self {
@@ -83,23 +73,15 @@ impl VhostUserFs {
         let used = activation.queues.into_iter().enumerate();
         let used: Vec<_> = used.filter_map(|(index, queue)| Some((index, queue?))).collect();
         let rings: Vec<_> = used.iter().map(|(index, _)| self.shadow.ring(*index)).collect();
-        let place = |(&(index, _), ring): (&(usize, _), &super::shadow::ShadowRing)| {
+        let place = |(&(index, _), ring): (&(usize, _), &ShadowRing)| {
             let Wires { kick, call } = &self.wires[index];
             RingPlace { index, size: SIZE, addresses: ring.addresses(), kick, call }
         };
         let places: Vec<_> = used.iter().zip(&rings).map(place).collect();
         self.back_end.start(&self.shadow, &places, (activation.session, activation.interrupt))?;
         for ((index, queue), ring) in used.into_iter().zip(rings) {
-            let Wires { kick, call } = &self.wires[index];
-            self.workers[index].start(Box::new(Relay {
-                queue,
-                ring,
-                held: None,
-                back_end: Arc::clone(&self.back_end),
-                kick: Arc::clone(kick),
-                call: Arc::clone(call),
-                broken: false,
-            }));
+            let user = Arc::clone(&self.back_end) as Arc<dyn RingUser>;
+            self.workers[index].start(Box::new(Relay::new(queue, ring, user, self.wires[index].clone())));
         }
         Ok(())
     }

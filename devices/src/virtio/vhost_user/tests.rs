@@ -9,9 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::fake::{self, Behaviour, request};
 use super::fs::{FsOptions, VhostUserFs};
-use super::shadow::{self, Broken, ShadowMemory};
 use super::{BackEnd, BackEndError};
-use crate::virtio::queue::{Chain, Segment};
 use crate::virtio::testing::{DATA, Driver, MEMORY, QUEUE_SIZE, readable, writable};
 use crate::virtio::worker::Pace;
 
@@ -185,45 +183,4 @@ fn back_ends_that_cannot_be_used() {
     let anonymous = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
     let error = back_end.unwrap().set_memory(&anonymous).unwrap_err();
     assert!(error.to_string().contains("share=on"), "{error}");
-}
-
-fn chain(segments: usize) -> Chain {
-    let segment = Segment { address: GuestAddress(0), len: 1 };
-    Chain::for_tests(0, vec![segment; segments - 1], vec![segment])
-}
-
-#[test]
-fn a_ring_has_room_again_when_buffers_were_used() {
-    let memory = ShadowMemory::new(2).unwrap();
-    let mut ring = memory.ring(1);
-    let used = GuestAddress(ring.places_for_tests()[2]);
-    let give = |n: u16, head: u16, index: u16| {
-        let slot = GuestAddress(used.0 + 4 + u64::from(n % shadow::SIZE) * 8);
-        memory.memory().write_obj([u32::from(head), 99u32], slot).unwrap();
-        memory.memory().write_obj(index, GuestAddress(used.0 + 2)).unwrap();
-    };
-    let mut n = 0u16;
-    for _ in 0..3 {
-        let mut heads = Vec::new();
-        while ring.has_room(7) {
-            ring.push(chain(7));
-            let [_, available, _] = ring.places_for_tests();
-            let slot = n.wrapping_add(heads.len() as u16) % shadow::SIZE;
-            let slot = GuestAddress(available + 4 + u64::from(slot) * 2);
-            heads.push(memory.memory().read_obj::<u16>(slot).unwrap());
-        }
-        assert_eq!(heads.len(), usize::from(shadow::SIZE) / 7);
-        for head in heads.into_iter().rev() {
-            assert!(ring.pop().unwrap().is_none());
-            give(n, head, n.wrapping_add(1));
-            n = n.wrapping_add(1);
-            // It says that it wrote more than there was room for.
-            assert_eq!(ring.pop().unwrap().unwrap().1, 1);
-        }
-    }
-    // What it does not have it cannot give back.
-    give(n, 5, n.wrapping_add(1));
-    assert_eq!(ring.pop().unwrap_err(), Broken::Element);
-    give(n, 5, n.wrapping_add(shadow::SIZE + 1));
-    assert_eq!(ring.pop().unwrap_err(), Broken::Index);
 }

@@ -14,6 +14,9 @@ pub mod queue {
 /// `VIRTIO_VSOCK_F_STREAM`: there are streams.
 pub const F_STREAM: u64 = 1;
 
+/// `VIRTIO_VSOCK_F_SEQPACKET`: there are streams of messages.
+pub const F_SEQPACKET: u64 = 2;
+
 /// The host's address.
 pub const HOST_CID: u64 = 2;
 

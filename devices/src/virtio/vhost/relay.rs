@@ -1,13 +1,19 @@
-//! Moves chains between a queue of the guest's and the back end's ring.
+//! Moves chains between a queue of the guest's and the ring that somebody else works on.
 
+use std::io;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::BackEnd;
 use super::shadow::{Broken, SIZE, ShadowRing, descriptors};
 use crate::virtio::queue::{ActiveQueue, Chain, RingError};
 use crate::virtio::worker::QueueWork;
+
+/// Who works on a shadow ring.
+pub(in crate::virtio) trait RingUser: Send + Sync {
+    /// It has written what makes no sense, and is to touch nothing any more.
+    fn give_up(&self, why: &str);
+}
 
 /// Who did wrong.
 #[derive(Debug, thiserror::Error)]
@@ -15,26 +21,38 @@ enum Trouble {
     #[error(transparent)]
     Driver(#[from] RingError),
     #[error(transparent)]
-    BackEnd(#[from] Broken),
+    RingUser(#[from] Broken),
 }
 
 /// Works on one queue.
-pub(super) struct Relay {
-    pub queue: ActiveQueue,
-    pub ring: ShadowRing,
+pub(in crate::virtio) struct Relay {
+    queue: ActiveQueue,
+    ring: ShadowRing,
     /// A chain for which the ring has no room yet.
-    pub held: Option<Chain>,
-    pub back_end: Arc<BackEnd>,
-    /// Wakes the back end, and is how it wakes us.
+    held: Option<Chain>,
+    user: Arc<dyn RingUser>,
+    wires: Wires,
+    broken: bool,
+}
+
+/// How the two sides of a ring wake each other: the one that works on it is kicked, and calls. Both are non-blocking.
+#[derive(Clone)]
+pub(in crate::virtio) struct Wires {
     pub kick: Arc<EventFd>,
     pub call: Arc<EventFd>,
-    pub broken: bool,
+}
+
+impl Wires {
+    pub fn new() -> io::Result<Self> {
+        let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map(Arc::new);
+        Ok(Self { kick: event()?, call: event()? })
+    }
 }
 
 impl QueueWork for Relay {
     fn notified(&mut self) {
         // First: what is used from now on is told anew.
-        let _ = self.call.read();
+        let _ = self.wires.call.read();
         if self.broken {
             return;
         }
@@ -42,13 +60,18 @@ impl QueueWork for Relay {
             self.broken = true;
             match trouble {
                 Trouble::Driver(error) => self.queue.fail(&error),
-                Trouble::BackEnd(what) => self.back_end.give_up(&what.to_string()),
+                Trouble::RingUser(what) => self.user.give_up(&what.to_string()),
             }
         }
     }
 }
 
 impl Relay {
+    /// Between `queue` and `ring`, on which `user` works.
+    pub fn new(queue: ActiveQueue, ring: ShadowRing, user: Arc<dyn RingUser>, wires: Wires) -> Self {
+        Self { queue, ring, held: None, user, wires, broken: false }
+    }
+
     fn work(&mut self) -> Result<(), Trouble> {
         loop {
             self.give_back()?;
@@ -60,17 +83,21 @@ impl Relay {
         }
     }
 
-    /// Gives the guest what the back end has used.
+    /// Gives the guest what has been used. What was used at once may hold one thing together, such as a frame that takes several
+    /// buffers, and the guest sees all of it at once, too.
     fn give_back(&mut self) -> Result<(), Trouble> {
         // Within the session: a new one's ring may be at the same place.
         while let Some(used) = self.queue.access(|_| self.ring.pop()) {
-            let Some((chain, written)) = used? else { break };
-            self.queue.finish(&chain, written)?;
+            let (chains, written): (Vec<_>, Vec<_>) = used?.into_iter().unzip();
+            if chains.is_empty() {
+                break;
+            }
+            self.queue.finish_together(&chains, &written)?;
         }
         Ok(())
     }
 
-    /// Gives the back end what the guest has made available.
+    /// Passes on what the guest has made available.
     fn take(&mut self) -> Result<(), Trouble> {
         let mut pushed = false;
         while let Some(chain) = self.next()? {
@@ -102,7 +129,7 @@ impl Relay {
             self.queue.access(|_| {
                 if self.ring.wants_kick() {
                     // Full only after 2^64 - 2 kicks that nobody took.
-                    let _ = self.kick.write(1);
+                    let _ = self.wires.kick.write(1);
                 }
             });
         }

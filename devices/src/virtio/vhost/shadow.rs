@@ -1,4 +1,5 @@
-//! Rings that a back end works on in place of the guest's (Virtio 1.2, *Split Virtqueues*), and the memory that they are in.
+//! Rings that a back end works on in place of the guest's (Virtio 1.2, *Split Virtqueues*), and the memory that they are in: it may
+//! be another process, or the kernel.
 //!
 //! The back end may write there what it likes: nothing that is read from it is relied on.
 
@@ -16,7 +17,7 @@ use vm_memory::{
 use crate::virtio::queue::{Chain, Segment, total};
 
 /// Descriptors of a ring: the most that back ends take.
-pub(super) const SIZE: u16 = 1024;
+pub(in crate::virtio) const SIZE: u16 = 1024;
 
 /// Where the rings are for a back end: far from any guest's memory.
 const BASE: u64 = 1 << 50;
@@ -32,7 +33,7 @@ const ELEMENTS: u64 = 4;
 
 /// What a back end did wrong.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum Broken {
+pub(in crate::virtio) enum Broken {
     /// It has used more than it was given.
     #[error("has used more buffers than there were")]
     Index,
@@ -42,24 +43,24 @@ pub(super) enum Broken {
 }
 
 /// The memory of a device's rings, all zero.
-pub(super) struct ShadowMemory(GuestMemoryMmap);
+pub(in crate::virtio) struct ShadowMemory(GuestMemoryMmap);
 
 impl ShadowMemory {
-    pub(super) fn new(rings: usize) -> io::Result<Self> {
+    pub(in crate::virtio) fn new(rings: usize) -> io::Result<Self> {
         let bytes = usize::try_from(STRIDE).expect("a 64-bit host") * rings.max(1);
-        let file = File::from(rustix::fs::memfd_create("vhost-user-rings", MemfdFlags::CLOEXEC)?);
+        let file = File::from(rustix::fs::memfd_create("vhost-rings", MemfdFlags::CLOEXEC)?);
         file.set_len(bytes as u64)?;
         let region = MmapRegion::from_file(FileOffset::new(file, 0), bytes).map_err(io::Error::other)?;
         let region = GuestRegionMmap::new(region, GuestAddress(BASE)).expect("far below the end");
         Ok(Self(GuestMemoryMmap::from_regions(vec![region]).map_err(io::Error::other)?))
     }
 
-    pub(super) fn memory(&self) -> &GuestMemoryMmap {
+    pub(in crate::virtio) fn memory(&self) -> &GuestMemoryMmap {
         &self.0
     }
 
     /// All zero again.
-    pub(super) fn clear(&self) {
+    pub(in crate::virtio) fn clear(&self) {
         const ZEROS: [u8; 4096] = [0; 4096];
         for region in self.0.iter() {
             for at in (0..region.len()).step_by(ZEROS.len()) {
@@ -69,7 +70,7 @@ impl ShadowMemory {
     }
 
     /// Ring number `slot`.
-    pub(super) fn ring(&self, slot: usize) -> ShadowRing {
+    pub(in crate::virtio) fn ring(&self, slot: usize) -> ShadowRing {
         ShadowRing {
             memory: self.0.clone(),
             base: BASE + slot as u64 * STRIDE,
@@ -88,7 +89,7 @@ struct InFlight {
 }
 
 /// One ring, the driver's side of it.
-pub(super) struct ShadowRing {
+pub(in crate::virtio) struct ShadowRing {
     memory: GuestMemoryMmap,
     base: u64,
     free: Vec<u16>,
@@ -108,13 +109,13 @@ fn buffers(chain: &Chain) -> impl Iterator<Item = (&Segment, u32)> {
 }
 
 /// Descriptors that `chain` takes.
-pub(super) fn descriptors(chain: &Chain) -> usize {
+pub(in crate::virtio) fn descriptors(chain: &Chain) -> usize {
     buffers(chain).count()
 }
 
 impl ShadowRing {
     /// The host's addresses of descriptors, available ring and used ring.
-    pub(super) fn addresses(&self) -> [u64; 3] {
+    pub(in crate::virtio) fn addresses(&self) -> [u64; 3] {
         [0, AVAILABLE, USED].map(|part| {
             let region = self.memory.find_region(GuestAddress(self.base)).expect(INSIDE);
             let host = region.get_host_address(MemoryRegionAddress(self.base - BASE + part)).expect(INSIDE);
@@ -122,14 +123,13 @@ impl ShadowRing {
         })
     }
 
-    /// Where a back end finds descriptors, available ring and used ring.
-    #[cfg(test)]
-    pub(super) fn places_for_tests(&self) -> [u64; 3] {
-        [0, AVAILABLE, USED].map(|part| self.base + part)
+    /// Where descriptors, available ring and used ring are in their memory.
+    pub(in crate::virtio) fn places(&self) -> [GuestAddress; 3] {
+        [0, AVAILABLE, USED].map(|part| GuestAddress(self.base + part))
     }
 
     /// Whether a chain that takes `count` descriptors can be pushed.
-    pub(super) fn has_room(&self, count: usize) -> bool {
+    pub(in crate::virtio) fn has_room(&self, count: usize) -> bool {
         count <= self.free.len()
     }
 
@@ -138,7 +138,7 @@ impl ShadowRing {
     }
 
     /// Makes `chain` available, which has bytes and for which there is room.
-    pub(super) fn push(&mut self, chain: Chain) {
+    pub(in crate::virtio) fn push(&mut self, chain: Chain) {
         let count = descriptors(&chain);
         let taken = self.free.split_off(self.free.len() - count);
         for (place, (segment, flags)) in buffers(&chain).enumerate() {
@@ -160,7 +160,7 @@ impl ShadowRing {
     }
 
     /// Whether the back end wants to be kicked for what was pushed.
-    pub(super) fn wants_kick(&self) -> bool {
+    pub(in crate::virtio) fn wants_kick(&self) -> bool {
         // What it says of that is read after the index was written, as it reads the index after it said so.
         fence(Ordering::SeqCst);
         let flags: u16 = self.load(USED + FLAGS);
@@ -172,15 +172,16 @@ impl ShadowRing {
         u16::from_le(value)
     }
 
-    /// The next chain that was used, and the bytes that were written to it: not more than it has room for.
-    pub(super) fn pop(&mut self) -> Result<Option<(Chain, u32)>, Broken> {
+    /// The chains that were used since, and the bytes that were written to each: not more than it has room for.
+    pub(in crate::virtio) fn pop(&mut self) -> Result<Vec<(Chain, u32)>, Broken> {
         let waiting = self.load(USED + INDEX).wrapping_sub(self.next_used);
-        if waiting == 0 {
-            return Ok(None);
-        }
         if waiting > SIZE {
             return Err(Broken::Index);
         }
+        (0..waiting).map(|_| self.pop_one()).collect()
+    }
+
+    fn pop_one(&mut self) -> Result<(Chain, u32), Broken> {
         let slot = self.base + USED + ELEMENTS + u64::from(self.next_used % SIZE) * 8;
         let element: [u32; 2] = self.memory.read_obj(GuestAddress(slot)).expect(INSIDE);
         let [head, written] = element.map(u32::from_le);
@@ -191,6 +192,74 @@ impl ShadowRing {
         self.next_used = self.next_used.wrapping_add(1);
         self.free.extend(descriptors);
         let room = u32::try_from(total(&chain.writable)).unwrap_or(u32::MAX);
-        Ok(Some((chain, written.min(room))))
+        Ok((chain, written.min(room)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(segments: usize) -> Chain {
+        let segment = Segment { address: GuestAddress(0), len: 1 };
+        Chain::for_tests(0, vec![segment; segments - 1], vec![segment])
+    }
+
+    #[test]
+    fn a_ring_has_room_again_when_buffers_were_used() {
+        let memory = ShadowMemory::new(2).unwrap();
+        let mut ring = memory.ring(1);
+        let used = ring.places()[2];
+        let give = |n: u16, head: u16, index: u16| {
+            let slot = GuestAddress(used.0 + 4 + u64::from(n % SIZE) * 8);
+            memory.memory().write_obj([u32::from(head), 99u32], slot).unwrap();
+            memory.memory().write_obj(index, GuestAddress(used.0 + 2)).unwrap();
+        };
+        let mut n = 0u16;
+        for _ in 0..3 {
+            let mut heads = Vec::new();
+            while ring.has_room(7) {
+                ring.push(chain(7));
+                let [_, available, _] = ring.places();
+                let slot = n.wrapping_add(heads.len() as u16) % SIZE;
+                let slot = GuestAddress(available.0 + 4 + u64::from(slot) * 2);
+                heads.push(memory.memory().read_obj::<u16>(slot).unwrap());
+            }
+            assert_eq!(heads.len(), usize::from(SIZE) / 7);
+            for head in heads.into_iter().rev() {
+                assert!(ring.pop().unwrap().is_empty());
+                give(n, head, n.wrapping_add(1));
+                n = n.wrapping_add(1);
+                // It says that it wrote more than there was room for.
+                assert_eq!(ring.pop().unwrap()[0].1, 1);
+            }
+        }
+        // What it does not have it cannot give back.
+        give(n, 5, n.wrapping_add(1));
+        assert_eq!(ring.pop().map(drop).unwrap_err(), Broken::Element);
+        give(n, 5, n.wrapping_add(SIZE + 1));
+        assert_eq!(ring.pop().map(drop).unwrap_err(), Broken::Index);
+    }
+
+    /// A frame in several buffers is one thing.
+    #[test]
+    fn what_was_used_at_once_comes_at_once() {
+        let memory = ShadowMemory::new(1).unwrap();
+        let mut ring = memory.ring(0);
+        let used = ring.places()[2];
+        for _ in 0..3 {
+            ring.push(chain(1));
+        }
+        let head = |place: usize| {
+            let at = GuestAddress(ring.places()[1].0 + ELEMENTS + place as u64 * 2);
+            u32::from(memory.memory().read_obj::<u16>(at).unwrap())
+        };
+        for place in 0..3 {
+            let slot = GuestAddress(used.0 + ELEMENTS + place as u64 * 8);
+            memory.memory().write_obj([head(place), 1u32], slot).unwrap();
+        }
+        memory.memory().write_obj(3u16, GuestAddress(used.0 + INDEX)).unwrap();
+        assert_eq!(ring.pop().unwrap().len(), 3);
+        assert!(ring.pop().unwrap().is_empty());
     }
 }

@@ -8,7 +8,7 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 
 /// A descriptor for what `number` is, which programs that we start do not inherit. Whose it is cannot be known, so it stays open.
-pub(super) fn claim(number: RawFd) -> io::Result<OwnedFd> {
+pub fn claim(number: RawFd) -> io::Result<OwnedFd> {
     if number < 0 {
         return Err(Errno::BADF.into());
     }
