@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs every test of the project: formatting, lints, unit and layering tests, the lifecycle's model checks, the
-# differential tester and the fuzz targets for a bounded time, micro-kernels, and Linux booting under both engines (KVM: nested, in an emulated host).
+# differential tester and the fuzz targets for a bounded number of inputs, micro-kernels, and Linux booting under both engines (KVM: nested, in an emulated host).
 # Installs what it needs first. CI runs exactly this. It stops at the first failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -33,8 +33,8 @@ step "tests" cargo test --workspace --quiet -- --skip programs_print_the_same --
 # A folder of its own: the flag rebuilds everything. The filter keeps to the models.
 step "model checks" env RUSTFLAGS="--cfg loom" cargo test --package accel --package devices --release --lib \
     --target-dir target/loom --quiet loom_
-# libFuzzer on every parser of what guests and users say, each for some seconds.
-step "fuzzing" tests/fuzz/run.sh 8
+# libFuzzer on every parser of what guests and users say, with the same inputs every time.
+step "fuzzing" tests/fuzz/run.sh check
 # Whole machines, in the build that users run.
 step "whole machines" cargo test --release --package bivisor --test linux_boot --test linux_smp --test linux_threads \
     --test linux_pause --test linux_errors --test linux_debian --test linux_durable \

@@ -32,7 +32,7 @@ impl Relocations {
                 0 => lists.push(Vec::new()),
                 place => {
                     let address = i64::from(place as i32) as u64;
-                    let offset = address.checked_sub(KERNEL_MAP + link)?;
+                    let offset = address.checked_sub(KERNEL_MAP.checked_add(link)?)?;
                     if offset.checked_add(8)? > image_bytes {
                         return None;
                     }
@@ -113,6 +113,8 @@ mod tests {
         assert_eq!(Relocations::parse(&table(&[&[0], &[1]]), LINK + 1, 64), None);
         assert_eq!(Relocations::parse(&table(&[&[0], &[1]])[4..], LINK, 64), None);
         assert_eq!(Relocations::parse(&table(&[&[0], &[1]])[1..], LINK, 64), None);
+        // Linked above all addresses.
+        assert_eq!(Relocations::parse(&table(&[&[0], &[1]]), 1 << 31, 64), None);
         for noise in 0..200u32 {
             let bytes: Vec<u8> = (0..noise).map(|n| (n * noise * 7 + n) as u8).collect();
             let _ = Relocations::parse(&bytes, LINK, 1 << 20);

@@ -13,7 +13,7 @@ pub fn boot(context: Context) -> Result<(), OptionError> {
         match key {
             "order" | "once" => {
                 let is_drive = |drive: char| ('a'..='p').contains(&drive);
-                let twice = value.chars().enumerate().any(|(at, drive)| value[..at].contains(drive));
+                let twice = value.char_indices().any(|(at, drive)| value[..at].contains(drive));
                 if !value.chars().all(is_drive) || twice {
                     return Err(context.bad(format!("{key}= takes letters a to p, each once")));
                 }
@@ -66,6 +66,8 @@ mod tests {
         for (value, part) in [
             ("cc", "order= takes letters a to p, each once"),
             ("order=z", "order= takes letters"),
+            ("order=é", "order= takes letters"),
+            ("order=ééc", "order= takes letters"),
             ("menu=on", "there is no firmware"),
             ("strict=maybe", "strict= takes on or off"),
             ("ordr=c", "did you mean 'order'?"),

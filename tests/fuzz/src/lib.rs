@@ -15,5 +15,6 @@ pub mod input;
 pub mod machine;
 pub mod net;
 pub mod p9;
+pub mod random;
 pub mod transport;
 pub mod virtio;

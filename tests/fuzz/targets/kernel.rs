@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use bivisor::boot::{BootSource, Randomness, Unpacking};
 use fuzz::input::Input;
+use fuzz::machine::in_memory;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::tempfile::TempFile;
@@ -14,7 +15,7 @@ const MEMORY_BYTES: u64 = 32 << 20;
 const RSDP: u64 = 0xe_0000;
 
 fn file(bytes: &[u8]) -> (std::fs::File, PathBuf) {
-    let file = TempFile::new().expect("a temporary folder").into_file();
+    let file = TempFile::new_in(&in_memory()).expect("a temporary folder").into_file();
     std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).expect("there is room");
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
     (file, path)

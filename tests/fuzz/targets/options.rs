@@ -5,6 +5,7 @@
 use std::ffi::OsString;
 use std::os::fd::AsRawFd;
 
+use fuzz::machine::in_memory;
 use libfuzzer_sys::fuzz_target;
 use vmm_sys_util::tempfile::TempFile;
 
@@ -18,7 +19,7 @@ fn parse(words: impl Iterator<Item = OsString>) {
 fuzz_target!(|input: &[u8]| {
     let text = String::from_utf8_lossy(input);
     if input.first() == Some(&b'[') {
-        let file = TempFile::new().expect("a temporary folder").into_file();
+        let file = TempFile::new_in(&in_memory()).expect("a temporary folder").into_file();
         std::os::unix::fs::FileExt::write_all_at(&file, input, 0).expect("there is room");
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         return parse(["-kernel", "k", "-readconfig", &path].into_iter().map(OsString::from));

@@ -4,6 +4,7 @@
 use std::os::fd::AsRawFd;
 
 use devices::backend::block::{BlockBackend, Qcow2Image, RawOptions};
+use fuzz::machine::in_memory;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::VolatileSlice;
 use vmm_sys_util::tempfile::TempFile;
@@ -16,7 +17,7 @@ fuzz_target!(|input: &[u8]| {
         image[..4].copy_from_slice(b"QFI\xfb");
         image[8..20].fill(0);
     }
-    let file = TempFile::new().expect("a temporary folder").into_file();
+    let file = TempFile::new_in(&in_memory()).expect("a temporary folder").into_file();
     std::os::unix::fs::FileExt::write_all_at(&file, &image, 0).expect("there is room");
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let options = RawOptions { read_only: mode & 1 != 0, ..RawOptions::default() };

@@ -1,8 +1,10 @@
 //! A throw-away overlay: what the guest writes goes to a file without a name, the image below stays as it is
 //! (QEMU, *-snapshot*).
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
@@ -10,6 +12,7 @@ use std::sync::{Arc, RwLock};
 use vm_memory::VolatileSlice;
 
 use super::direct::AlignedFile;
+use super::raw::is_unsupported;
 use super::vectored::{AlignedBuffer, fallocate};
 use super::{BlockBackend, part, total};
 
@@ -18,17 +21,36 @@ const LOCK: &str = "no holder of the map's lock panics";
 /// Unit in which the overlay hides the image, in bytes.
 const CLUSTER: u64 = 4096;
 
-/// Which clusters are in the overlay, a bit each.
-struct Map(Vec<u64>);
+/// Which clusters are in the overlay: stretches of them, the first one and the one after the last, that do not touch. So it is as
+/// large as what is written is scattered, however large the image says that it is.
+#[derive(Default)]
+struct Map(BTreeMap<u64, u64>);
 
 impl Map {
     fn has(&self, cluster: u64) -> bool {
-        let word = self.0[usize::try_from(cluster / 64).expect("sized for the disk")];
-        word >> (cluster % 64) & 1 != 0
+        self.0.range(..=cluster).next_back().is_some_and(|(_, &end)| cluster < end)
     }
 
-    fn set(&mut self, cluster: u64) {
-        self.0[usize::try_from(cluster / 64).expect("sized for the disk")] |= 1 << (cluster % 64);
+    /// Whether `cluster` is there, and the next one of which the opposite is true, if there is one.
+    fn look(&self, cluster: u64) -> (bool, Option<u64>) {
+        match self.0.range(..=cluster).next_back() {
+            Some((_, &end)) if cluster < end => (true, Some(end)),
+            _ => (false, self.0.range(cluster..).next().map(|(&start, _)| start)),
+        }
+    }
+
+    fn set(&mut self, clusters: Range<u64>) {
+        let Range { mut start, mut end } = clusters;
+        if let Some((&before, &ends)) = self.0.range(..start).next_back()
+            && ends >= start
+        {
+            start = before;
+        }
+        while let Some((&within, &ends)) = self.0.range(start..=end).next() {
+            end = end.max(ends);
+            self.0.remove(&within);
+        }
+        self.0.insert(start, end);
     }
 }
 
@@ -43,22 +65,16 @@ impl Overlay {
     /// An empty overlay over `image`, which is open read-only. Its file is in `folder`, without a name there.
     pub fn new(image: Arc<dyn BlockBackend>, folder: &Path) -> io::Result<Self> {
         let file = nameless_file(folder)?;
-        let words = image.capacity().div_ceil(CLUSTER).div_ceil(64);
-        let words = usize::try_from(words).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        Ok(Self { image, file: AlignedFile::new(file, false), map: RwLock::new(Map(vec![0; words])) })
+        Ok(Self { image, file: AlignedFile::new(file, false), map: RwLock::default() })
     }
 
     /// The range in stretches that are each wholly in the overlay or wholly not: offset from its start, bytes, which.
     fn stretches(map: &Map, offset: u64, len: u64) -> Vec<(u64, u64, bool)> {
-        let mut stretches: Vec<(u64, u64, bool)> = Vec::new();
-        let mut at = offset;
-        while at < offset + len {
-            let end = ((at / CLUSTER + 1) * CLUSTER).min(offset + len);
-            let ours = map.has(at / CLUSTER);
-            match stretches.last_mut() {
-                Some((_, bytes, kind)) if *kind == ours => *bytes += end - at,
-                _ => stretches.push((at - offset, end - at, ours)),
-            }
+        let (mut stretches, mut at, range_end) = (Vec::new(), offset, offset + len);
+        while at < range_end {
+            let (ours, next) = map.look(at / CLUSTER);
+            let end = next.map_or(range_end, |next| range_end.min(next * CLUSTER));
+            stretches.push((at - offset, end - at, ours));
             at = end;
         }
         stretches
@@ -74,7 +90,7 @@ impl Overlay {
         let mut copy = AlignedBuffer::new(usize::try_from(len).expect("a cluster"));
         self.image.read(start, &[copy.slice()])?;
         self.file.write(start, &[copy.slice()])?;
-        map.set(cluster);
+        map.set(cluster..cluster + 1);
         Ok(())
     }
 
@@ -89,7 +105,7 @@ impl Overlay {
             self.copy_up(&mut map, end / CLUSTER)?;
         }
         write()?;
-        (offset / CLUSTER..end.div_ceil(CLUSTER)).for_each(|cluster| map.set(cluster));
+        map.set(offset / CLUSTER..end.div_ceil(CLUSTER));
         Ok(())
     }
 }
@@ -153,8 +169,9 @@ impl BlockBackend for Overlay {
         }
         self.replace(offset, len, || {
             let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            if fallocate(self.file.file(), mode, offset, len).is_ok() {
-                return Ok(());
+            match fallocate(self.file.file(), mode, offset, len) {
+                Err(error) if is_unsupported(&error) => {}
+                result => return result,
             }
             let mut zeros =
                 AlignedBuffer::new(usize::try_from(len.min(1 << 20)).expect("a megabyte at most"));

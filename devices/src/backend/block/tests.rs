@@ -94,6 +94,53 @@ fn an_overlay_leaves_the_image_as_it_is() {
     assert_eq!(std::fs::read(file.as_path()).unwrap(), content);
 }
 
+/// A disk larger than any file.
+struct Vast;
+
+impl BlockBackend for Vast {
+    fn capacity(&self) -> u64 {
+        1 << 62
+    }
+
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
+    fn read(&self, _offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+        buffers.iter().for_each(|buffer| buffer.copy_from(&vec![7u8; buffer.len()]));
+        Ok(())
+    }
+
+    fn write(&self, _offset: u64, _buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+        unreachable!("it is below an overlay")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        unreachable!("it is below an overlay")
+    }
+
+    fn write_zeroes(&self, _offset: u64, _len: u64, _may_unmap: bool) -> io::Result<()> {
+        unreachable!("it is below an overlay")
+    }
+}
+
+#[test]
+fn an_overlay_is_not_as_large_as_the_image_says_that_it_is() {
+    let overlay = Overlay::new(Arc::new(Vast), &std::env::temp_dir()).unwrap();
+    write(&overlay, 1 << 40, &[1; 1024]);
+    overlay.write_zeroes((1 << 40) - (1 << 34), 1 << 34, true).unwrap();
+    write(&overlay, (1 << 40) - 512, &[2; 512]);
+    let around = read(&overlay, (1 << 40) - 1024, 4096);
+    let expected = [vec![0; 512], vec![2; 512], vec![1; 1024], vec![7; 2048]].concat();
+    assert_eq!(around, expected);
+    assert_eq!(read(&overlay, (1 << 40) - (1 << 34) - 512, 1024), [[7; 512], [0; 512]].concat());
+    assert_eq!(read(&overlay, (1 << 62) - 512, 512), [7; 512]);
+}
+
 #[test]
 fn discarded_space_is_given_back_where_that_is_asked_for() {
     use std::os::unix::fs::MetadataExt;

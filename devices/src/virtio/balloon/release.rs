@@ -15,7 +15,9 @@ const PAGE_BYTES: u64 = 4096;
 /// them. Returns how many bytes that were.
 pub fn release(memory: &GuestMemoryMmap, address: GuestAddress, len: u64) -> u64 {
     let Some(end) = address.0.checked_add(len) else { return 0 };
-    let (first, end) = (address.0.next_multiple_of(PAGE_BYTES), end & !(PAGE_BYTES - 1));
+    // The end of all addresses is no page's beginning.
+    let Some(first) = address.0.checked_next_multiple_of(PAGE_BYTES) else { return 0 };
+    let end = end & !(PAGE_BYTES - 1);
     let mut released = 0;
     for region in memory.iter() {
         let base = region.start_addr().raw_value();
@@ -75,6 +77,7 @@ mod tests {
         assert_eq!(release(&memory, GuestAddress(0xf000), 0x2000), 0x1000);
         assert_eq!(release(&memory, GuestAddress(0), 1 << 40), 0x2_0000);
         assert_eq!(release(&memory, GuestAddress(u64::MAX - 10), 4096), 0);
+        assert_eq!(release(&memory, GuestAddress(u64::MAX - 10), 5), 0);
         assert_eq!(release(&memory, GuestAddress(1), 4096), 0);
     }
 }

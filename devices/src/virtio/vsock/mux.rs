@@ -86,6 +86,12 @@ impl Mux {
         self.connections.len()
     }
 
+    /// Streams that may have something to say, with those that are gone.
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> usize {
+        self.queued.len()
+    }
+
     /// Takes notice of what the host's programs have done.
     pub(super) fn poll(&mut self) {
         let mut events = [EpollEvent::default(); EVENTS];
@@ -165,6 +171,10 @@ impl Mux {
         if let Some(connection) = self.connections.get_mut(&token)
             && !std::mem::replace(&mut connection.is_queued, true)
         {
+            // A guest that opens and resets streams, and has no room for what is said of them, leaves those that are gone.
+            if self.queued.len() >= 2 * MAX_CONNECTIONS {
+                self.queued.retain(|token| self.connections.contains_key(token));
+            }
             self.queued.push_back(token);
         }
     }

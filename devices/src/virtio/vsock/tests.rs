@@ -469,6 +469,29 @@ fn there_is_an_end_of_streams() {
 }
 
 /// Headers at random, mostly of streams that there are.
+/// What the device keeps of them does not grow with them, though the guest has no room to hear of any.
+#[test]
+fn streams_that_come_and_go() {
+    let guest = Guest::new("gone");
+    let socket = Arc::new(HostSocket::new(guest.path.with_extension("other")).unwrap());
+    socket.bind().unwrap();
+    // The program that serves port 9.
+    let path = guest.path.with_extension("other_9");
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut mux = mux::Mux::new(CID.into(), socket).unwrap();
+    for _ in 0..3 * mux::MAX_CONNECTIONS {
+        mux.receive(&packet(op::REQUEST, 9), Some(&[]));
+        assert_eq!(mux.count(), 1);
+        mux.receive(&packet(op::RST, 9), Some(&[]));
+        listener.accept().unwrap();
+        assert!(mux.queued() <= 2 * mux::MAX_CONNECTIONS);
+    }
+    std::fs::remove_file(path).unwrap();
+    assert_eq!(mux.count(), 0);
+    assert!(mux.next(100, &mut Vec::new()).is_none());
+}
+
 #[test]
 fn random_packets() {
     let mut guest = Guest::new("random");

@@ -78,6 +78,11 @@ pub fn check(file: &File, writable: bool) -> io::Result<u64> {
     }
     let end = l1.checked_add(l1_bytes).filter(|&end| end <= size);
     end.ok_or_else(|| bad("it is cut short: the L1 table lies behind its end"))?;
+    // Each entry leads to a table of as many clusters as its cluster holds entries. (QEMU has none with fewer, either.)
+    let disk = u64_at(&header, 24);
+    if disk.div_ceil(cluster).div_ceil(cluster / 8) > l1_bytes / 8 {
+        return Err(bad("its L1 table is too small for the disk"));
+    }
     let mut refcounts = None;
     // An image with any of the incompatible features is refused by name later; under some of them there are other counts.
     if writable && features == 0 {
