@@ -11,10 +11,12 @@
 
 pub mod bounded;
 pub mod driver;
+pub mod images;
 pub mod input;
 pub mod machine;
 pub mod net;
 pub mod p9;
 pub mod random;
 pub mod transport;
+pub mod vhost_user;
 pub mod virtio;

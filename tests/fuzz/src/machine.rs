@@ -12,8 +12,9 @@ use devices::pci::{Address, FunctionInterrupts, HostBridge, HostBridgeModel, Pci
 use devices::system::{SystemControl, SystemRequest};
 use devices::virtio::pci::KernelDoorbells;
 use devices::virtio::worker::Pace;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::tempfile::TempFile;
 
 /// Guest memory, from address 0.
 pub const RAM_BYTES: u64 = 256 << 10;
@@ -94,7 +95,20 @@ pub struct Machine {
 
 impl Default for Machine {
     fn default() -> Self {
-        let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_BYTES as usize)]).expect("256 KiB");
+        Self::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_BYTES as usize)]).expect("256 KiB"))
+    }
+}
+
+impl Machine {
+    /// One whose memory others can map.
+    pub fn shared() -> Self {
+        let file = TempFile::new_in(&in_memory()).expect("a temporary folder").into_file();
+        file.set_len(RAM_BYTES).expect("there is room");
+        let range = (GuestAddress(0), RAM_BYTES as usize, Some(FileOffset::new(file, 0)));
+        Self::new(GuestMemoryMmap::from_ranges_with_files([range]).expect("256 KiB"))
+    }
+
+    fn new(map: GuestMemoryMmap) -> Self {
         let (mmio, pio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let root = PciRoot::new(&mmio, &pio);
         mmio.insert(ECAM, ECAM_BYTES, root.ecam()).expect("an empty bus");
@@ -106,9 +120,7 @@ impl Default for Machine {
         let memory = DmaMemory::new(map, Some(Arc::new(Observer)));
         Self { clock: ManualClock::new(), memory, mmio, pio, root }
     }
-}
 
-impl Machine {
     /// What drives the devices: guest time, so that each run of an input is the same.
     pub fn pace(&self) -> Pace {
         Pace::Clock(Arc::clone(&self.clock) as Arc<dyn Clock>)

@@ -9,7 +9,7 @@ use devices::virtio::worker::Pace;
 use fuzz::driver::Request;
 use fuzz::input::Input;
 use fuzz::p9::{Folder, hello, next_message};
-use fuzz::virtio::{self, Subject, rooms, shape};
+use fuzz::virtio::{self, NewSubject, Subject, rooms, shape};
 use libfuzzer_sys::fuzz_target;
 
 struct Folders {
@@ -19,13 +19,15 @@ struct Folders {
     _folder: Folder,
 }
 
-impl Subject for Folders {
+impl NewSubject for Folders {
     fn new(kind: u8, pace: &Pace) -> Self {
         let folder = Folder::new(kind);
         let device = P9::new(Arc::clone(&folder.share), "tag", pace).expect("an eventfd");
         Self { device, sent: 0, _folder: folder }
     }
+}
 
+impl Subject for Folders {
     fn device(&self) -> Arc<dyn VirtioDevice> {
         self.device.clone()
     }

@@ -9,7 +9,7 @@ use devices::virtio::rng::Rng;
 use devices::virtio::worker::Pace;
 use fuzz::driver::Request;
 use fuzz::input::Input;
-use fuzz::virtio::{self, Subject, rooms, shape};
+use fuzz::virtio::{self, NewSubject, Subject, rooms, shape};
 use libfuzzer_sys::fuzz_target;
 
 enum Devices {
@@ -17,7 +17,7 @@ enum Devices {
     Rng(Arc<Rng>),
 }
 
-impl Subject for Devices {
+impl NewSubject for Devices {
     fn new(kind: u8, pace: &Pace) -> Self {
         if kind & 7 == 7 {
             let source = std::fs::File::open("/dev/zero").expect("a device");
@@ -26,7 +26,9 @@ impl Subject for Devices {
         let options = BalloonOptions { deflate_on_oom: kind & 1 == 0, free_page_reporting: kind & 2 == 0 };
         Self::Balloon(Balloon::new(options, pace).expect("an eventfd"))
     }
+}
 
+impl Subject for Devices {
     fn device(&self) -> Arc<dyn VirtioDevice> {
         match self {
             Self::Balloon(device) => device.clone(),

@@ -10,7 +10,7 @@ use devices::virtio::blk::{Blk, BlkOptions};
 use devices::virtio::worker::Pace;
 use fuzz::driver::Request;
 use fuzz::input::Input;
-use fuzz::virtio::{self, Subject, rooms, shape};
+use fuzz::virtio::{self, NewSubject, Subject, rooms, shape};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::VolatileSlice;
 
@@ -80,7 +80,7 @@ impl BlockBackend for Disk {
 
 struct Blks(Arc<Blk>);
 
-impl Subject for Blks {
+impl NewSubject for Blks {
     fn new(kind: u8, pace: &Pace) -> Self {
         let options = BlkOptions {
             num_queues: u16::from(kind & 3) + 1,
@@ -94,7 +94,9 @@ impl Subject for Blks {
         let disk = Disk { bytes, is_read_only: kind & 0x30 == 0x30, fails: kind & 0x30 == 0x10 };
         Self(Blk::new(Arc::new(disk), &options, pace).expect("an eventfd"))
     }
+}
 
+impl Subject for Blks {
     fn device(&self) -> Arc<dyn VirtioDevice> {
         self.0.clone()
     }

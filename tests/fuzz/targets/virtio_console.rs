@@ -10,7 +10,7 @@ use devices::virtio::console::{Console, PortOptions};
 use devices::virtio::worker::Pace;
 use fuzz::driver::Request;
 use fuzz::input::Input;
-use fuzz::virtio::{self, Subject, rooms, shape};
+use fuzz::virtio::{self, NewSubject, Subject, rooms, shape};
 use libfuzzer_sys::fuzz_target;
 
 /// The host's end of a port, that takes so many bytes.
@@ -50,7 +50,7 @@ struct Consoles {
     ends: Vec<Arc<End>>,
 }
 
-impl Subject for Consoles {
+impl NewSubject for Consoles {
     fn new(kind: u8, pace: &Pace) -> Self {
         let max_ports = u32::from(kind % 5) + 1;
         let count = u32::from(kind >> 4) % max_ports + 1;
@@ -61,7 +61,9 @@ impl Subject for Consoles {
         });
         Self { device: Console::new(ports.collect(), max_ports, pace).expect("an eventfd"), ends }
     }
+}
 
+impl Subject for Consoles {
     fn device(&self) -> Arc<dyn VirtioDevice> {
         self.device.clone()
     }

@@ -11,7 +11,7 @@ use devices::virtio::net::Net;
 use devices::virtio::worker::Pace;
 use fuzz::driver::Request;
 use fuzz::input::Input;
-use fuzz::virtio::{self, Subject, rooms, shape};
+use fuzz::virtio::{self, NewSubject, Subject, rooms, shape};
 use libfuzzer_sys::fuzz_target;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -68,7 +68,7 @@ struct Nets {
     network: Arc<Mutex<Box<dyn NetBackend>>>,
 }
 
-impl Subject for Nets {
+impl NewSubject for Nets {
     fn new(kind: u8, pace: &Pace) -> Self {
         let wakeup = EventFd::new(0).expect("an eventfd");
         let mirror = Mirror { frames: VecDeque::new(), wakeup, is_ready: kind & 3 != 3 };
@@ -76,7 +76,9 @@ impl Subject for Nets {
         let device = Net::new(Arc::clone(&network), [2, 0, 0, 0, 0, 1], pace).expect("an eventfd");
         Self { device, network }
     }
+}
 
+impl Subject for Nets {
     fn device(&self) -> Arc<dyn VirtioDevice> {
         self.device.clone()
     }

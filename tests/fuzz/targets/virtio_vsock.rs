@@ -12,7 +12,7 @@ use devices::virtio::worker::Pace;
 use fuzz::driver::Request;
 use fuzz::input::Input;
 use fuzz::machine::in_memory;
-use fuzz::virtio::{self, Subject, rooms, shape};
+use fuzz::virtio::{self, NewSubject, Subject, rooms, shape};
 use libfuzzer_sys::fuzz_target;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -41,7 +41,7 @@ impl Sockets {
     }
 }
 
-impl Subject for Sockets {
+impl NewSubject for Sockets {
     fn new(_kind: u8, pace: &Pace) -> Self {
         let folder = TempDir::new_with_prefix(in_memory().join("fuzz-vsock-")).expect("a temporary folder");
         let path = folder.as_path().join("s");
@@ -52,7 +52,9 @@ impl Subject for Sockets {
         let device = Vsock::new(GUEST_CID, Arc::new(socket), pace).expect("an eventfd");
         Self { device, listener, streams: Vec::new(), folder }
     }
+}
 
+impl Subject for Sockets {
     fn device(&self) -> Arc<dyn VirtioDevice> {
         self.device.clone()
     }
