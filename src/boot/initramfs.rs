@@ -11,6 +11,8 @@ use super::unpack::Format;
 
 /// `newc` and `crc` archives begin with one of these.
 const MAGIC: [&[u8]; 2] = [b"070701", b"070702"];
+/// Deflate makes no more than so many bytes of one.
+const MOST_RATIO: usize = 1032;
 /// Archives begin at multiples of this.
 const ALIGNMENT: usize = 4;
 
@@ -21,7 +23,7 @@ pub fn unpack(packed: &[u8], limit: usize) -> Option<Vec<u8>> {
     if promised > limit || packed.len() > limit {
         return None;
     }
-    let mut archives = Vec::with_capacity(promised);
+    let mut archives = Vec::with_capacity(promised.min(packed.len().saturating_mul(MOST_RATIO)));
     let mut rest = packed;
     while !rest.is_empty() {
         if Format::of(rest) != Some(Format::Gzip) {

@@ -12,6 +12,8 @@ const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
 /// Program headers are within this many bytes of the file's start.
 const LOOK_AT: usize = 64 << 10;
+/// Bytes of a relocation table at most: ten times what distributions' kernels have.
+const MOST_TABLE_BYTES: usize = 16 << 20;
 
 #[derive(Clone, Copy, Debug)]
 struct Segment {
@@ -80,7 +82,11 @@ impl<'a> Placer<'a> {
                 self.memory.write_slice(part, address)?;
             }
         }
-        self.tail.extend_from_slice(&piece[within(layout.end)..]);
+        let tail = &piece[within(layout.end)..];
+        if tail.len() > MOST_TABLE_BYTES - self.tail.len() {
+            return Err(UnpackError::Content("a relocation table that is too large"));
+        }
+        self.tail.extend_from_slice(tail);
         self.at = end;
         Ok(())
     }

@@ -2,14 +2,15 @@
 # Builds the fuzz targets and runs them. Stops at the first finding, and says how to repeat it.
 #
 #     tests/fuzz/run.sh check [TARGET...]                what CI does: the same inputs every time
-#     tests/fuzz/run.sh explore [SECONDS [TARGET...]]    other inputs every time, a minute for each target, or so many seconds
+#     tests/fuzz/run.sh explore [SECONDS [TARGET...]]    others each time, a minute for each target, or so many seconds
 #     tests/fuzz/run.sh repeat TARGET FILE               one input
 #
 # What cargo-fuzz does with a nightly compiler, without both: libFuzzer, and LLVM's coverage for it, which stable Rust has
 # too. (Rust's own checks, with overflow and debug assertions on, take the place of a sanitizer.) A run begins with the seeds
 # of seeds/TARGET; one that explores, with what earlier ones on this machine found of interest too, in target/fuzz. A check
 # is as long as its inputs are many, and its random numbers have a fixed start: a commit passes or not, whatever the machine
-# and the day. (Two targets talk to the kernel's sockets, whose answers are nearly the same.) What is new is found by exploring.
+# and the day (but for the kernel's sockets of user_net and virtio_vsock, and the threads of vhost_user, which are nearly the
+# same). What is new is found by exploring.
 set -euo pipefail
 
 usage() {
@@ -51,12 +52,14 @@ done
 RUSTFLAGS="--cfg fuzzing $coverage" cargo build --release --quiet --target "$host" --target-dir "$work/build" "${binaries[@]}"
 bin=$work/build/$host/release
 
+# Overlays' files, in memory.
+[ ! -w /dev/shm ] || export TMPDIR=/dev/shm
 # A minute for one input is a hang, on the busiest machine too.
 limits=(-timeout=60 -rss_limit_mb=1024 -max_len=8192 -len_control=0)
 [ -z "$input" ] || exec "$bin/$1" "${limits[@]}" "$input"
 
 # Inputs of a check: some seconds' worth. Where things lie in memory must not decide what is tried next.
-inputs=10000
+inputs=8000
 fixed=()
 if [ "$mode" = check ] && setarch -R true 2>/dev/null; then
     fixed=(setarch -R)

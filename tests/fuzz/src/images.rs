@@ -55,7 +55,11 @@ pub fn qcow2(input: &mut Input, backing: Option<(&[u8], &[u8])>) -> Vec<u8> {
         };
         let table = L2 + index / ENTRIES;
         put(&mut image, table * CLUSTER + index % ENTRIES * 8, &entry.to_be_bytes());
-        put(&mut image, L1 * CLUSTER + index / ENTRIES * 8, &((table * CLUSTER) as u64 | COPIED).to_be_bytes());
+        put(
+            &mut image,
+            L1 * CLUSTER + index / ENTRIES * 8,
+            &((table * CLUSTER) as u64 | COPIED).to_be_bytes(),
+        );
     }
     for cluster in 0..image.len() / CLUSTER {
         put(&mut image, REFCOUNT_BLOCK * CLUSTER + cluster * 2, &1u16.to_be_bytes());

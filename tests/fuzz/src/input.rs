@@ -68,6 +68,23 @@ impl<'a> Input<'a> {
         }
     }
 
+    /// A number at an edge of what there is, or near one, or any: sums with it overflow, and differences.
+    pub fn edge(&mut self) -> u64 {
+        let what = self.u8();
+        let edge = match what & 0x3f {
+            0x3f => self.u64(),
+            0x3e => 3 << 30,
+            0x3d => 0xffff_ffff_8000_0000,
+            shift => 1u64.rotate_left(shift.into()),
+        };
+        match what >> 6 {
+            0 => edge,
+            1 => edge.wrapping_sub(1),
+            2 => edge.wrapping_add(self.u8().into()),
+            _ => edge.wrapping_neg(),
+        }
+    }
+
     /// One of `choices`.
     pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[usize::from(self.u8()) % choices.len()]

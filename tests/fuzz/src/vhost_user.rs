@@ -119,7 +119,11 @@ thread_local! {
 ///
 /// As the C library's.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn recvmsg(fd: libc::c_int, message: *mut libc::msghdr, flags: libc::c_int) -> libc::ssize_t {
+unsafe extern "C" fn recvmsg(
+    fd: libc::c_int,
+    message: *mut libc::msghdr,
+    flags: libc::c_int,
+) -> libc::ssize_t {
     if let Some(peer) = PEER.with(|peer| peer.borrow().upgrade()) {
         peer.listen();
     }
@@ -170,8 +174,10 @@ impl Peer {
     fn message(&self) -> Option<()> {
         let (mut socket, mut header) = (&self.socket, [0; 12]);
         socket.read_exact(&mut header).ok()?;
-        let word = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
-        let long = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+        let word =
+            |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
+        let long =
+            |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
         let (kind, flags, size) = (word(&header, 0), word(&header, 4), word(&header, 8));
         let mut body = vec![0; size as usize];
         socket.read_exact(&mut body).ok()?;
@@ -213,7 +219,9 @@ impl Peer {
             9 => Self::say(socket, [kind, VERSION, 8], &value),
             10 => Self::say(socket, [kind, 2 | REPLY, 8], &value),
             11 => Self::say(socket, [kind, VERSION | REPLY, 4], &value[..4]),
-            12 => Self::say(socket, [kind, VERSION | REPLY, u32::from_le_bytes([any[0], any[1], 0, 0])], &any),
+            12 => {
+                Self::say(socket, [kind, VERSION | REPLY, u32::from_le_bytes([any[0], any[1], 0, 0])], &any)
+            }
             13 => Self::say(socket, [kind, VERSION | REPLY, u32::MAX], &[7; 64]),
             14 => Self::say(socket, [kind, u32::MAX, 12], &[0; 12]),
             _ => None,

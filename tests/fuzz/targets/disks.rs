@@ -120,7 +120,9 @@ fuzz_target!(|bytes: &[u8]| {
     let folder = folder.as_path();
     let is_raw = kind & 7 == 7;
     let contents: Vec<Vec<u8>> = (0..FILES.len())
-        .map(|index| if is_raw && index == 0 { vec![9; usize::from(input.u16())] } else { content(&mut input, index) })
+        .map(|index| {
+            if is_raw && index == 0 { vec![9; usize::from(input.u16())] } else { content(&mut input, index) }
+        })
         .collect();
     for (name, content) in FILES.iter().zip(&contents) {
         std::fs::write(folder.join(name), content).expect("there is room");

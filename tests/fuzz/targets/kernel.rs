@@ -4,14 +4,30 @@
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
-use bivisor::boot::{BootSource, Randomness, Unpacking};
+use bivisor::boot::{BootSource, Randomness, Unpacking, memory_map};
 use fuzz::input::Input;
 use fuzz::machine::in_memory;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::tempfile::TempFile;
 
-const MEMORY_BYTES: u64 = 32 << 20;
+/// Of a small guest, and of one that has memory on both sides of the gap below 4 GiB.
+const MEMORY_BYTES: [u64; 2] = [32 << 20, 5 << 30];
+/// Fields of a bzImage's header that numbers are made of, and their bytes.
+const FIELDS: [(usize, usize); 12] = [
+    (0x1f1, 1),
+    (0x1f4, 4),
+    (0x211, 1),
+    (0x214, 4),
+    (0x22c, 4),
+    (0x230, 4),
+    (0x234, 1),
+    (0x248, 4),
+    (0x24c, 4),
+    (0x258, 8),
+    (0x258, 8),
+    (0x260, 4),
+];
 const RSDP: u64 = 0xe_0000;
 
 fn file(bytes: &[u8]) -> (std::fs::File, PathBuf) {
@@ -41,6 +57,8 @@ fn gzip(content: &[u8]) -> Vec<u8> {
 fn bzimage(input: &mut Input, holds_kernel: bool) -> Vec<u8> {
     let (sectors, odd) = (input.u8() % 4 + 1, input.u8());
     let fields = input.bytes(8);
+    let edges = if odd & 0x80 != 0 { odd & 3 } else { 0 };
+    let edges: Vec<_> = (0..edges).map(|_| (input.pick(&FIELDS), input.edge())).collect();
     let magic = input.pick(&[
         &b"\x1f\x8b\x08\0"[..],
         b"\xfd7zXZ\0",
@@ -79,6 +97,9 @@ fn bzimage(input: &mut Input, holds_kernel: bool) -> Vec<u8> {
         let at = 0x1f1 + usize::from(odd & 0x7f) % 0x6f;
         put(&mut image, at, fields);
     }
+    for ((at, bytes), value) in edges {
+        put(&mut image, at, &value.to_le_bytes()[..bytes]);
+    }
     image
 }
 
@@ -109,7 +130,13 @@ fn elf(input: &mut Input) -> Vec<u8> {
             image.extend(word.to_le_bytes());
         }
     }
-    if input.u8() & 1 == 0 {
+    let more = input.u8();
+    for _ in 0..more >> 6 {
+        let word = usize::from(input.u8()) % (image.len() / 8);
+        let value = input.edge();
+        put(&mut image, word * 8, &value.to_le_bytes());
+    }
+    if more & 1 == 0 {
         // Where PVH begins.
         image.extend(b"\x04\0\0\0\x04\0\0\0\x12\0\0\0Xen\0\0\0\0\x01");
     }
@@ -120,6 +147,7 @@ fn elf(input: &mut Input) -> Vec<u8> {
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
     let what = input.u8();
+    let memory_bytes = MEMORY_BYTES[usize::from(what >> 3 & 1)];
     let (initrd, append) =
         if what & 4 == 0 { (&[][..], "nokaslr") } else { (input.short(), "console=ttyS0") };
     let image = match what & 3 {
@@ -130,7 +158,7 @@ fuzz_target!(|bytes: &[u8]| {
     let (_kernel, kernel_path) = file(&image);
     let (_initrd, initrd_path) = file(initrd);
     let initrd_path = (what & 4 != 0).then_some(&*initrd_path);
-    let source = match BootSource::open(&kernel_path, initrd_path, append, MEMORY_BYTES) {
+    let source = match BootSource::open(&kernel_path, initrd_path, append, memory_bytes) {
         Ok(source) => source.with_randomness(Randomness::None),
         Err(error) => {
             assert!(!error.to_string().contains('\n'), "{error}");
@@ -138,8 +166,9 @@ fuzz_target!(|bytes: &[u8]| {
         }
     };
     for unpacking in [Unpacking::ByGuest, Unpacking::ByHost] {
-        let ranges = [(GuestAddress(0), MEMORY_BYTES as usize)];
-        let memory = GuestMemoryMmap::from_ranges(&ranges).expect("32 MiB");
+        let ranges = memory_map::ram(memory_bytes).into_iter();
+        let ranges: Vec<_> = ranges.map(|(at, bytes)| (GuestAddress(at), bytes as usize)).collect();
+        let memory = GuestMemoryMmap::from_ranges(&ranges).expect("memory that is not touched");
         let _ = source.load(&memory, RSDP, unpacking);
     }
 });
