@@ -25,7 +25,7 @@ pub struct Stress {
     pub hashed: bool,
     /// Blocks end at their first jump.
     pub short: bool,
-    /// User programs have windows from their first instruction on; of several CPUs each has another one lose them at every timer tick.
+    /// User programs have windows from their first instruction on; of several CPUs each has another one lose them at every few timer ticks.
     pub windows: bool,
     /// Code memory is as small as can be, and so are its regions: one is reclaimed for every few blocks.
     pub reclaims: bool,

@@ -20,12 +20,16 @@ use crate::windows::{self, Claim, Opening, Tenure};
 
 /// Ticks that find a program running before it gets windows.
 const TICKS: u32 = 2;
+/// Under stress, ticks that find a program running before another one loses its windows.
+const STRESSED_TICKS: u32 = 8;
 /// Accesses that windows are of no use for before the program loses them.
 const MAX_REFUSED: u32 = 2000;
 /// Pages mapped at once at most, where the guest has several that follow each other in both spaces.
 const AROUND: u64 = 16;
 /// Faults in a row that the window for an access does not end before the access is made without. Several CPUs may close it.
 const MAX_REPEATS: u32 = 3;
+/// The same, where there is no window yet: its page is another one each time.
+const MAX_CHANGES: u32 = 1000;
 /// A large page.
 const LARGE: u64 = 2 << 20;
 /// Windows whose program no tick has found running for so long are closed where another program wants some in their place.
@@ -217,12 +221,14 @@ impl Vcpu {
             return;
         }
         let root = self.cpu.env.walk.root;
-        // Under stress somebody loses them at every tick.
+        // Under stress somebody loses them at every few ticks.
         let unused = if self.stress.windows { Duration::ZERO } else { UNUSED };
         let windows = self.cpu.mmu.windows();
         if let Some(tenure) = windows.tenure() {
             windows::still_used(tenure);
+            windows.ticks += 1;
             if self.stress.windows
+                && windows.ticks.is_multiple_of(STRESSED_TICKS)
                 && let Some(other) = windows::another(self.cpu.machine(), tenure)
             {
                 self.cpu.end_unused_windows(other, unused);
@@ -261,12 +267,14 @@ impl Vcpu {
         self.last_window = (pc, address);
         self.window_repeats = if again { self.window_repeats + 1 } else { 0 };
         let shown = windows::shown(tenure, address & !(PAGE - 1));
-        if self.window_repeats > MAX_REPEATS && shown.is_some_and(|(_, writable)| writable || !write) {
+        let as_wanted = shown.is_some_and(|(_, writable)| writable || !write);
+        if self.window_repeats > if as_wanted { MAX_REPEATS } else { MAX_CHANGES } {
             return false;
         }
         match self.cpu.open_window(address, write) {
             Opened::Done => return true,
             Opened::Fault(exception) => {
+                self.window_repeats = 0;
                 self.window_exception = Some(exception);
                 self.window_wanted = Some((address, write));
             }
