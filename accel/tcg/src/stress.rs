@@ -25,7 +25,8 @@ pub struct Stress {
     pub hashed: bool,
     /// Blocks end at their first jump.
     pub short: bool,
-    /// User programs have windows from their first instruction on; of several CPUs each has another one lose them at every few timer ticks.
+    /// User programs have windows from their first instruction on; with several CPUs, from their first timer tick on, and each CPU has
+    /// another one lose them at every few ticks.
     pub windows: bool,
     /// Code memory is as small as can be, and so are its regions: one is reclaimed for every few blocks.
     pub reclaims: bool,

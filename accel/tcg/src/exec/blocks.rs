@@ -138,7 +138,9 @@ impl Vcpu {
         let page = cpu.fetch_page(linear)?;
         let mut bits = mode_bits(&cpu.env) | variant;
         let may_be_windowed = variant == 0 && mode::class(bits) == Some(mode::USER64);
-        if may_be_windowed && self.stress.windows && self.windows_allowed && !cpu.mmu.windows().is_open() {
+        // With several CPUs, whose threads take turns at the host's mappings, the first tick is early enough.
+        let at_once = self.stress.windows && self.windows_allowed && !self.engine.peers.several();
+        if may_be_windowed && at_once && !cpu.mmu.windows().is_open() {
             cpu.open_windows();
         }
         if may_be_windowed && cpu.mmu.windows().is_open() {
