@@ -145,6 +145,7 @@ pub fn join(owner: Owner, machine: usize, cpu: usize) -> (Tenure, bool) {
     let number = space.tenures + 1;
     let occupant = space.occupants.entry(owner).or_insert_with(|| Occupant::new(number, machine));
     occupant.members |= 1 << cpu;
+    occupant.joins += 1;
     occupant.used = Instant::now();
     let tenure = Tenure { owner, number: occupant.number };
     let joined = tenure.number != number;
@@ -203,11 +204,21 @@ pub fn is_unused(tenure: Tenure, time: Duration) -> bool {
     space().occupant(tenure).is_none_or(|occupant| occupant.used.elapsed() >= time)
 }
 
-/// Bits of the CPUs of `machine` that reach windows of `tenure`; `None`: it is another machine's.
-pub fn members(tenure: Tenure, machine: usize) -> Option<u64> {
+/// The CPUs that reach windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Members {
+    /// A bit for each.
+    pub cpus: u64,
+    joins: u64,
+}
+
+/// The CPUs of `machine` that reach windows of `tenure`; `None`: it is another machine's.
+pub fn members(tenure: Tenure, machine: usize) -> Option<Members> {
     match space().occupant(tenure) {
-        Some(occupant) => (occupant.machine == machine).then_some(occupant.members),
-        None => Some(0),
+        Some(occupant) => {
+            (occupant.machine == machine).then_some(Members { cpus: occupant.members, joins: occupant.joins })
+        }
+        None => Some(Members { cpus: 0, joins: 0 }),
     }
 }
 
@@ -219,12 +230,15 @@ pub fn another(machine: usize, than: Tenure) -> Option<Tenure> {
     other.map(|(&owner, occupant)| Tenure { owner, number: occupant.number })
 }
 
-/// Closes all windows of `tenure`, which no CPU reaches.
-pub fn end(tenure: Tenure) {
+/// Closes all windows of `tenure`, which none of `members` reaches any more. False: one came to reach them meanwhile.
+pub fn end(tenure: Tenure, members: Members) -> bool {
     let mut space = space();
-    if space.occupant(tenure).is_some() {
-        space.vacate(tenure.owner);
+    match space.occupant(tenure) {
+        Some(occupant) if occupant.joins != members.joins => return false,
+        Some(_) => space.vacate(tenure.owner),
+        None => {}
     }
+    true
 }
 
 /// How often windows were opened since the start.

@@ -3,8 +3,8 @@
 //! A program gets them when timer ticks have found it running a few times: by then it is worth the pages that have to be mapped
 //! and the code that has to be translated once more. They are its address space's, on every CPU that runs a thread of it, until
 //! another one of the CPU gets some. Where another program's windows lie where this one's would, it goes without for as long as
-//! those are used.
-//! They follow the guest's TLB: what is flushed is looked up again, and closed if it has changed, before user code runs on.
+//! those are used. They follow the guest's TLB: what is flushed is looked up again, and closed if it has changed, before user
+//! code runs on.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,10 +71,8 @@ impl Cpu {
             return false;
         }
         let Some(members) = windows::members(tenure, self.machine()) else { return false };
-        self.close_windows_of(tenure, members);
-        // Its program may have got others meanwhile, which this is not the end of.
-        windows::end(tenure);
-        true
+        self.close_windows_of(tenure, members.cpus);
+        windows::end(tenure, members)
     }
 
     /// No address space of this CPU has windows any more.

@@ -34,6 +34,8 @@ pub struct Occupant {
     pub machine: usize,
     /// Bits of the machine's CPUs that reach its windows.
     pub members: u64,
+    /// How often one came to reach them.
+    pub joins: u64,
     /// When its program was last seen running.
     pub used: Instant,
     /// When it got windows, or they ran out last.
@@ -54,6 +56,7 @@ impl Occupant {
             number,
             machine,
             members: 0,
+            joins: 0,
             used: now,
             since: now,
             windows: HashMap::new(),
