@@ -8,6 +8,7 @@
 
 mod back_end;
 mod ioctl;
+mod kernel_file;
 pub mod net;
 mod queues;
 pub(in crate::virtio) mod relay;

@@ -4,10 +4,9 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use vm_memory::GuestMemoryMmap;
-
-use super::back_end::{BackEnd, KernelDevice, Ring, VhostError};
+use super::back_end::{BackEnd, VhostError};
 use super::ioctl::VhostFile;
+use super::kernel_file::{KernelFile, Kind};
 use super::queues::KernelQueues;
 use crate::net::tap::Tap;
 use crate::net::{NetBackend, Offloads};
@@ -38,45 +37,22 @@ impl VhostTap {
         if features & feature::MRG_RXBUF == 0 {
             return Err(VhostError::Lacks("mergeable receive buffers"));
         }
-        let device = KernelNet { file, tap: tap.duplicate()? };
+        let device = KernelFile { file, kind: Moving(tap.duplicate()?) };
         let back_end = BackEnd::new("virtio-net", Box::new(device), features)?;
         Ok(Self { back_end, tap: Arc::new(Mutex::new(tap)) })
     }
 }
 
-/// The kernel's part.
-struct KernelNet {
-    file: VhostFile,
-    tap: File,
-}
+/// Its frames are moved while it has the interface.
+struct Moving(File);
 
-impl KernelDevice for KernelNet {
-    fn set_features(&self, features: u64) -> Result<(), vhost::Error> {
-        self.file.set_features(features)
+impl Kind for Moving {
+    fn run(&self, file: &VhostFile, rings: &[usize]) -> Result<(), vhost::Error> {
+        rings.iter().try_for_each(|ring| file.set_tap(*ring, Some(&self.0)))
     }
 
-    fn set_memory(&self, memory: &GuestMemoryMmap) -> Result<(), vhost::Error> {
-        self.file.set_memory(memory)
-    }
-
-    fn set_ring(&self, memory: &GuestMemoryMmap, ring: &Ring) -> Result<(), vhost::Error> {
-        self.file.set_ring(memory, ring)
-    }
-
-    fn base(&self, ring: usize) -> Result<u16, vhost::Error> {
-        self.file.base(ring)
-    }
-
-    fn set_base(&self, ring: usize, base: u16) -> Result<(), vhost::Error> {
-        self.file.set_base(ring, base)
-    }
-
-    fn run(&self, rings: &[usize]) -> Result<(), vhost::Error> {
-        rings.iter().try_for_each(|ring| self.file.set_tap(*ring, Some(&self.tap)))
-    }
-
-    fn halt(&self, rings: &[usize]) -> Result<(), vhost::Error> {
-        rings.iter().try_for_each(|ring| self.file.set_tap(*ring, None))
+    fn halt(&self, file: &VhostFile, rings: &[usize]) -> Result<(), vhost::Error> {
+        rings.iter().try_for_each(|ring| file.set_tap(*ring, None))
     }
 }
 

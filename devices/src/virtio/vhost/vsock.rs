@@ -3,10 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryMmap;
-
-use super::back_end::{BackEnd, KernelDevice, Ring, VhostError};
+use super::back_end::{BackEnd, VhostError};
 use super::ioctl::VhostFile;
+use super::kernel_file::{KernelFile, Kind};
 use super::queues::KernelQueues;
 use crate::virtio::vsock::spec::{DEVICE_ID, F_SEQPACKET};
 use crate::virtio::worker::{Pace, Worker};
@@ -53,41 +52,21 @@ impl VhostStreams {
             result => result?,
         }
         let kinds = if seqpacket == Seqpacket::Off { 0 } else { F_SEQPACKET };
-        let back_end = BackEnd::new("vhost-vsock", Box::new(KernelStreams(file)), features)?;
+        let back_end = BackEnd::new("vhost-vsock", Box::new(KernelFile { file, kind: Flowing }), features)?;
         Ok(Self { back_end, guest_cid, features: features & kinds })
     }
 }
 
-/// The kernel's part.
-struct KernelStreams(VhostFile);
+/// Streams flow while it runs.
+struct Flowing;
 
-impl KernelDevice for KernelStreams {
-    fn set_features(&self, features: u64) -> Result<(), vhost::Error> {
-        self.0.set_features(features)
+impl Kind for Flowing {
+    fn run(&self, file: &VhostFile, _rings: &[usize]) -> Result<(), vhost::Error> {
+        file.set_running(true)
     }
 
-    fn set_memory(&self, memory: &GuestMemoryMmap) -> Result<(), vhost::Error> {
-        self.0.set_memory(memory)
-    }
-
-    fn set_ring(&self, memory: &GuestMemoryMmap, ring: &Ring) -> Result<(), vhost::Error> {
-        self.0.set_ring(memory, ring)
-    }
-
-    fn base(&self, ring: usize) -> Result<u16, vhost::Error> {
-        self.0.base(ring)
-    }
-
-    fn set_base(&self, ring: usize, base: u16) -> Result<(), vhost::Error> {
-        self.0.set_base(ring, base)
-    }
-
-    fn run(&self, _rings: &[usize]) -> Result<(), vhost::Error> {
-        self.0.set_running(true)
-    }
-
-    fn halt(&self, _rings: &[usize]) -> Result<(), vhost::Error> {
-        self.0.set_running(false)
+    fn halt(&self, file: &VhostFile, _rings: &[usize]) -> Result<(), vhost::Error> {
+        file.set_running(false)
     }
 }
 
