@@ -76,6 +76,32 @@ impl Driver {
         transport.set_status(machine, ready);
     }
 
+    /// What a driver does that does not know where its memory is.
+    fn misplace(&self, input: &mut Input) {
+        let (machine, transport) = (&self.machine, &self.transport);
+        let (what, queue) = (input.u8(), u16::from(input.u8()) % transport.queues());
+        let size = 1 << (what & 7);
+        // Multiples of the most that is asked for, before or after an edge.
+        let mut place = || {
+            let at = input.pick(&[0, 0x8000, RAM_BYTES as u32, 0x1000]);
+            at.wrapping_add_signed(16 * i32::from(input.u8() as i8))
+        };
+        let places = std::array::from_fn(|_| place());
+        transport.set_status(machine, 0);
+        transport.set_status(machine, status::ACKNOWLEDGE | status::DRIVER);
+        transport.negotiate(machine, if what & 8 == 0 { !0 } else { 0 });
+        transport.set_status(machine, status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK);
+        for other in 0..transport.queues() {
+            let base = Self::base(other);
+            let good = [base, base + AVAIL, base + USED].map(|at| at as u32);
+            let places = if other == queue { places } else { good };
+            let size = if other == queue { size } else { QUEUE_SIZE };
+            transport.set_queue(machine, other, size, places);
+        }
+        let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+        transport.set_status(machine, ready);
+    }
+
     /// Room for `bytes` in memory.
     fn room(&mut self, bytes: u64) -> u64 {
         let bytes = bytes.min(RAM_BYTES - DATA);
@@ -199,6 +225,7 @@ impl Driver {
                 let event = Self::base(queue) + AVAIL + 4 + 2 * u64::from(QUEUE_SIZE);
                 self.machine.put(event, &(flags >> 1).to_le_bytes());
             }
+            12 if what >> 4 == 15 => self.misplace(input),
             12 => self.set_up(input.u32()),
             13 => self.transport.device().reset(),
             14 => {

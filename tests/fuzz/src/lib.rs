@@ -17,6 +17,8 @@ pub mod machine;
 pub mod net;
 pub mod p9;
 pub mod random;
+pub mod rings;
 pub mod transport;
+pub mod vhost;
 pub mod vhost_user;
 pub mod virtio;

@@ -18,6 +18,8 @@ use vmm_sys_util::tempfile::TempFile;
 
 /// Guest memory, from address 0.
 pub const RAM_BYTES: u64 = 256 << 10;
+/// Bytes of the first part, where there are two: after the good rings, and before the good buffers.
+const PART_BYTES: usize = 0x8000;
 /// Where the functions' registers are.
 pub const ECAM: u64 = 0xe000_0000;
 /// Bytes of the window: one bus's.
@@ -84,6 +86,10 @@ impl DmaObserver for Observer {
     }
 }
 
+fn observer() -> Option<Arc<dyn DmaObserver>> {
+    Some(Arc::new(Observer))
+}
+
 /// Memory, time and buses.
 pub struct Machine {
     pub clock: Arc<ManualClock>,
@@ -95,7 +101,10 @@ pub struct Machine {
 
 impl Default for Machine {
     fn default() -> Self {
-        Self::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_BYTES as usize)]).expect("256 KiB"))
+        Self::new(
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_BYTES as usize)]).expect("256 KiB"),
+            observer(),
+        )
     }
 }
 
@@ -105,10 +114,19 @@ impl Machine {
         let file = TempFile::new_in(&in_memory()).expect("a temporary folder").into_file();
         file.set_len(RAM_BYTES).expect("there is room");
         let range = (GuestAddress(0), RAM_BYTES as usize, Some(FileOffset::new(file, 0)));
-        Self::new(GuestMemoryMmap::from_ranges_with_files([range]).expect("256 KiB"))
+        Self::new(GuestMemoryMmap::from_ranges_with_files([range]).expect("256 KiB"), observer())
     }
 
-    fn new(map: GuestMemoryMmap) -> Self {
+    /// One whose memory is two mappings side by side, and of which `observer` hears.
+    pub fn in_two_parts(observer: Option<Arc<dyn DmaObserver>>) -> Self {
+        let ranges = [
+            (GuestAddress(0), PART_BYTES),
+            (GuestAddress(PART_BYTES as u64), RAM_BYTES as usize - PART_BYTES),
+        ];
+        Self::new(GuestMemoryMmap::from_ranges(&ranges).expect("256 KiB"), observer)
+    }
+
+    fn new(map: GuestMemoryMmap, observer: Option<Arc<dyn DmaObserver>>) -> Self {
         let (mmio, pio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
         let root = PciRoot::new(&mmio, &pio);
         mmio.insert(ECAM, ECAM_BYTES, root.ecam()).expect("an empty bus");
@@ -117,7 +135,7 @@ impl Machine {
         pio.insert(ports::CONFIG_DATA.into(), ports::WIDTH, root.data_port()).expect("the next ones");
         let bridge = HostBridge::new(HostBridgeModel::Mch { ecam: ECAM });
         root.add(Address::new(0, 0).expect("slot 0"), bridge).expect("an empty bus");
-        let memory = DmaMemory::new(map, Some(Arc::new(Observer)));
+        let memory = DmaMemory::new(map, observer);
         Self { clock: ManualClock::new(), memory, mmio, pio, root }
     }
 

@@ -9,9 +9,8 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::rc::{Rc, Weak};
 
-use vm_memory::{Bytes, VolatileSlice};
-
 use crate::input::Input;
+use crate::rings::{Parts, Ring};
 
 /// Descriptors of a ring.
 const SIZE: u16 = 1024;
@@ -38,57 +37,6 @@ const VERSION_1: u64 = 1 << 32;
 
 /// Bytes of the script that stand for an honest answer.
 const HONEST: u8 = 0xe0;
-
-/// A ring that is started: where its parts are in this process, and how far it is.
-struct Ring {
-    /// Descriptors, used ring, available ring.
-    parts: [u64; 3],
-    taken: u16,
-    used: u16,
-}
-
-impl Ring {
-    /// Part number `index`, of `bytes`.
-    fn part(&self, index: usize, bytes: usize) -> VolatileSlice<'_> {
-        // SAFETY: the front end said that this is there, as long as the ring is not stopped; both sides reach it with volatile
-        // accesses only.
-        unsafe { VolatileSlice::new(self.parts[index] as *mut u8, bytes) }
-    }
-
-    fn descriptors(&self) -> VolatileSlice<'_> {
-        self.part(0, usize::from(SIZE) * 16)
-    }
-
-    fn used_ring(&self) -> VolatileSlice<'_> {
-        self.part(1, 4 + usize::from(SIZE) * 8)
-    }
-
-    fn available(&self) -> VolatileSlice<'_> {
-        self.part(2, 4 + usize::from(SIZE) * 2)
-    }
-
-    fn put_used(&mut self, head: u32, written: u32) {
-        let slot = 4 + usize::from(self.used % SIZE) * 8;
-        self.used_ring().write_obj([head, written], slot).expect("within the ring");
-        self.used = self.used.wrapping_add(1);
-        self.set_used_index(self.used);
-    }
-
-    fn set_used_index(&self, index: u16) {
-        self.used_ring().write_obj(index, 2).expect("within the ring");
-    }
-
-    /// Uses up to `most` buffers that it was given, each with so many bytes.
-    fn work(&mut self, most: u16, written: u32) {
-        let index: u16 = self.available().read_obj(2).expect("within the ring");
-        for _ in 0..most.min(index.wrapping_sub(self.taken)) {
-            let slot = 4 + usize::from(self.taken % SIZE) * 2;
-            let head: u16 = self.available().read_obj(slot).expect("within the ring");
-            self.taken = self.taken.wrapping_add(1);
-            self.put_used(head.into(), written);
-        }
-    }
-}
 
 #[derive(Default)]
 struct State {
@@ -188,12 +136,14 @@ impl Peer {
             request::GET_PROTOCOL_FEATURES => Some(state.protocol_features.to_le_bytes()),
             request::GET_QUEUE_NUM => Some(state.queues.to_le_bytes()),
             request::GET_VRING_BASE => {
-                let base = state.rings[ring(&body)].take().map_or(0, |ring| ring.taken);
+                let base = state.rings[ring(&body)].take().map_or(0, |ring| ring.taken());
                 Some((u64::from(base) << 32 | u64::from(word(&body, 0))).to_le_bytes())
             }
             request::SET_VRING_ADDR => {
-                let parts = [8, 16, 24].map(|at| long(&body, at));
-                state.rings[ring(&body)] = Some(Ring { parts, taken: 0, used: 0 });
+                let [descriptors, used, available] = [8, 16, 24].map(|at| long(&body, at));
+                let parts = Parts { descriptors, used, available };
+                // SAFETY: the front end said that this is there, as long as the ring is not stopped, and it reaches it so.
+                state.rings[ring(&body)] = Some(unsafe { Ring::new(SIZE, parts) });
                 None
             }
             _ => None,
@@ -251,29 +201,8 @@ impl Peer {
         }
         let mut state = self.state.borrow_mut();
         let Some(ring) = &mut state.rings[index] else { return };
-        match what & 7 {
-            0..3 => ring.work(u16::from(what >> 3), input.small()),
-            3 => {
-                let flags = input.u8() & 1;
-                ring.used_ring().write_obj(u16::from(flags), 0).expect("within the ring");
-            }
-            // What is not its own to write, and nobody reads.
-            4 => {
-                let (at, value) = (usize::from(input.u16()), input.u64());
-                let place = if what & 8 == 0 { ring.descriptors() } else { ring.available() };
-                place.write_obj(value, at % (place.len() - 8)).expect("within it");
-                // It may mislead the back end itself then.
-                self.turn();
-            }
-            5 => {
-                self.turn();
-                ring.put_used(input.small(), input.u32());
-            }
-            6 => {
-                self.turn();
-                ring.set_used_index(input.u16());
-            }
-            _ => ring.work(1, input.u32()),
+        if ring.step(what, input) {
+            self.turn();
         }
     }
 }

@@ -27,6 +27,8 @@ pub trait Subject {
     fn is_usable(&self) -> bool {
         true
     }
+    /// Panics if the host's side is at work. Called after a reset, and while the device is paused.
+    fn assert_idle(&self) {}
 }
 
 /// One of which there is a new one for each input.
@@ -66,19 +68,27 @@ pub fn drive(machine: Machine, mut subject: impl Subject, how: u8, mut input: In
     }
     driver.run();
     if subject.is_usable() {
-        assert_works(&mut driver, &subject);
+        assert_works(&mut driver, &subject, how & 0x20 != 0);
     }
 }
 
-fn assert_works(driver: &mut Driver, subject: &impl Subject) {
+/// A pause of the machine, before the device has done anything about a request, must lose nothing.
+fn assert_works(driver: &mut Driver, subject: &impl Subject, pauses: bool) {
     driver.transport.device().resume();
     driver.transport.device().reset();
+    subject.assert_idle();
     driver.set_up(0);
     driver.run();
     let proof = subject.proof();
     let before = driver.used(proof.queue);
     driver.ask(&proof);
-    driver.kick(proof.queue);
+    driver.transport.notify(&driver.machine, proof.queue);
+    if pauses {
+        driver.transport.device().pause();
+        subject.assert_idle();
+        driver.transport.device().resume();
+    }
+    driver.run();
     subject.serve();
     driver.run();
     let seen = driver.transport.status(&driver.machine);
@@ -86,6 +96,7 @@ fn assert_works(driver: &mut Driver, subject: &impl Subject) {
     assert_eq!(seen, ready, "a good driver's device needs a reset, or was never ready");
     assert_eq!(driver.used(proof.queue), before + 1, "a good driver's request is not answered");
     driver.transport.device().pause();
+    subject.assert_idle();
 }
 
 /// Where a request's bytes are cut into buffers, and whether its descriptors have a table of their own.

@@ -113,6 +113,7 @@ impl KernelQueues {
                     interrupt.used_by_event(queue, &call);
                     worker.start(Box::new(Call { queue, call, session, interrupt }));
                 }
+                self.kick();
             }
             Some(shadow) => {
                 self.back_end.stop();
@@ -133,6 +134,13 @@ impl KernelQueues {
         Ok(())
     }
 
+    /// The kernel looks at all rings: what it was kicked for while it did not run it has forgotten, and when it begins to run it
+    /// does not look at all of them by itself.
+    fn kick(&self) {
+        // Full only after 2^64 - 2 kicks that nobody took.
+        self.wires.iter().for_each(|wires| _ = wires.kick.write(1));
+    }
+
     /// Nobody works for the driver any more.
     pub fn reset(&self) {
         self.workers.iter().for_each(Worker::stop);
@@ -147,6 +155,7 @@ impl KernelQueues {
 
     pub fn resume(&self) {
         self.back_end.resume();
+        self.kick();
         self.workers.iter().for_each(Worker::resume);
     }
 }

@@ -11,6 +11,7 @@ use super::back_end::{BackEnd, VhostError};
 use super::fake::Fake;
 use super::ioctl::VhostFile;
 use super::queues::KernelQueues;
+use crate::virtio::mmio::spec::{register, status};
 use crate::virtio::testing::{DATA, Driver, MEMORY, QUEUE_SIZE, readable, writable};
 use crate::virtio::worker::{Pace, Worker};
 use crate::virtio::{Activation, Doorbell, VirtioDevice, feature};
@@ -178,6 +179,19 @@ fn a_pause_loses_nothing() {
         rig.driver.start();
         assert_eq!(rig.ask(0, b"after"), b"AFTER");
         assert!(!rig.driver.needs_reset());
+    }
+}
+
+/// As when the function may reach memory only later.
+#[test]
+fn what_waits_when_the_kernel_begins_is_done() {
+    for observed in [false, true] {
+        let mut rig = Rig::new(observed);
+        rig.driver.negotiate(rig.driver.offered());
+        (0..2).for_each(|queue| rig.driver.set_queue(queue));
+        rig.send(1, b"early");
+        rig.driver.set(register::STATUS, rig.driver.status() | status::DRIVER_OK);
+        assert_eq!(rig.answer(1, 0, 5), b"EARLY");
     }
 }
 
