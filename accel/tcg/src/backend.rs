@@ -89,8 +89,7 @@ impl Shared {
             return Ok(Arc::clone(engine));
         }
         let features = Features::new(|leaf, subleaf| cpuid.query(leaf, subleaf, 0, cpuid.xcr0()));
-        let made = Arc::new(Engine::new(features, host_fp(), self.code_bytes, self.stress)?);
-        made.code().translator.icount = icount;
+        let made = Arc::new(Engine::new(features, host_fp(), self.code_bytes, self.stress, icount)?);
         *engine = Some(Arc::clone(&made));
         Ok(made)
     }
@@ -228,7 +227,7 @@ impl DmaObserver for Shared {
         {
             let mut code = engine.code();
             for (page, offset, len) in pieces {
-                gone.extend(code.cache.written(&ram, page, offset, len));
+                gone.extend(code.written(&ram, page, offset, len));
             }
         }
         engine.peers.forget_blocks(&gone);
@@ -379,12 +378,12 @@ impl VcpuBackend for Backend {
 
     fn statistics(&mut self) -> Vec<String> {
         let code = self.vcpu.engine.code();
-        counters::table(&self.vcpu.cpu, &code.cache, code.translator.counting)
+        counters::table(&self.vcpu.cpu, &code, crate::exec::trace::counting())
     }
 
     fn describe(&mut self) -> String {
         let code = self.vcpu.engine.code();
-        let counters = code.cache.counters;
+        let counters = code.counters;
         let mmu = &self.vcpu.cpu.mmu;
         format!(
             "tcg: {} blocks of {} instructions translated, {} invalidated, {} jumps linked, {} regions reclaimed, \
@@ -394,7 +393,7 @@ impl VcpuBackend for Backend {
             counters.invalidated,
             counters.linked,
             counters.reclaimed,
-            code.cache.bytes().0,
+            code.bytes().0,
             mmu.fills,
             mmu.flushes,
         )

@@ -156,7 +156,7 @@ impl Cpu {
     /// Bytes of a page that holds translated code were written.
     pub fn code_written(&mut self, page: RamPage, offset: u32, len: u32) {
         let Some(engine) = &self.engine else { return };
-        let gone = engine.code().cache.written(&self.ram, page.index, offset, len);
+        let gone = engine.code().written(&self.ram, page.index, offset, len);
         self.code_changed |= !gone.is_empty();
         self.forget_blocks(&gone);
     }

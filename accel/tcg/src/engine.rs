@@ -1,4 +1,4 @@
-//! What the CPUs of a machine share: the block cache, the translator and the thunks.
+//! What the CPUs of a machine share: the block cache, the thunks, and what their translators are like.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -22,18 +22,13 @@ pub const MIN_CODE_BYTES: usize = 8 * MAX_BLOCK_BYTES;
 /// Blocks in a region of code memory at most, under [`Stress::reclaims`].
 const STRESSED_BLOCKS: usize = 64;
 
-/// The cache and what fills it.
-pub struct Code {
-    /// Blocks.
-    pub cache: TbCache,
-    /// Turns guest bytes into blocks.
-    pub translator: Translator,
-}
-
-/// Shared by all CPUs of a machine. The lock is taken to translate, link and invalidate, never on the way from block
+/// Shared by all CPUs of a machine. The lock is taken to find, enter, link and invalidate blocks, never on the way from block
 /// to block.
 pub struct Engine {
-    code: Mutex<Code>,
+    code: Mutex<TbCache>,
+    features: Features,
+    /// Blocks take their instructions off the budget ([`crate::icount`]).
+    icount: bool,
     /// [`TbCache::voided`].
     voided: AtomicU64,
     /// The CPUs.
@@ -46,39 +41,51 @@ pub struct Engine {
 
 impl Engine {
     /// An engine with `code_bytes` of code memory for guests that see `features`.
-    pub fn new(features: Features, fp: FpSave, code_bytes: usize, stress: Stress) -> std::io::Result<Self> {
+    pub fn new(
+        features: Features,
+        fp: FpSave,
+        code_bytes: usize,
+        stress: Stress,
+        icount: bool,
+    ) -> std::io::Result<Self> {
         let mut buffer = CodeBuffer::new(code_bytes.next_multiple_of(4096))?;
-        let mut emitter = Emitter::new(buffer.next_address());
+        let mut emitter = Emitter::new(buffer.range().start);
         let thunks = thunks::emit(&mut emitter, &helpers::HELPERS, fp);
-        buffer.append(emitter.bytes());
-        buffer.reserve_used();
+        buffer.reserve(emitter.bytes());
         signals::register(buffer.range(), thunks.fault)?;
-        let mut translator = Translator::new(thunks, features, std::arch::is_x86_feature_detected!("bmi2"));
-        translator.stress = stress;
-        translator.counting = trace::counting();
         let mut cache = TbCache::new(buffer);
         if stress.reclaims {
             cache.fill_regions_with(STRESSED_BLOCKS);
         }
-        let code = Mutex::new(Code { cache, translator });
-        Ok(Self { code, voided: AtomicU64::new(0), peers: Peers::default(), thunks, stress })
+        let (code, voided) = (Mutex::new(cache), AtomicU64::new(0));
+        Ok(Self { code, features, icount, voided, peers: Peers::default(), thunks, stress })
+    }
+
+    /// A translator for one CPU.
+    pub fn translator(&self) -> Translator {
+        let bmi2 = std::arch::is_x86_feature_detected!("bmi2");
+        let mut translator = Translator::new(self.thunks, self.features.clone(), bmi2);
+        translator.stress = self.stress;
+        translator.counting = trace::counting();
+        translator.icount = self.icount;
+        translator
     }
 
     /// Empties the cache. No CPU is in generated code; each finds out before it enters it again ([`Engine::voided`]).
-    pub fn empty(&self, code: &mut Code, ram: &Ram) {
-        code.cache.clear(ram);
-        self.follow(&code.cache);
+    pub fn empty(&self, cache: &mut TbCache, ram: &Ram) {
+        cache.clear(ram);
+        self.follow(cache);
     }
 
-    /// Has code memory be filled on in another region: in `victim`, which is reclaimed, for which no CPU may be in generated code,
-    /// as for [`Engine::empty`]; or in a new one.
-    pub fn go_on_in(&self, victim: Option<usize>, code: &mut Code, ram: &Ram) {
-        code.cache.go_on_in(victim, ram);
+    /// Has `cpu` go on in another region of code memory: in `victim`, which is reclaimed, for which no CPU may be in generated
+    /// code, as for [`Engine::empty`]; or in a new one.
+    pub fn go_on_in(&self, cpu: usize, victim: Option<usize>, cache: &mut TbCache, ram: &Ram) {
+        cache.go_on_in(cpu, victim, ram);
         if victim.is_some() {
             // Jumps were patched.
             self.peers.serialize();
         }
-        self.follow(&code.cache);
+        self.follow(cache);
     }
 
     fn follow(&self, cache: &TbCache) {
@@ -90,14 +97,14 @@ impl Engine {
         self.voided.load(Ordering::Acquire)
     }
 
-    /// The cache and the translator.
-    pub fn code(&self) -> MutexGuard<'_, Code> {
+    /// The cache.
+    pub fn code(&self) -> MutexGuard<'_, TbCache> {
         self.code.lock().expect("no holder of the code lock panics")
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        signals::unregister(&self.code().cache.buffer.range());
+        signals::unregister(&self.code().buffer.range());
     }
 }

@@ -137,9 +137,9 @@ impl Cpu {
     /// How many instructions of its block come behind the one that the code at executable address `pc` belongs to.
     fn left_behind(&self, pc: u64) -> u32 {
         let code = self.engine.as_ref().expect("a CPU that counts executes code").code();
-        let id = code.cache.at(pc).expect("helpers are called from blocks");
-        let mark = code.cache.mark_at(id, pc).expect("a block's code is marked from its start");
-        code.cache.count(id) - 1 - u32::from(mark.insn)
+        let id = code.at(pc).expect("helpers are called from blocks");
+        let mark = code.mark_at(id, pc).expect("a block's code is marked from its start");
+        code.count(id) - 1 - u32::from(mark.insn)
     }
 
     /// The block is left at the code at executable address `pc`: gives back what it has not begun. `again`: its

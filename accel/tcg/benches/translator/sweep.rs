@@ -1,14 +1,15 @@
 //! Translating the whole text of a program: the time it takes, and what comes out.
 
 use accel_tcg::Stress;
+use accel_tcg::code::cache::TbCache;
 use accel_tcg::code::tb::{Tb, TbId, TbKey, mode};
 use accel_tcg::code::thunks::FpSave;
 use accel_tcg::cpuid::{self, MAX};
-use accel_tcg::engine::{CODE_BYTES, Code as EngineCode, Engine};
+use accel_tcg::engine::{CODE_BYTES, Engine};
 use accel_tcg::ram::{PAGE, Ram};
 use accel_tcg::translate::block::MAX_INSN_BYTES;
 use accel_tcg::translate::features::Features;
-use accel_tcg::translate::generator::Job;
+use accel_tcg::translate::generator::{Job, Translator};
 use accel_tcg::translate::liveness::{Peek, WINDOW};
 use iced_x86::{Decoder, DecoderOptions};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -76,8 +77,17 @@ impl Peek for Text {
     }
 }
 
+/// The only CPU's.
+const CPU: usize = 0;
+
+/// What translates, and what keeps the blocks.
+struct Subject<'a> {
+    cache: &'a mut TbCache,
+    translator: Translator,
+}
+
 /// Translates the block at byte `at`, as `Vcpu::find_block` does.
-fn translate(code: &mut EngineCode, text: &Text, at: usize, mode: Mode) -> Tb {
+fn translate(code: &mut Subject, text: &Text, at: usize, mode: Mode) -> Tb {
     let page_size = PAGE as usize;
     let from = at & !(page_size - 1);
     let rip = text.address + at as u64;
@@ -93,13 +103,11 @@ fn translate(code: &mut EngineCode, text: &Text, at: usize, mode: Mode) -> Tb {
             mappings: (first, second),
             bytes: &text.bytes[from..from + len],
             peek: text,
-            id: code.cache.next_id(),
-            base: code.cache.buffer.next_address(),
+            berth: code.cache.berth(CPU),
             hashed: 0,
             extended: true,
             grouped: true,
             straddling: false,
-            filling: code.cache.filling(),
         };
         if let Some(block) = code.translator.translate(&job) {
             return block;
@@ -110,7 +118,7 @@ fn translate(code: &mut EngineCode, text: &Text, at: usize, mode: Mode) -> Tb {
 }
 
 /// Guest bytes of the block translated last up to where it has gone on elsewhere.
-fn straight_bytes(code: &EngineCode) -> usize {
+fn straight_bytes(code: &Subject) -> usize {
     let mut end = 0;
     for item in code.translator.items() {
         if item.offset as isize != end as isize {
@@ -122,18 +130,20 @@ fn straight_bytes(code: &EngineCode) -> usize {
 }
 
 /// Translates all of `text`, calling `each` with every block when it was entered.
-fn sweep(code: &mut EngineCode, ram: &Ram, text: &Text, mode: Mode, mut each: impl FnMut(&EngineCode, TbId)) {
+fn sweep(code: &mut Subject, ram: &Ram, text: &Text, mode: Mode, mut each: impl FnMut(&Subject, TbId)) {
     let mut at = text.start;
     while at < text.end {
-        let mut block = translate(code, text, at, mode);
-        if !code.cache.has_room(code.translator.code().len()) {
-            code.cache.close();
+        if code.cache.is_closed(CPU) {
             let victim = code.cache.victim();
-            code.cache.go_on_in(victim, ram);
-            block = translate(code, text, at, mode);
+            code.cache.go_on_in(CPU, victim, ram);
         }
-        let base = code.cache.buffer.append(code.translator.code());
-        let id = code.cache.insert(block, base, code.translator.lists());
+        let block = translate(code, text, at, mode);
+        if !code.cache.has_room(CPU, code.translator.code().len()) {
+            code.cache.close(CPU);
+            code.translator.discard();
+            continue;
+        }
+        let id = code.cache.insert(CPU, block, code.translator.made());
         each(code, id);
         at += straight_bytes(code);
     }
@@ -142,11 +152,11 @@ fn sweep(code: &mut EngineCode, ram: &Ram, text: &Text, mode: Mode, mut each: im
 fn engine() -> Engine {
     let features = Features::new(|leaf, subleaf| MAX.query(leaf, subleaf, 0, MAX.xcr0()));
     let fp = FpSave { mask: cpuid::host_xcr0(), xsaveopt: std::arch::is_x86_feature_detected!("xsaveopt") };
-    Engine::new(features, fp, CODE_BYTES, Stress::default()).expect("code memory")
+    Engine::new(features, fp, CODE_BYTES, Stress::default(), false).expect("code memory")
 }
 
 /// Adds what became of the block translated last to `tally`.
-fn classify(code: &EngineCode, id: TbId, tally: &mut Tally) {
+fn classify(code: &Subject, id: TbId, tally: &mut Tally) {
     let block = code.cache.block(id);
     let translator = &code.translator;
     let items = translator.items();
@@ -185,7 +195,8 @@ pub fn run(name: &str, text: &Text, mode: Mode, report: &mut Report) {
     let ram = [(GuestAddress(0), 2 * ENOUGH)];
     let ram = Ram::new(&GuestMemoryMmap::<()>::from_ranges(&ram).expect("memory"));
     let engine = engine();
-    let mut code = engine.code();
+    let mut cache = engine.code();
+    let mut code = Subject { cache: &mut cache, translator: engine.translator() };
     let mut best = f64::INFINITY;
     // The first round, in which the host gives the code memory, is the slowest.
     for _ in 0..ROUNDS {

@@ -1,5 +1,5 @@
 //! The code buffer: one stretch of memory, mapped twice, never writable and executable at one address. It is filled region by
-//! region, and a region can be filled again as a whole.
+//! region, several at a time, and a region can be filled again as a whole.
 
 #![expect(unsafe_code, reason = "door: the two mappings of generated code")]
 
@@ -15,18 +15,27 @@ pub struct CodeBuffer {
     executable: *const u8,
     len: usize,
     region_len: usize,
-    /// Where the next piece goes.
-    used: usize,
-    /// The end of the region that is being filled.
-    end: usize,
     /// Regions that have been filled, or are being.
     opened: usize,
     reserved: usize,
-    /// Bytes that have been asked of the host.
-    populated: usize,
     /// Bytes that huge pages were asked for.
     huge: usize,
     huge_pages: HugePages,
+}
+
+/// Where in a region that is being filled the next piece goes.
+pub struct Cursor {
+    used: usize,
+    end: usize,
+    /// Up to where the host has been asked for pages.
+    populated: usize,
+}
+
+impl Cursor {
+    /// Bytes left in the region.
+    pub fn free(&self) -> usize {
+        self.end - self.used
+    }
 }
 
 /// Bytes that the host is asked for at a time: one request costs it a third of what a fault for each page of both views does.
@@ -64,11 +73,8 @@ impl CodeBuffer {
             executable,
             len,
             region_len,
-            used: 0,
-            end: region_len,
-            opened: 1,
+            opened: 0,
             reserved: 0,
-            populated: 0,
             huge: 0,
             huge_pages: HugePages::new(),
         })
@@ -84,9 +90,9 @@ impl CodeBuffer {
         self.region_len
     }
 
-    /// The region that is being filled.
-    pub fn region(&self) -> usize {
-        self.end / self.region_len - 1
+    /// The region that `cursor` fills.
+    pub fn region(&self, cursor: &Cursor) -> usize {
+        cursor.end / self.region_len - 1
     }
 
     /// Where executable address `at` is in the buffer.
@@ -99,27 +105,18 @@ impl CodeBuffer {
         (self.opened < self.regions()).then_some(self.opened)
     }
 
-    /// Fills `region` from now on, from its start. What was in it is gone: no CPU may be in it, nor on its way there.
-    pub fn open(&mut self, region: usize) {
-        assert!(region <= self.opened && region < self.regions(), "regions are filled one after another");
+    /// What fills `region` from its start. What was in it is gone: no CPU may be in it, nor on its way there.
+    pub fn open(&mut self, region: usize) -> Cursor {
+        assert!(region <= self.opened && region < self.regions(), "regions are begun one after another");
         self.opened = self.opened.max(region + 1);
-        self.used = (region * self.region_len).max(self.reserved);
-        self.end = (region + 1) * self.region_len;
+        let used = (region * self.region_len).max(self.reserved);
+        self.want_huge(self.opened);
+        Cursor { used, end: (region + 1) * self.region_len, populated: used }
     }
 
-    /// Nothing more goes into the present region.
-    pub fn close(&mut self) {
-        self.used = self.end;
-    }
-
-    /// Address of the next byte to be executed from.
-    pub fn next_address(&self) -> u64 {
-        self.executable as u64 + self.used as u64
-    }
-
-    /// Bytes left in the region that is being filled.
-    pub fn free(&self) -> usize {
-        self.end - self.used
+    /// Where what `cursor` appends next will be executed.
+    pub fn next_address(&self, cursor: &Cursor) -> u64 {
+        self.executable as u64 + cursor.used as u64
     }
 
     /// Executable addresses.
@@ -127,51 +124,61 @@ impl CodeBuffer {
         self.executable as u64..self.executable as u64 + self.len as u64
     }
 
-    /// Appends `code` and returns its executable address. The next piece starts on a 16-byte boundary.
+    /// Appends `code` where `cursor` is, and returns its executable address. The next piece starts on a 16-byte boundary.
     ///
     /// # Panics
-    /// If it does not fit: the caller asks [`CodeBuffer::free`] first.
-    pub fn append(&mut self, code: &[u8]) -> u64 {
-        assert!(code.len() <= self.free(), "the caller makes room first");
-        let address = self.next_address();
-        if self.used + code.len() > self.populated {
-            self.populate();
+    /// If it does not fit: the caller asks [`Cursor::free`] first.
+    pub fn append(&mut self, cursor: &mut Cursor, code: &[u8]) -> u64 {
+        assert!(code.len() <= cursor.free(), "the caller makes room first");
+        let address = self.next_address(cursor);
+        while cursor.used + code.len() > cursor.populated {
+            self.populate(cursor);
         }
-        // SAFETY: the target lies within the writable view, past everything that is in use.
-        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
-        self.used = (self.used + code.len()).next_multiple_of(16).min(self.end);
-        while self.huge < self.used + AHEAD && self.huge + HUGE_PAGE <= self.len {
-            let (executable, writable) = (self.executable as usize, self.writable as usize);
-            self.huge_pages.want(Wanted::Code(executable + self.huge, writable + self.huge));
-            self.huge += HUGE_PAGE;
+        self.put(cursor.used, code);
+        cursor.used = (cursor.used + code.len()).next_multiple_of(16).min(cursor.end);
+        if cursor.free() < AHEAD {
+            // The next region is begun soon.
+            self.want_huge(self.opened + 1);
         }
         address
     }
 
+    fn put(&mut self, at: usize, code: &[u8]) {
+        // SAFETY: the target lies within the writable view, past everything that is in use.
+        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(at), code.len()) };
+    }
+
+    /// Asks for huge pages for the first `regions`.
+    fn want_huge(&mut self, regions: usize) {
+        while self.huge < regions * self.region_len && self.huge + HUGE_PAGE <= self.len {
+            let (executable, writable) = (self.executable as usize, self.writable as usize);
+            self.huge_pages.want(Wanted::Code(executable + self.huge, writable + self.huge));
+            self.huge += HUGE_PAGE;
+        }
+    }
+
     /// Has the host give the next pages. Where it cannot, they come one by one as they are touched.
-    fn populate(&mut self) {
-        let len = CHUNK.min(self.len - self.populated);
+    fn populate(&mut self, cursor: &mut Cursor) {
+        let start = cursor.populated / 4096 * 4096;
+        let len = CHUNK.min(self.len - start);
         // SAFETY: a stretch of each of our own mappings, whose contents do not change.
         unsafe {
-            libc::madvise(self.writable.add(self.populated).cast(), len, libc::MADV_POPULATE_WRITE);
-            libc::madvise(
-                self.executable.add(self.populated).cast_mut().cast(),
-                len,
-                libc::MADV_POPULATE_READ,
-            );
+            libc::madvise(self.writable.add(start).cast(), len, libc::MADV_POPULATE_WRITE);
+            libc::madvise(self.executable.add(start).cast_mut().cast(), len, libc::MADV_POPULATE_READ);
         }
-        self.populated += len;
+        cursor.populated = start + len;
     }
 
-    /// Everything so far stays for good, in the first region.
-    pub fn reserve_used(&mut self) {
-        self.reserved = self.used;
+    /// Has `code` stay for good at the start of all: before any region is begun, and less than one.
+    pub fn reserve(&mut self, code: &[u8]) {
+        assert!(self.opened == 0 && code.len() < self.region_len, "it is there before all else");
+        self.put(0, code);
+        self.reserved = code.len().next_multiple_of(16);
     }
 
-    /// Frees all but the reserved start. No CPU may be in generated code.
+    /// Frees all but the reserved start. No CPU may be in generated code, and nothing is filled any more.
     pub fn clear(&mut self) {
-        self.opened = 1;
-        self.open(0);
+        self.opened = 0;
     }
 
     /// Replaces the 4-byte displacement of a jump at executable address `at` (within an aligned 8 bytes) so that it goes to

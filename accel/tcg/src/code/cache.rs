@@ -3,20 +3,22 @@
 //! Invariants:
 //! 1. A page's `code` mark ([`Ram::is_code`]) is set while the page has a block, or is going to. It is set, and the page's
 //!    write TLB entries are revoked on all CPUs, before the block's bytes are read: from then on a store to it comes
-//!    here, and its bytes are read, and the block entered, under the lock that a store's search takes. So a store is
-//!    either in the bytes that were read or finds the block.
+//!    here. The bytes are read, and the block entered, under the lock that a store's search takes. So a store is in the bytes
+//!    that were read, or finds the block, or comes between the two, which is noted ([`crate::code::pins`]): then the block is not entered.
 //! 2. An invalid block is not found, and no jump is linked to it; it is in no jump cache once its [`Gone`] was told to the
 //!    CPUs. Its code stays until its region is reclaimed ([`crate::code::reclaim`]), so a CPU that is still in it runs it to
 //!    its end.
-//! 3. A region is reclaimed, and the cache emptied, only while no CPU is in generated code.
+//! 3. A region is reclaimed, and the cache emptied, only while no CPU is in generated code or translates.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::code::buffer::CodeBuffer;
 use crate::code::key_table::KeyTable;
+use crate::code::pins::Pin;
 use crate::code::store::Store;
 use crate::code::tb::{Lists, Mark, NO_PAGE, NONE, Slot, Tb, TbId, TbKey, mode, of_way, way};
+use crate::code::writers::Writer;
 use crate::ram::{CodeMark, Ram};
 
 /// A multiply-and-rotate hash: keys are addresses that the guest could choose, but a slow look-up is all it would gain.
@@ -94,8 +96,9 @@ pub struct TbCache {
     pub(super) by_page: KeyMap<u32, Vec<TbId>>,
     /// Blocks in a region at most.
     pub(super) most_blocks: usize,
-    /// Pages that are being made ready to be translated from: their marks stay. One for each CPU that does it.
-    pub(super) pins: Vec<u32>,
+    pub(super) pins: Vec<Pin>,
+    /// By CPU.
+    pub(super) writers: Vec<Writer>,
     /// Numbers of page mappings: (virtual page, RAM page). Never used twice, so that a stale one matches nothing.
     mappings: KeyMap<(u64, u32), u32>,
     next_mapping: u32,
@@ -127,6 +130,7 @@ impl TbCache {
             by_page: KeyMap::default(),
             most_blocks: usize::MAX,
             pins: Vec::new(),
+            writers: Vec::new(),
             mappings: KeyMap::default(),
             next_mapping: 1,
             last_mapping: ((u64::MAX, u32::MAX), 0),
@@ -232,11 +236,6 @@ impl TbCache {
         self.store.at(self.buffer.offset(pc)?)
     }
 
-    /// Number of the next block.
-    pub fn next_id(&self) -> TbId {
-        self.store.next_id()
-    }
-
     /// The guest instruction that executable address `pc` in block `id` belongs to.
     pub fn mark_at(&self, id: TbId, pc: u64) -> Option<Mark> {
         self.store.notes(id).mark_at(pc.checked_sub(self.code(id))?)
@@ -267,20 +266,18 @@ impl TbCache {
         self.store.bytes()
     }
 
-    /// Enters a block whose code was appended to code memory at `at`, with its lists.
-    pub fn insert(&mut self, mut block: Tb, at: u64, lists: &mut Lists) -> TbId {
-        block.code = self.buffer.offset(at).expect("code is in code memory");
+    /// Enters block `id`, whose code is in code memory, with its lists.
+    pub(super) fn enter(&mut self, id: TbId, block: Tb, lists: &mut Lists) {
         self.counters.translated += 1;
         self.counters.instructions += lists.insns.len() as u64 - 1;
         self.counters.guest_bytes += u64::from(lists.guest_bytes);
         self.counters.host_bytes += u64::from(block.code_len);
         let key = block.key;
-        let id = self.store.insert(block, lists);
+        self.store.insert(id, block, lists);
         self.by_key.insert(&key, id, |id| &self.store.block(id).key);
         for page in key.pages() {
             self.by_page.entry(page).or_default().push(id);
         }
-        id
     }
 
     /// Lets jump `slot` of block `from` go to block `to`.
@@ -318,29 +315,11 @@ impl TbCache {
 
     /// Bytes `offset..offset + len` of RAM page `page` were written: invalidates the blocks that were made from them.
     pub fn written(&mut self, ram: &Ram, page: u32, offset: u32, len: u32) -> Vec<Gone> {
+        self.note_written(page);
         let Some(ids) = self.by_page.get(&page) else { return Vec::new() };
         let hit: Vec<TbId> =
             ids.iter().copied().filter(|&id| self.store.block(id).covers(page, offset, len)).collect();
         hit.into_iter().map(|id| self.invalidate(ram, id)).collect()
-    }
-
-    /// Begins to make `page` ready to be translated from: its mark is set, and stays. True: every write entry for it is
-    /// gone already.
-    pub fn pin(&mut self, ram: &Ram, page: u32) -> bool {
-        let ready = ram.is_protected(page);
-        if !ready {
-            ram.set_code(page, CodeMark::Revoking);
-        }
-        self.pins.push(page);
-        ready
-    }
-
-    /// Every write entry for `page` is gone. What is translated from it is entered before the lock is given back.
-    pub fn unpin(&mut self, ram: &Ram, page: u32) {
-        ram.set_code(page, CodeMark::Set);
-        if let Some(pin) = self.pins.iter().position(|&pinned| pinned == page) {
-            self.pins.swap_remove(pin);
-        }
     }
 
     /// CPU `cpu` is going to have the block in a jump cache.
@@ -389,7 +368,7 @@ impl TbCache {
             ids.retain(|&id| !gone(&self.store, id));
             if ids.is_empty() {
                 self.by_page.remove(&page);
-                if !self.pins.contains(&page) {
+                if !self.is_pinned(page) {
                     ram.set_code(page, CodeMark::None);
                 }
             }
@@ -414,7 +393,7 @@ impl TbCache {
         }
     }
 
-    /// Forgets everything. No CPU may be in generated code; jump caches are the caller's to flush.
+    /// Forgets everything. No CPU may be in generated code or translate; jump caches are the caller's to flush.
     pub fn clear(&mut self, ram: &Ram) {
         self.voided += 1;
         for &page in self.by_page.keys() {
@@ -428,6 +407,7 @@ impl TbCache {
         self.hashed.clear();
         self.straddling.clear();
         self.ungrouped.clear();
+        self.writers.clear();
         self.buffer.clear();
     }
 }

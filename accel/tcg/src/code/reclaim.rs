@@ -1,6 +1,6 @@
 //! How code memory is used again.
 //!
-//! It is filled region by region. When one is full, the one with the most code that is of no use any more is reclaimed, if that
+//! It is filled region by region, by each CPU one of its own. When one is full, the one with the most code that is of no use any more is reclaimed, if that
 //! is most of it; else a new one is begun, and where there is none, some region has to go. The blocks of a reclaimed
 //! region are forgotten, those that are still of use too: they are translated anew, into the region that is being filled,
 //! if they are wanted again.
@@ -26,48 +26,35 @@ impl TbCache {
         self.most_blocks = blocks;
     }
 
-    /// Whether code of `len` bytes has room in the region that is being filled.
-    pub fn has_room(&self, len: usize) -> bool {
-        len <= self.buffer.free() && self.store.of_region(self.buffer.region()).len() < self.most_blocks
-    }
-
-    /// Whether the region that is being filled was closed.
-    pub fn is_closed(&self) -> bool {
-        self.buffer.free() == 0
-    }
-
-    /// Nothing more comes into the region that is being filled.
-    pub fn close(&mut self) {
-        self.store.close(self.buffer.region());
-        self.buffer.close();
-    }
-
-    /// In which filling the present region is being filled, of all regions'.
-    pub fn filling(&self) -> u64 {
-        self.store.filling(self.buffer.region())
-    }
-
-    /// The region that is to be reclaimed to go on; `None`: there is a new one.
+    /// The region that is to be reclaimed for a CPU to go on; `None`: there is a new one. What another one is filling stays
+    /// where there is anything else.
     pub fn victim(&self) -> Option<usize> {
         let opened = 0..self.buffer.fresh().unwrap_or(self.buffer.regions());
-        let most = opened.clone().max_by_key(|&region| self.store.dead(region))?;
-        let is_dead = |divisor| self.store.dead(most) >= self.buffer.region_len() / divisor;
+        let full = opened.clone().filter(|&region| self.writer_in(region).is_none());
+        let most = full.clone().max_by_key(|&region| self.store.dead(region));
+        let is_dead =
+            |region: &usize, divisor| self.store.dead(*region) >= self.buffer.region_len() / divisor;
         match self.buffer.fresh() {
-            Some(_) => is_dead(MOST).then_some(most),
-            None if is_dead(SOME) => Some(most),
-            None => opened.min_by_key(|&region| self.store.filling(region)),
+            Some(_) => most.filter(|region| is_dead(region, MOST)),
+            None => {
+                let oldest = || full.min_by_key(|&region| self.store.filling(region));
+                let any = || opened.min_by_key(|&region| self.store.filling(region));
+                most.filter(|region| is_dead(region, SOME)).or_else(oldest).or_else(any)
+            }
         }
     }
 
-    /// Goes on with another region: `victim`, which is reclaimed, or a new one. For the former no CPU may be in generated code, and
-    /// each has to follow ([`TbCache::voided`]) before it enters it again.
-    pub fn go_on_in(&mut self, victim: Option<usize>, ram: &Ram) {
+    /// `cpu` goes on with another region: `victim`, which is reclaimed, or a new one. For the former no CPU may be in generated
+    /// code or translating, and each has to follow ([`TbCache::voided`]) before it enters it again.
+    pub fn go_on_in(&mut self, cpu: usize, victim: Option<usize>, ram: &Ram) {
         let region = victim.or(self.buffer.fresh()).expect("where no region is new there is a victim");
         if victim.is_some() {
+            if let Some(other) = self.writer_in(region) {
+                self.close(other);
+            }
             self.reclaim(ram, region);
         }
-        self.store.open(region);
-        self.buffer.open(region);
+        self.open(cpu, region);
     }
 
     fn reclaim(&mut self, ram: &Ram, region: usize) {

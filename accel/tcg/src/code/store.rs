@@ -40,31 +40,32 @@ pub struct Store {
 }
 
 impl Store {
-    /// No blocks, in `regions` regions of `region_len` bytes; the first one is open.
+    /// No blocks, in `regions` regions of `region_len` bytes.
     pub fn new(regions: usize, region_len: usize) -> Self {
-        let mut store = Self {
+        Self {
             blocks: roomy(regions * region_len / BLOCK_BYTES),
             free: Vec::new(),
             regions: (0..regions).map(|_| Region::default()).collect(),
             region_len,
             code_bytes: 0,
             fillings: 0,
-        };
-        store.open(0);
-        store
+        }
     }
 
     fn region_of(&self, block: &Tb) -> usize {
         block.code as usize / self.region_len
     }
 
-    /// Number of the next block.
-    pub fn next_id(&self) -> TbId {
-        self.free.last().copied().unwrap_or(self.blocks.len() as TbId)
+    /// A number for a block that is going to be entered.
+    pub fn reserve(&mut self) -> TbId {
+        self.free.pop().unwrap_or_else(|| {
+            self.blocks.push(Tb::NOT_YET);
+            self.blocks.len() as TbId - 1
+        })
     }
 
-    /// Enters a block, behind all others of its region, with its lists.
-    pub fn insert(&mut self, mut block: Tb, lists: &mut Lists) -> TbId {
+    /// Enters a block, behind all others of its region, with its lists, as number `id`, which was reserved for it.
+    pub fn insert(&mut self, id: TbId, mut block: Tb, lists: &mut Lists) {
         let region = self.region_of(&block);
         let stretch = block.code as usize % self.region_len / STRETCH;
         let kept = &mut self.regions[region];
@@ -77,18 +78,8 @@ impl Store {
             kept.stretches.push(kept.ids.len() as u32);
         }
         self.code_bytes += usize::from(block.code_len);
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.blocks[id as usize] = block;
-                id
-            }
-            None => {
-                self.blocks.push(block);
-                self.blocks.len() as TbId - 1
-            }
-        };
+        self.blocks[id as usize] = block;
         kept.ids.push(id);
-        id
     }
 
     /// The block.
@@ -189,13 +180,12 @@ impl Store {
         self.regions[region].filling = self.fillings;
     }
 
-    /// All blocks are gone.
+    /// All blocks are gone, and reserved numbers.
     pub fn clear(&mut self) {
         self.blocks.clear();
         self.free.clear();
         self.regions.fill_with(Region::default);
         self.code_bytes = 0;
-        self.open(0);
     }
 }
 

@@ -351,6 +351,23 @@ impl Lists {
 }
 
 impl Tb {
+    /// What stands for a block that is going to be entered.
+    pub const NOT_YET: Self = Self {
+        key: TbKey { physical: 0, rip: 0, mode: 0, second_page: NO_PAGE },
+        cpus: 0,
+        page_number: NO_PAGE,
+        incoming: NONE,
+        code: 0,
+        slots: 0,
+        notes: 0,
+        code_len: 0,
+        span: Span { start: 0, end: 0 },
+        entries: Entries { saved: 0, host: 0, forward: 0 },
+        slots_len: 0,
+        ungrouped: 0,
+        valid: false,
+    };
+
     /// Number of its page.
     pub fn page(&self) -> u32 {
         (self.key.physical >> 12) as u32

@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, MutexGuard};
 
+use crate::code::cache::TbCache;
 use crate::code::tb::{TbId, TbKey, mode};
-use crate::engine::{Code, Engine};
+use crate::engine::Engine;
 use crate::env::{Env, flag};
 use crate::exception::Exception;
 use crate::exec::trace;
@@ -11,7 +12,7 @@ use crate::exec::vcpu::Vcpu;
 use crate::mmu::Mmu;
 use crate::mmu::walk::cr;
 use crate::operand::is_canonical;
-use crate::ram::{CodeMark, PAGE, RamPage, load};
+use crate::ram::{PAGE, RamPage, load};
 use crate::translate::block::{MAX_INSN_BYTES, window};
 use crate::translate::generator::Job;
 use crate::translate::liveness::{Peek, WINDOW};
@@ -69,6 +70,9 @@ impl From<Exception> for Blocked {
         Self::Exception(exception)
     }
 }
+
+/// Times that a block is translated without the lock at most.
+const IN_VAIN: u32 = 3;
 
 /// Room for a page and the first bytes of the one that follows it.
 pub type PageCopy = Box<[u8; PAGE as usize + MAX_INSN_BYTES]>;
@@ -153,7 +157,7 @@ impl Vcpu {
         cpu.mmu.follow_mode(bits);
         let (id, mut code) = loop {
             let mut key = first_key;
-            let found = self.engine.code().cache.find(&key);
+            let found = self.engine.code().find(&key);
             let id = match found {
                 Some(id) => id,
                 None => match self.translate(key, page, None)? {
@@ -176,24 +180,24 @@ impl Vcpu {
             }
             let code = self.engine.code();
             // Another CPU may have written to it meanwhile.
-            if code.cache.block(id).valid {
+            if code.block(id).valid {
                 break (id, code);
             }
         };
         if let Some((from, slot, voided)) = link
-            && voided == code.cache.voided()
+            && voided == code.voided()
             && self.chaining
         {
-            code.cache.link(from, slot, id);
+            code.link(from, slot, id);
         }
-        trace::entered(&self.cpu, &code.cache, id);
-        code.cache.cached_by(id, self.cpu.index);
-        let (block, entry) = (code.cache.block(id), code.cache.entry_saved(id));
+        trace::entered(&self.cpu, &code, id);
+        code.cached_by(id, self.cpu.index);
+        let (block, entry) = (code.block(id), code.entry_saved(id));
         if let Some(class) = mode::class(bits) {
             // Blocks on two pages look themselves whether they are there.
             let user = bits & mode::CPL == 3;
             self.cpu.mmu.insert_code_page(user, rip, block.page_number);
-            if let Some(number) = code.cache.second_number(id) {
+            if let Some(number) = code.second_number(id) {
                 self.cpu.mmu.insert_code_page(user, rip.wrapping_add(PAGE), number);
             }
             if self.chaining && bits & mode::UNGROUPED == 0 {
@@ -218,48 +222,46 @@ impl Vcpu {
         }
         let code = self.engine.code();
         let id = site as TbId - 1;
-        self.cpu.env.rip = code.cache.rip_of(id, code.cache.count(id) as usize - 1);
-        self.cpu.env.gpr[4] = self.cpu.env.gpr[4].wrapping_sub(u64::from(code.cache.popped(id)));
+        self.cpu.env.rip = code.rip_of(id, code.count(id) as usize - 1);
+        self.cpu.env.gpr[4] = self.cpu.env.gpr[4].wrapping_sub(u64::from(code.popped(id)));
     }
 
-    /// The code, locked, with `pages` ready to be translated from: every store to them invalidates what is made of them, from
-    /// the time that the lock is held.
-    fn protect<'a>(&mut self, engine: &'a Engine, pages: &[RamPage]) -> MutexGuard<'a, Code> {
-        let mut code = engine.code();
+    /// The cache, locked, with `pages` pinned and ready to be translated from: every store to them invalidates what is made of
+    /// them, from the time that the lock is held.
+    fn protect<'a>(&mut self, engine: &'a Engine, pages: &[RamPage]) -> MutexGuard<'a, TbCache> {
+        let (ram, cpu) = (&self.cpu.ram, self.cpu.index);
+        let mut cache = engine.code();
         // All of them: an invalidation unmarks pages that are neither pinned nor have a block.
         let mut ready = true;
         for page in pages {
-            ready &= code.cache.pin(&self.cpu.ram, page.index);
+            ready &= cache.pin(cpu, ram, page.index);
         }
-        if !ready {
-            drop(code);
-            for &page in pages {
-                self.cpu.revoke_write(page);
-            }
-            code = engine.code();
+        if ready {
+            return cache;
         }
-        for page in pages {
-            code.cache.unpin(&self.cpu.ram, page.index);
+        drop(cache);
+        for &page in pages {
+            self.cpu.revoke_write(page);
         }
-        code
+        engine.code()
     }
 
     /// Goes on in another region of code memory if the present one is full.
-    pub(super) fn make_room(&mut self, code: &mut Code) -> Result<(), Blocked> {
-        if code.cache.is_closed() {
-            let victim = code.cache.victim();
+    pub(super) fn make_room(&mut self, cache: &mut TbCache) -> Result<(), Blocked> {
+        if cache.is_closed(self.cpu.index) {
+            let victim = cache.victim();
             if victim.is_some() && !self.is_alone() {
                 return Err(Blocked::Full);
             }
             let engine = Arc::clone(&self.engine);
-            engine.go_on_in(victim, code, &self.cpu.ram);
+            engine.go_on_in(self.cpu.index, victim, cache, &self.cpu.ram);
             self.follow_voided();
         }
         Ok(())
     }
 
     /// The block for `key`, from `page` and, where it runs over into another one, from `second`: translated, if no other CPU
-    /// has done it. `None`: the second page is needed.
+    /// has done it. `None`: the second page is needed. Other CPUs have the cache meanwhile.
     fn translate(
         &mut self,
         key: TbKey,
@@ -267,57 +269,69 @@ impl Vcpu {
         second: Option<RamPage>,
     ) -> Result<Option<TbId>, Blocked> {
         let engine = Arc::clone(&self.engine);
+        let several = engine.peers.several();
         let pages = [page, second.unwrap_or(page)];
         let pages = &pages[..1 + usize::from(second.is_some())];
-        let mut guard = self.protect(&engine, pages);
-        let code = &mut *guard;
-        // It was looked for by its first page alone, and before the lock was given back.
-        if (second.is_some() || engine.peers.several())
-            && let Some(id) = code.cache.find(&key)
-        {
-            return Ok(Some(id));
-        }
-        let end = PAGE as usize;
+        let (cpu, end, virtual_page) = (self.cpu.index, PAGE as usize, key.rip / PAGE);
         let window = window((key.physical & (PAGE - 1)) as usize);
-        load(page.host + window.start as u64, &mut self.copy[window]);
-        let mut len = end;
-        if let Some(second) = second {
-            len += MAX_INSN_BYTES;
-            load(second.host, &mut self.copy[end..len]);
-        }
-        loop {
-            self.make_room(code)?;
-            for page in pages {
-                self.cpu.ram.set_code(page.index, CodeMark::Set);
+        let mut in_vain = 0;
+        let mut cache = self.protect(&engine, pages);
+        let result = loop {
+            // It was looked for by its first page alone, and while others may have had the lock.
+            if (second.is_some() || several)
+                && let Some(id) = cache.find(&key)
+            {
+                break Ok(Some(id));
             }
-            let virtual_page = key.rip / PAGE;
-            let mappings = (
-                code.cache.mapping_number(virtual_page, page.index),
-                second.map(|second| code.cache.mapping_number(virtual_page.wrapping_add(1), second.index)),
-            );
+            if let Err(full) = self.make_room(&mut cache) {
+                break Err(full);
+            }
+            cache.read(cpu, &self.cpu.ram);
+            load(page.host + window.start as u64, &mut self.copy[window.clone()]);
+            let mut len = end;
+            if let Some(second) = second {
+                len += MAX_INSN_BYTES;
+                load(second.host, &mut self.copy[end..len]);
+            }
             let job = Job {
                 key,
-                mappings,
+                mappings: (
+                    cache.mapping_number(virtual_page, page.index),
+                    second.map(|second| cache.mapping_number(virtual_page.wrapping_add(1), second.index)),
+                ),
                 bytes: &self.copy[..len],
                 peek: &Fetched { mmu: &self.cpu.mmu, key, page },
-                id: code.cache.next_id(),
-                base: code.cache.buffer.next_address(),
-                hashed: if self.stress.hashed { u64::MAX } else { code.cache.hashed_sites(&key) },
+                berth: cache.berth(cpu),
+                hashed: if self.stress.hashed { u64::MAX } else { cache.hashed_sites(&key) },
                 extended: !self.stress.short,
-                grouped: code.cache.groups_pay(&key),
-                straddling: self.stress.ungrouped || code.cache.straddles(&key),
-                filling: code.cache.filling(),
+                grouped: cache.groups_pay(&key),
+                straddling: self.stress.ungrouped || cache.straddles(&key),
             };
-            let Some(block) = code.translator.translate(&job) else { return Ok(None) };
-            let made = code.translator.code();
-            if !code.cache.has_room(made.len()) {
+            // With the lock where nobody waits for it, and where others write to the page all the time.
+            let keeps = !several || in_vain == IN_VAIN;
+            let made = if keeps {
+                self.translator.translate(&job)
+            } else {
+                drop(cache);
+                let made = self.translator.translate(&job);
+                cache = engine.code();
+                made
+            };
+            let Some(block) = made else { break Ok(None) };
+            let code = self.translator.code();
+            if cache.is_stale(cpu) {
+                in_vain += 1;
+            } else if !cache.has_room(cpu, code.len()) {
                 // To be made once more, for where there is room: it has addresses of where it is.
-                code.cache.close();
-                continue;
+                cache.close(cpu);
+            } else if keeps || cache.find(&key).is_none() {
+                let id = cache.insert(cpu, block, self.translator.made());
+                trace::translated(&self.translator, cache.code(id));
+                break Ok(Some(id));
             }
-            let base = code.cache.buffer.append(made);
-            trace::translated(&code.translator, base);
-            return Ok(Some(code.cache.insert(block, base, code.translator.lists())));
-        }
+            self.translator.discard();
+        };
+        cache.unpin(cpu, &self.cpu.ram);
+        result
     }
 }

@@ -39,11 +39,11 @@ impl Vcpu {
             return;
         }
         let code = self.engine.code();
-        let count = i64::from(code.cache.count(block));
+        let count = i64::from(code.count(block));
         if self.cpu.env.budget < count {
             self.at_the_end = true;
         } else {
-            let voided = code.cache.voided();
+            let voided = code.voided();
             self.kicked_at = Some(KickedAt { block, rip: self.cpu.env.rip, voided });
         }
     }
@@ -52,12 +52,12 @@ impl Vcpu {
     pub(super) fn block_kicked_at(&mut self, variant: u32) -> Option<u64> {
         let KickedAt { block: id, rip, voided } = self.kicked_at.take()?;
         let code = self.engine.code();
-        if variant != 0 || self.cpu.env.rip != rip || code.cache.voided() != voided {
+        if variant != 0 || self.cpu.env.rip != rip || code.voided() != voided {
             return None;
         }
-        let block = code.cache.block(id);
+        let block = code.block(id);
         (block.valid && block.key.mode & !mode::UNGROUPED == mode_bits(&self.cpu.env))
-            .then_some(code.cache.entry_saved(id))
+            .then_some(code.entry_saved(id))
     }
 
     /// The CPU's state was replaced: it is nowhere near where it was.
@@ -70,7 +70,7 @@ impl Vcpu {
     pub(super) fn fits(&self, entry: u64) -> bool {
         let code = self.engine.code();
         self.cpu.icount.is_none()
-            || code.cache.at(entry).is_some_and(|id| i64::from(code.cache.count(id)) <= self.cpu.env.budget)
+            || code.at(entry).is_some_and(|id| i64::from(code.count(id)) <= self.cpu.env.budget)
     }
 
     /// Whether the loop is to look before it finds the next block: something was found to do in a block that was not left

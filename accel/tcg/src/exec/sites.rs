@@ -47,9 +47,9 @@ impl Vcpu {
             return;
         }
         let mut code = self.engine.code();
-        let Some(id) = code.cache.at(pc) else { return };
-        let Some(mark) = code.cache.mark_at(id, pc) else { return };
-        let gone = code.cache.use_table(id, usize::from(mark.insn));
+        let Some(id) = code.at(pc) else { return };
+        let Some(mark) = code.mark_at(id, pc) else { return };
+        let gone = code.use_table(id, usize::from(mark.insn));
         drop(code);
         if let Some(gone) = gone {
             self.cpu.forget_block_here(&gone);

@@ -113,7 +113,7 @@ fn interrupted_at(code: &[u8], stress: Stress) -> u64 {
         cpuid.query(leaf, subleaf, 0, cpuid.xcr0())
     });
     let fp = FpSave { mask, xsaveopt: std::arch::is_x86_feature_detected!("xsaveopt") };
-    let engine = Arc::new(Engine::new(features, fp, MIN_CODE_BYTES, stress).unwrap());
+    let engine = Arc::new(Engine::new(features, fp, MIN_CODE_BYTES, stress, false).unwrap());
     let Machine { mut cpu, memory: _memory, .. } = machine;
     cpu.handle.set_kicker(Arc::new(Kicker(Arc::clone(cpu.env.mapping()))));
     cpu.clock = Arc::new(Interrupting { clock: ManualClock::new(), cpu: cpu.handle.clone() });

@@ -28,6 +28,7 @@ use crate::ram::PAGE;
 use crate::stress::Stress;
 use crate::translate::address::stack_bit;
 use crate::translate::block::MAX_INSN_BYTES;
+use crate::translate::generator::Translator;
 use crate::translate::native::has_memory;
 
 const CR4_OSXMMEXCPT: u64 = 1 << 10;
@@ -78,6 +79,7 @@ pub struct Vcpu {
     pub(super) stress: Stress,
     /// Sites that miss their slots.
     pub(super) sites: Sites,
+    pub(super) translator: Translator,
     /// What is translated from the present page.
     pub(super) copy: PageCopy,
     /// The code that runs is to come back after one instruction.
@@ -118,8 +120,9 @@ impl Vcpu {
             chaining: trace::chaining() && !engine.stress.unchained,
             stress: engine.stress,
             seen_voided: engine.voided(),
-            engine,
             sites: Sites::new(),
+            translator: engine.translator(),
+            engine,
             copy: Box::new([0; PAGE as usize + MAX_INSN_BYTES]),
             single: false,
             alone: false,
@@ -361,7 +364,7 @@ impl Vcpu {
                     self.cpu.env.flags_from_code();
                     if exit.reason == exit::LINK {
                         let (from, slot) = of_way(exit.payload);
-                        let cache = &self.engine.code().cache;
+                        let cache = &self.engine.code();
                         link = Some((from, slot, cache.voided()));
                         if cache.leads_to_ungrouped(from, slot) {
                             variant |= mode::UNGROUPED;
@@ -459,8 +462,8 @@ impl Vcpu {
         self.leave = Leave::Ungrouped;
         self.cpu.give_back_from(pc, true);
         let mut code = self.engine.code();
-        let Some(id) = code.cache.at(pc) else { return };
-        if often && let Some(gone) = code.cache.failed_group(id, two_pages) {
+        let Some(id) = code.at(pc) else { return };
+        if often && let Some(gone) = code.failed_group(id, two_pages) {
             drop(code);
             self.cpu.forget_block_here(&gone);
         }
@@ -469,10 +472,10 @@ impl Vcpu {
     /// The guest address of the instruction that the code at executable address `pc` belongs to, and of the next.
     pub fn rip_at(&self, pc: u64) -> (u64, u64) {
         let code = self.engine.code();
-        let id = code.cache.at(pc).expect("helpers are called from blocks");
-        let mark = code.cache.mark_at(id, pc).expect("a block's code is marked from its start");
+        let id = code.at(pc).expect("helpers are called from blocks");
+        let mark = code.mark_at(id, pc).expect("a block's code is marked from its start");
         let insn = usize::from(mark.insn);
-        (code.cache.rip_of(id, insn), code.cache.rip_of(id, insn + 1))
+        (code.rip_of(id, insn), code.rip_of(id, insn + 1))
     }
 
     /// The exception of the instruction at `env.rip` for its non-canonical operand: #SS(0) if that is on the stack.
@@ -496,10 +499,10 @@ impl Vcpu {
         self.cpu.give_back_from(pc, false);
         let (rip, mark, windowed) = {
             let code = self.engine.code();
-            let id = code.cache.at(pc).expect("the handler checked the range");
-            let mark = code.cache.mark_at(id, pc).expect("a block's code is marked from its start");
-            let windowed = code.cache.block(id).key.mode & mode::WINDOWED != 0;
-            (code.cache.rip_of(id, mark.insn.into()), mark, windowed)
+            let id = code.at(pc).expect("the handler checked the range");
+            let mark = code.mark_at(id, pc).expect("a block's code is marked from its start");
+            let windowed = code.block(id).key.mode & mode::WINDOWED != 0;
+            (code.rip_of(id, mark.insn.into()), mark, windowed)
         };
         let parked = PARKING_ORDER.into_iter().filter(|host| mark.parked() >> host & 1 != 0);
         for (slot, register) in parked.enumerate() {

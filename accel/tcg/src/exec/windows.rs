@@ -317,10 +317,10 @@ impl Vcpu {
             return self.cpu.close_windows();
         }
         let mut code = self.engine.code();
-        if let Some(id) = code.cache.at(pc)
-            && let Some(mark) = code.cache.mark_at(id, pc)
+        if let Some(id) = code.at(pc)
+            && let Some(mark) = code.mark_at(id, pc)
         {
-            let gone = code.cache.use_table(id, usize::from(mark.insn));
+            let gone = code.use_table(id, usize::from(mark.insn));
             drop(code);
             if let Some(gone) = gone {
                 self.cpu.forget_block_here(&gone);

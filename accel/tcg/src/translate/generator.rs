@@ -8,6 +8,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 use crate::code::emitter::{Emitter, Patch, ROOM, cc};
 use crate::code::tb::{self, Entries, Lists, Mark, NONE, Site, Slot, Span, Tb, TbId, TbKey, mode};
 use crate::code::thunks::{Thunks, exit};
+use crate::code::writers::Berth;
 use crate::env::POLL_AGAIN;
 use crate::env_offset;
 use crate::exception::Exception;
@@ -45,10 +46,8 @@ pub struct Job<'a> {
     pub bytes: &'a [u8],
     /// The code around it.
     pub peek: &'a dyn Peek,
-    /// Its number.
-    pub id: TbId,
-    /// Where its code will be executed.
-    pub base: u64,
+    /// Where it will be.
+    pub berth: Berth,
     /// Instructions whose operands are looked up in the table and not by slots, a bit each.
     pub hashed: u64,
     /// The block is to go on behind jumps.
@@ -57,11 +56,9 @@ pub struct Job<'a> {
     pub grouped: bool,
     /// What is checked together often lies on two pages.
     pub straddling: bool,
-    /// In which filling of a region of code memory it lies: what earlier ones have beside their blocks is not to be relied on.
-    pub filling: u64,
 }
 
-/// Turns guest bytes into blocks. Reused from block to block; one per cache.
+/// Turns guest bytes into blocks. Reused from block to block; one for each CPU.
 pub struct Translator {
     pub(super) e: Emitter,
     pub(super) encoder: Encoder,
@@ -183,9 +180,9 @@ impl Translator {
         self.e.bytes()
     }
 
-    /// The lists of the block translated last.
-    pub fn lists(&mut self) -> &mut Lists {
-        &mut self.lists
+    /// The code and the lists of the block translated last.
+    pub fn made(&mut self) -> (&[u8], &mut Lists) {
+        (self.e.bytes(), &mut self.lists)
     }
 
     /// Of [`Translator::code`] what is executed when nothing is missed and no way out is taken but the last.
@@ -202,7 +199,7 @@ impl Translator {
 
     /// Does `job`. `None`: the first instruction runs over the end of the bytes.
     pub fn translate(&mut self, job: &Job) -> Option<Tb> {
-        let &Job { key, mappings, id, base, hashed, .. } = job;
+        let &Job { key, mappings, berth, hashed, .. } = job;
         self.bits = match key.mode & (mode::LONG | mode::CODE32) {
             0 => 16,
             mode::CODE32 => 32,
@@ -232,9 +229,9 @@ impl Translator {
         self.straddling = job.straddling && !self.icount;
         self.class = mode::class(key.mode);
         self.live_end = items[items.len() - 1].live_out;
-        self.id = id;
-        self.e.reset(base);
-        self.ramps.follow(job.filling);
+        self.id = berth.id;
+        self.e.reset(berth.base);
+        self.ramps.follow(berth.filling);
         self.lists.clear();
         self.last = items.len() - 1;
         self.fp_loaded = false;
@@ -301,6 +298,11 @@ impl Translator {
             cpus: 0,
             valid: true,
         })
+    }
+
+    /// The block translated last is not going to be where it was made for.
+    pub fn discard(&mut self) {
+        self.ramps = Ramps::default();
     }
 
     /// The entries and the poll.

@@ -18,16 +18,17 @@ const STUBS: [u16; 2] = [64, 72];
 struct Fixture {
     ram: Ram,
     cache: TbCache,
+    /// Any of them makes the next block.
+    cpus: u64,
     seed: u64,
 }
 
 impl Fixture {
-    fn new() -> Self {
+    fn new(cpus: u64) -> Self {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), PAGES as usize * 4096)]).unwrap();
         let mut buffer = CodeBuffer::new(4 * 4096).unwrap();
-        buffer.append(&[0xcc; 100]);
-        buffer.reserve_used();
-        Self { ram: Ram::new(&memory), cache: TbCache::new(buffer), seed: 1 }
+        buffer.reserve(&[0xcc; 100]);
+        Self { ram: Ram::new(&memory), cache: TbCache::new(buffer), cpus, seed: 1 }
     }
 
     fn number(&mut self, below: u64) -> u64 {
@@ -52,13 +53,15 @@ impl Fixture {
             return id;
         }
         let code = vec![0x90; 80 + self.number(500) as usize];
-        if !self.cache.has_room(code.len()) {
-            self.cache.close();
+        let cpu = self.number(self.cpus) as usize;
+        if !self.cache.has_room(cpu, code.len()) {
+            self.cache.close(cpu);
         }
-        if self.cache.is_closed() {
+        if self.cache.is_closed(cpu) {
             let victim = self.cache.victim();
-            self.cache.go_on_in(victim, &self.ram);
+            self.cache.go_on_in(cpu, victim, &self.ram);
         }
+        let berth = self.cache.berth(cpu);
         key.pages().for_each(|page| self.ram.set_code(page, crate::ram::CodeMark::Set));
         let guard = Some(Guard { number: NUMBER, otherwise: OTHERWISE, lookup: LOOKUP });
         let way = |displacement, stub, guard| Slot { displacement, stub, guard, ..Slot::UNKNOWN };
@@ -84,8 +87,8 @@ impl Fixture {
             ungrouped: 0,
             valid: true,
         };
-        let at = self.cache.buffer.append(&code);
-        let id = self.cache.insert(block, at, &mut lists);
+        let id = self.cache.insert(cpu, block, (&code, &mut lists));
+        assert_eq!((id, self.cache.code(id)), (berth.id, berth.base));
         for way in 0..2 {
             self.unlink(id, way);
         }
@@ -109,6 +112,11 @@ impl Fixture {
 
     fn goes_to(&self, at: u64) -> u64 {
         (at + 4).wrapping_add_signed(i64::from(self.word(at) as i32))
+    }
+
+    /// The one that the first CPU fills.
+    fn region(&self) -> Option<usize> {
+        self.regions().find(|&region| self.cache.writer_in(region) == Some(0))
     }
 
     fn regions(&self) -> impl Iterator<Item = usize> + use<> {
@@ -177,7 +185,13 @@ impl Fixture {
 
 #[test]
 fn whatever_comes_and_goes_nothing_leads_to_what_is_gone() {
-    let mut fixture = Fixture::new();
+    // More CPUs than regions, too: then one takes another's.
+    for cpus in [1, 2, 3, 7] {
+        whatever_comes_and_goes(Fixture::new(cpus));
+    }
+}
+
+fn whatever_comes_and_goes(mut fixture: Fixture) {
     for _ in 0..4000 {
         match fixture.number(10) {
             0..6 => {
@@ -218,31 +232,32 @@ fn whatever_comes_and_goes_nothing_leads_to_what_is_gone() {
 
 #[test]
 fn what_is_mostly_of_no_use_goes_before_memory_is_taken() {
-    let mut fixture = Fixture::new();
+    let mut fixture = Fixture::new(1);
     let fill = |fixture: &mut Fixture, first: u64| {
-        let (region, mut made) = (fixture.cache.buffer.region(), Vec::new());
+        let (mut region, mut made) = (fixture.region(), Vec::new());
         for n in first.. {
             let key = TbKey::new(n % PAGES * 4096, n * 0x10000, MODE);
             let id = fixture.block(key);
-            if fixture.cache.buffer.region() != region {
+            if region.is_some() && fixture.region() != region {
                 return made;
             }
+            region = fixture.region();
             made.push((id, key));
         }
         made
     };
     let first = fill(&mut fixture, 0);
-    assert_eq!(fixture.cache.buffer.region(), 1);
+    assert_eq!(fixture.region(), Some(1));
     for &(id, _) in &first {
         fixture.cache.use_table(id, 0);
     }
     fill(&mut fixture, 1000);
-    assert_eq!((fixture.cache.buffer.region(), fixture.cache.counters.reclaimed), (0, 1));
+    assert_eq!((fixture.region(), fixture.cache.counters.reclaimed), (Some(0), 1));
     assert!(first.iter().all(|(_, key)| fixture.cache.find(key).is_none()));
     fill(&mut fixture, 2000);
     fill(&mut fixture, 3000);
-    assert_eq!((fixture.cache.buffer.region(), fixture.cache.counters.reclaimed), (3, 1), "all is of use");
+    assert_eq!((fixture.region(), fixture.cache.counters.reclaimed), (Some(3), 1), "all is of use");
     fill(&mut fixture, 4000);
-    assert_eq!((fixture.cache.buffer.region(), fixture.cache.counters.reclaimed), (1, 2), "the oldest");
+    assert_eq!((fixture.region(), fixture.cache.counters.reclaimed), (Some(1), 2), "the oldest");
     fixture.check();
 }

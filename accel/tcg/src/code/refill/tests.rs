@@ -29,7 +29,7 @@ struct Refills {
 impl Refills {
     fn new() -> Self {
         let mut buffer = CodeBuffer::new(1 << 20).unwrap();
-        let mut e = Emitter::new(buffer.next_address());
+        let mut e = Emitter::new(buffer.range().start);
         let thunks = thunks::emit(&mut e, &HELPERS, FpSave { mask: 3, xsaveopt: false });
         let tries = thunks.try_refill.map(|of_mode| {
             of_mode.map(|refill| {
@@ -47,7 +47,7 @@ impl Refills {
                 at
             })
         });
-        buffer.append(e.bytes());
+        buffer.reserve(e.bytes());
         Self { _buffer: buffer, enter: thunks.enter, tries }
     }
 

@@ -251,8 +251,7 @@ fn machine(clock: &Arc<IcountClock>, stress: Stress) -> (Vcpu, Machine) {
     });
     let xsaveopt = std::arch::is_x86_feature_detected!("xsaveopt");
     let fp = FpSave { mask: cpuid::host_xcr0(), xsaveopt };
-    let engine = Arc::new(Engine::new(features, fp, CODE_BYTES, stress).unwrap());
-    engine.code().translator.icount = true;
+    let engine = Arc::new(Engine::new(features, fp, CODE_BYTES, stress, true).unwrap());
     let other = Machine::new();
     let mut cpu = std::mem::replace(&mut machine.cpu, other.cpu);
     cpu.clock = Arc::clone(clock) as Arc<dyn Clock>;

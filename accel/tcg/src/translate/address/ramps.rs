@@ -26,7 +26,7 @@ impl Default for Ramps {
 }
 
 impl Ramps {
-    /// Forgets all ramps if they are not in this `filling`: blocks need them only as long as they are there themselves.
+    /// Forgets all ramps if they are not in this `filling` of a region of code memory: blocks need them only as long as they are there themselves.
     pub fn follow(&mut self, filling: u64) {
         if self.filling != filling {
             *self = Self { filling, ..Self::default() };
