@@ -11,7 +11,6 @@
 # shellcheck source=resources/bench/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-# QEMU's microvm hangs at times while it boots on a busy host.
 BOOT_S=30 SILENCE_S=90
 MIB=256 DISK_MIB=512 BLOCKS=20000
 
@@ -39,14 +38,14 @@ append="console=ttyS0 reboot=t panic=-1 quiet mib=$MIB blocks=$BLOCKS port=$(cat
 
 # start SUBJECT: its process replaces this shell's.
 start() {
-    local command
+    local command clock=''
     case $1 in
     bivisor) command=("$bivisor" -M microvm -accel tcg) ;;
     baseline) command=("$BENCH_BASELINE" -M microvm -accel tcg) ;;
-    qemu) command=(qemu-system-x86_64 -M microvm,rtc=on -accel tcg -cpu max) ;;
+    qemu) command=(qemu-system-x86_64 -M microvm,rtc=on -accel tcg -cpu max) clock=$(qemu_clock) ;;
     esac
     cat "$disk" >/dev/null
-    exec "${command[@]}" -m 1024 -kernel "$GUESTS/vmlinuz-cloud" -initrd "$GUESTS/io.gz" -append "$append" -nographic -no-reboot \
+    exec "${command[@]}" -m 1024 -kernel "$GUESTS/vmlinuz-cloud" -initrd "$GUESTS/io.gz" -append "$append $clock" -nographic -no-reboot \
         -netdev user,id=n0 -device virtio-net-device,netdev=n0 \
         -drive file="$disk",format=raw,if=none,id=d0,readonly=on -device virtio-blk-device,drive=d0
 }

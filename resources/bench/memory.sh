@@ -39,11 +39,13 @@ came_up() {
     grep -q '^BIVISOR-INIT-OK' "$work/log" || die "the guest did not boot: $(tail -n 3 "$work/log")"
 }
 
-# programs COMMAND...: programs of the benchmark, in a guest with 1 GiB.
+# programs PARAMETERS COMMAND...: programs of the benchmark, in a guest with 1 GiB whose kernel has these parameters, too.
 programs() {
+    local parameters=$1
+    shift
     "$REPO/resources/guests/fetch.sh" bench
     "$HERE/peak.sh" -g 1024 -t 300 "$@" -kernel "$GUESTS/vmlinuz-cloud" -nographic -no-reboot -m 1024 -initrd "$GUESTS/bench.cpio" \
-        -append "console=ttyS0 reboot=t panic=-1 quiet bench=xz,sqlite,python,gcc,perl,matrix,rsa,fork,jit-wx,cold" >"$work/log" 2>&1 ||
+        -append "console=ttyS0 reboot=t panic=-1 quiet bench=xz,sqlite,python,gcc,perl,matrix,rsa,fork,jit-wx,cold $parameters" >"$work/log" 2>&1 ||
         die "exit code $?: $(tail -n 3 "$work/log")"
     grep -q '^BENCH-DONE' "$work/log" || die "the programs did not end: $(tail -n 3 "$work/log")"
 }
@@ -81,8 +83,8 @@ for what in "$@"; do
         fi
         ;;
     nested) nested ;;
-    bench) programs "$bivisor" -M microvm -accel tcg ;;
-    bench-qemu) programs qemu-system-x86_64 -M microvm,rtc=on -accel tcg -cpu max ;;
+    bench) programs "" "$bivisor" -M microvm -accel tcg ;;
+    bench-qemu) programs "$(qemu_clock)" qemu-system-x86_64 -M microvm,rtc=on -accel tcg -cpu max ;;
     *) die "unknown: $what (known: tcg tcg-generic kvm nested bench bench-qemu)" ;;
     esac
     peak=$(grep '^PEAK ' "$work/log") || die "no peak was told"

@@ -41,16 +41,19 @@ read -r -a vmms <<<"${BENCH_VMMS:-bivisor qemu}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# start SUBJECT GUEST-OPTION...: the subject's process replaces this shell's.
+# start SUBJECT PARAMETERS GUEST-OPTION...: the subject's process, whose kernel has these parameters too, replaces this shell's.
 start() {
-    local subject=$1 command
-    shift
+    local subject=$1 append=$2 command
+    shift 2
     case $subject in
     bivisor) command=("$bivisor" -M microvm -accel tcg) ;;
     baseline) command=("$BENCH_BASELINE" -M microvm -accel tcg) ;;
-    qemu) command=(qemu-system-x86_64 -M microvm,rtc=on -accel tcg -cpu max) ;;
+    qemu)
+        command=(qemu-system-x86_64 -M microvm,rtc=on -accel tcg -cpu max)
+        [[ $append != *bench=* ]] || append+=" $(qemu_clock)"
+        ;;
     esac
-    exec "${command[@]}" -kernel "$GUESTS/vmlinuz-cloud" -nographic -no-reboot "$@"
+    exec "${command[@]}" -kernel "$GUESTS/vmlinuz-cloud" -append "console=ttyS0 reboot=t panic=-1 $append" -nographic -no-reboot "$@"
 }
 
 failed() {
@@ -80,8 +83,7 @@ session() {
     if [ "$subject" = native ]; then
         watch in_root "$GUESTS/bench/root" /bin/busybox sh /bench/start "$@"
     else
-        watch start "$subject" -m 1024 -initrd "$GUESTS/bench.cpio" \
-            -append "console=ttyS0 reboot=t panic=-1 quiet bench=$(IFS=,; echo "$*")"
+        watch start "$subject" "quiet bench=$(IFS=,; echo "$*")" -m 1024 -initrd "$GUESTS/bench.cpio"
     fi
     replay "$subject"
 }
@@ -118,7 +120,7 @@ all() {
 boot_once() {
     local subject=$1 begun ended lines stamps
     begun=${EPOCHREALTIME/./}
-    watch start "$subject" -m 512 -initrd "$GUESTS/boot-test.gz" -append "console=ttyS0 reboot=t panic=-1"
+    watch start "$subject" "" -m 512 -initrd "$GUESTS/boot-test.gz"
     ended=${EPOCHREALTIME/./}
     if [[ "${lines[*]}" == *BIVISOR-INIT-OK*'reboot: Power down'* ]]; then
         echo $((ended - begun)) >>"$work/time.$subject.boot"
