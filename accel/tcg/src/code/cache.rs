@@ -4,7 +4,8 @@
 //! 1. A page's `code` mark ([`Ram::is_code`]) is set while the page has a block, or is going to. It is set, and the page's
 //!    write TLB entries are revoked on all CPUs, before the block's bytes are read: from then on a store to it comes
 //!    here. The bytes are read, and the block entered, under the lock that a store's search takes. So a store is in the bytes
-//!    that were read, or finds the block, or comes between the two, which is noted ([`crate::code::pins`]): then the block is not entered.
+//!    that were read, or finds the block, or comes between the two, which is noted ([`crate::code::pins`]): then the block is
+//!    not entered.
 //! 2. An invalid block is not found, and no jump is linked to it; it is in no jump cache once its [`Gone`] was told to the
 //!    CPUs. Its code stays until its region is reclaimed ([`crate::code::reclaim`]), so a CPU that is still in it runs it to
 //!    its end.
@@ -96,6 +97,7 @@ pub struct TbCache {
     pub(super) by_page: KeyMap<u32, Vec<TbId>>,
     /// Blocks in a region at most.
     pub(super) most_blocks: usize,
+    /// The pages that CPUs translate from.
     pub(super) pins: Vec<Pin>,
     /// By CPU.
     pub(super) writers: Vec<Writer>,

@@ -26,7 +26,7 @@ pub struct Berth {
 }
 
 impl TbCache {
-    pub(super) fn writer(&mut self, cpu: usize) -> &mut Writer {
+    fn writer(&mut self, cpu: usize) -> &mut Writer {
         if self.writers.len() <= cpu {
             self.writers.resize_with(cpu + 1, Writer::default);
         }
@@ -40,11 +40,9 @@ impl TbCache {
 
     /// Where the next block of `cpu` will be, which stays so until it is there. The CPU has a region.
     pub fn berth(&mut self, cpu: usize) -> Berth {
-        let reserved = self.writer(cpu).reserved;
-        let id = reserved.unwrap_or_else(|| self.store.reserve());
-        let writer = self.writer(cpu);
-        writer.reserved = Some(id);
-        let cursor = self.writers[cpu].cursor.as_ref().expect("the caller makes room first");
+        let writer = &mut self.writers[cpu];
+        let id = *writer.reserved.get_or_insert_with(|| self.store.reserve());
+        let cursor = writer.cursor.as_ref().expect("the caller makes room first");
         let filling = self.store.filling(self.buffer.region(cursor));
         Berth { id, base: self.buffer.next_address(cursor), filling }
     }
