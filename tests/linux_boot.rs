@@ -119,10 +119,21 @@ fn shell_answers() {
 /// Arithmetic of glibc programs, from integers to x87 and AVX2, and a compiler's output.
 #[test]
 fn programs_print_the_same_as_natively() {
-    if !fetch("programs_print_the_same_as_natively", &["cloud", "programs"]) {
+    programs_print_the_same("programs_print_the_same_as_natively", "tcg");
+}
+
+/// With their memory elsewhere in the process than where they have it.
+#[test]
+fn programs_print_the_same_through_shifted_windows() {
+    programs_print_the_same("programs_print_the_same_through_shifted_windows", "tcg,x-stress=windows+shifts");
+}
+
+#[track_caller]
+fn programs_print_the_same(test: &str, accel: &str) {
+    if !fetch(test, &["cloud", "programs"]) {
         return;
     }
-    let outcome = boot("2048", "vmlinuz-cloud", "programs.gz", PROGRAMS_LIMIT).finish();
+    let outcome = boot_with(accel, "2048", "vmlinuz-cloud", "programs.gz", APPEND, PROGRAMS_LIMIT).finish();
     let after = outcome.serial.split_once("BIVISOR-PROGRAMS-BEGIN\n").map(|(_, after)| after);
     let printed = after.and_then(|after| after.split_once("BIVISOR-PROGRAMS-END status=0\n"));
     outcome.check(printed.is_some(), "the checks did not run to their end");
@@ -136,5 +147,5 @@ fn programs_print_the_same_as_natively() {
     }
     assert_eq!(printed.len(), expected.len(), "guest (left) and native (right) differ in length");
     ended_well(&outcome);
-    println!("programs: {:.2} s", outcome.elapsed.as_secs_f64());
+    println!("programs, {accel}: {:.2} s", outcome.elapsed.as_secs_f64());
 }

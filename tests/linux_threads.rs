@@ -82,6 +82,8 @@ fn windows_change_hands_on_four_cpus() {
         let outcome = run("tcg,x-stress=windows", &["torture:1000", "compile:-O0"]);
         says(&outcome, "torture: 8 threads, 1000 rounds, 0 failures");
         says(&outcome, "lua: 333338333350000");
+        let outcome = run("tcg,x-stress=windows+shifts", &["torture:200"]);
+        says(&outcome, "torture: 8 threads, 200 rounds, 0 failures");
     }
 }
 

@@ -392,12 +392,24 @@ impl EnvMapping {
         self.has_table.then_some(start..start + REGION_TABLE_BYTES as u64)
     }
 
-    /// Enters the claimed region that has `address` into the table. False: the host refuses.
-    pub fn enter_region(&self, address: u64) -> bool {
+    /// Enters the claimed region that has `address` into the table, with `shift` for whoever looks at it. False: the host refuses.
+    pub fn enter_region(&self, address: u64, shift: u8) -> bool {
         let Some(table) = self.region_table() else { return false };
         let page = table.start + (address >> REGION_SHIFT & 0xffff_f000);
-        // SAFETY: the page is the table's, whose pages are never written.
-        unsafe { libc::mprotect(page as *mut _, 4096, libc::PROT_READ) == 0 }
+        let page = page as *mut u8;
+        let protect = |protection| {
+            // SAFETY: the page is the table's, which nobody but this module writes.
+            unsafe { libc::mprotect(page.cast(), 4096, protection) == 0 }
+        };
+        // SAFETY: it can be read now, and written then; generated code that looks there runs on this very thread.
+        unsafe {
+            protect(libc::PROT_READ)
+                && (page.read() == shift
+                    || protect(libc::PROT_READ | libc::PROT_WRITE) && {
+                        page.write_bytes(shift, 4096);
+                        protect(libc::PROT_READ)
+                    })
+        }
     }
 
     /// Takes the region that has `address` out of the table.

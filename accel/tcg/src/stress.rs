@@ -28,6 +28,8 @@ pub struct Stress {
     /// User programs have windows from their first instruction on; with several CPUs, from their first timer tick on, and each CPU has
     /// another one lose them at every few ticks.
     pub windows: bool,
+    /// All windows are elsewhere than where the program has its memory.
+    pub shifts: bool,
     /// Code memory is as small as can be, and so are its regions: one is reclaimed for every few blocks.
     pub reclaims: bool,
 }
@@ -37,7 +39,7 @@ type Switch = fn(&mut Stress) -> &mut bool;
 
 impl Stress {
     /// The switches by name.
-    const NAMES: [(&str, Switch); 11] = [
+    const NAMES: [(&str, Switch); 12] = [
         ("misses", |stress| &mut stress.misses),
         ("ungrouped", |stress| &mut stress.ungrouped),
         ("flushes", |stress| &mut stress.flushes),
@@ -48,6 +50,7 @@ impl Stress {
         ("hashed", |stress| &mut stress.hashed),
         ("short", |stress| &mut stress.short),
         ("windows", |stress| &mut stress.windows),
+        ("shifts", |stress| &mut stress.shifts),
         ("reclaims", |stress| &mut stress.reclaims),
     ];
 

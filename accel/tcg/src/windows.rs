@@ -16,13 +16,18 @@
 //!     ...   [base + displacement]
 //! ```
 //!
-//! For an address above 2^48, which is no user's, that byte may be any or none: the access that follows has nothing to reach.
+//! For an address above 2^48, which is no user's, that byte may be any or none: the access that follows has nothing to reach. (Nor
+//! has it where the byte is added, see below: for an address so close to 2^64 that it would be a user's then, the place in the
+//! table is no canonical address.)
 //!
 //! Addresses are the process's, so a region, with what lies within reach of it, is one address space's at a time. Several address
-//! spaces have windows side by side, one for each CPU: programs are loaded at random addresses, and seldom meet. The CPUs
-//! that run threads of one address space share its windows. What a CPU closes is closed for all of them, at once; it opens
-//! again what its tables say, so that more may be closed than need be at any time, and nothing that a CPU has flushed is
-//! opened by one that has not: the tables are read, and the window opened, under the lock that closing takes.
+//! spaces have windows side by side, one for each CPU: programs are loaded at random addresses, and seldom meet. Where one's
+//! region is another's already (forked programs, and those that are not position-independent), or something of this process's
+//! lies there, its windows are a few times 512 MiB higher: the byte in the table is how many. Code for address spaces with such
+//! regions ([`mode::SHIFTED`](crate::code::tb::mode::SHIFTED)) adds that. The CPUs that run threads of one address space share
+//! its windows. What a CPU closes is closed for all of them, at once; it opens again what its tables say, so that more may be
+//! closed than need be at any time, and nothing that a CPU has flushed is opened by one that has not: the tables are read, and
+//! the window opened, under the lock that closing takes.
 
 pub mod host;
 mod occupant;
@@ -45,6 +50,11 @@ pub const REACH: u64 = 32 << 20;
 /// What is reserved at a time.
 const GRANULE: u64 = REACH;
 const GRANULES_PER_REGION: u64 = (1 << REGION_BITS) / GRANULE;
+/// Bytes by a multiple of which windows are elsewhere than the program has its memory, as a power of two: a region's place beyond
+/// reach.
+pub const SHIFT_BITS: u32 = REGION_BITS + 1;
+/// The largest multiple.
+const MAX_SHIFT: u8 = 31;
 /// No page below is ever mapped (Linux, *vm.mmap_min_addr*).
 const START: u64 = 0x1_0000;
 /// End of what user space can have.
@@ -81,8 +91,11 @@ pub struct Tenure {
 /// What comes of the wish for a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// Only windows of the one who asked lie in it and within reach.
-    Granted,
+    /// Only windows of the one who asked lie where they are shown, and within reach.
+    Granted {
+        /// Where that is: so many times 2^[`SHIFT_BITS`] bytes higher.
+        shift: u8,
+    },
     /// Something else of this process's lies there.
     Refused,
     /// Windows of another address space do, or may.
@@ -109,11 +122,13 @@ struct Region {
     reserved: bool,
     /// Whose windows may lie there; 0: nobody's.
     owner: Owner,
+    /// How far from where the owner has its memory, as in [`Claim::Granted`].
+    shift: u8,
 }
 
 #[derive(Default)]
 struct Space {
-    /// Granules that somebody wanted, and whether they are reserved.
+    /// All by the process's addresses: granules that somebody wanted, and whether they are reserved.
     granules: HashMap<u64, bool>,
     regions: HashMap<u64, Region>,
     occupants: HashMap<Owner, Occupant>,
@@ -169,27 +184,46 @@ pub fn leave(tenure: Tenure, cpu: usize) {
     }
 }
 
-/// Claims the region that has `address`.
-pub fn claim(tenure: Tenure, address: u64) -> Claim {
+/// Claims windows for the region that has `address`, `least` shifts away from it or more.
+pub fn claim(tenure: Tenure, address: u64, least: u8) -> Claim {
     let mut space = space();
-    if address >> 47 != 0 || space.occupant(tenure).is_none() {
-        return Claim::Refused;
-    }
+    let Some(occupant) = space.occupant(tenure).filter(|_| address >> 47 == 0) else { return Claim::Refused };
     let region = address >> REGION_BITS;
-    for near in [region, region.wrapping_sub(1), region + 1] {
-        if let Some(taken) = space.regions.get(&near)
-            && taken.owner != 0
-            && taken.owner != tenure.owner
-        {
-            let number = space.occupants[&taken.owner].number;
-            return Claim::Taken(Tenure { owner: taken.owner, number });
+    if let Some(&shift) = occupant.regions.get(&region) {
+        return Claim::Granted { shift };
+    }
+    let mut taken = None;
+    for shift in least..=MAX_SHIFT {
+        let at = region + (u64::from(shift) << (SHIFT_BITS - REGION_BITS));
+        if shift > 0 && (at + 1) << REGION_BITS > END {
+            break;
+        }
+        match space.in_the_way(at, tenure.owner, shift) {
+            Some(owner) if owner == tenure.owner => {}
+            Some(owner) => {
+                let number = space.occupants[&owner].number;
+                taken = taken.or(Some(Tenure { owner, number }));
+            }
+            None if space.reserve(at) => {
+                let claimed = space.regions.get_mut(&at).expect("it is reserved");
+                (claimed.owner, claimed.shift) = (tenure.owner, shift);
+                space.occupant(tenure).expect("it is there").claimed(region, shift);
+                return Claim::Granted { shift };
+            }
+            None => {}
         }
     }
-    if !space.reserve(region) {
-        return Claim::Refused;
-    }
-    space.regions.get_mut(&region).expect("it is reserved").owner = tenure.owner;
-    Claim::Granted
+    taken.map_or(Claim::Refused, Claim::Taken)
+}
+
+/// Whether another than `owner` has windows where those for `address` would be if they were not shifted.
+pub fn is_taken(owner: Owner, address: u64) -> bool {
+    space().in_the_way(address >> REGION_BITS, owner, 0).is_some_and(|other| other != owner)
+}
+
+/// How far the window at the process's `address` is from where the program has it; `None`: there can be none for it.
+pub fn offset_at(tenure: Tenure, address: u64) -> Option<u64> {
+    space().offset_at(address, tenure.owner)
 }
 
 /// The program of `tenure` is running.
@@ -251,8 +285,8 @@ pub fn count() -> usize {
     space().occupants.values().map(Occupant::count).sum()
 }
 
-/// Shows `pages` pages from `backing` on at `address`, which lies in a region of `tenure` or within reach of one; all in one large
-/// page. Whether they are still there, and can be written, is asked under the lock that closing and [`revoke`] take.
+/// Shows `pages` pages from `backing` on at the process's `address`, which lies in a region of `tenure` or within reach of one;
+/// all in one large page. Whether they are still there, and can be written, is asked under the lock that closing and [`revoke`] take.
 pub fn open(
     tenure: Tenure,
     address: u64,
@@ -262,15 +296,13 @@ pub fn open(
 ) -> Opening {
     let mut space = space();
     let share = space.share();
-    if !space.belongs(address, tenure.owner) {
-        return Opening::Refused;
-    }
+    let Some(offset) = space.offset_at(address, tenure.owner) else { return Opening::Refused };
     let Some(occupant) = space.occupant(tenure) else { return Opening::Refused };
     if !occupant.make_room(share) {
         return Opening::Refused;
     }
     let Some(writable) = rights() else { return Opening::Changed };
-    let opened = occupant.open(address, backing, pages, writable);
+    let opened = occupant.open(address, backing, pages, writable, offset);
     space.opened += 1;
     if opened && pages * PAGE == HUGE_PAGE as u64 {
         space.huge_pages.want(Wanted::Window(address as usize));
@@ -285,19 +317,19 @@ pub fn are_exhausted(tenure: Tenure) -> bool {
     space.occupant(tenure).is_some_and(|occupant| occupant.is_full(share))
 }
 
-/// What the window at page address `address` shows, and whether it can be written.
+/// What the window at the process's page address `address` shows, and whether it can be written.
 pub fn shown(tenure: Tenure, address: u64) -> Option<(u64, bool)> {
     space().occupant(tenure)?.shown(address)
 }
 
-/// Closes the window at page address `address`. Whether there was one.
+/// Closes the windows for the program's page at `address`. Whether there was one.
 pub fn close(tenure: Tenure, address: u64) -> bool {
     let mut space = space();
     let share = space.share();
     space.occupant(tenure).is_some_and(|occupant| occupant.close(address, share))
 }
 
-/// Closes all windows but those that `keep` wants, given the window's address, its page and whether it is writable.
+/// Closes all windows but those that `keep` wants, given the program's address, its page and whether it is writable.
 /// How many were closed.
 pub fn retain(tenure: Tenure, keep: impl FnMut(u64, u64, bool) -> bool) -> usize {
     let mut space = space();
@@ -333,16 +365,29 @@ impl Space {
         Share { runs: *MAX_RUNS / among, pages: MAX_PAGES / among }
     }
 
-    fn is_of(&self, region: u64, owner: Owner) -> bool {
-        self.regions.get(&region).is_some_and(|region| region.owner == owner)
+    /// Who keeps `owner` from having windows in `region`, which are `shift` away from where it has its memory: it may itself, with
+    /// others than belong there.
+    fn in_the_way(&self, region: u64, owner: Owner, shift: u8) -> Option<Owner> {
+        let others = |near| self.regions.get(&near).filter(|other| other.owner != 0);
+        let conflict = |near| others(near).filter(|other| (other.owner, other.shift) != (owner, shift));
+        // Nothing of its own with this shift can be there already.
+        others(region)
+            .or_else(|| conflict(region.wrapping_sub(1)))
+            .or_else(|| conflict(region + 1))
+            .map(|other| other.owner)
     }
 
-    /// Whether `address` is in a region of `owner` or within reach of one.
-    fn belongs(&self, address: u64, owner: Owner) -> bool {
+    /// How far `address` is from where `owner` has what windows show there: it is in a region of its, or within reach of one.
+    fn offset_at(&self, address: u64, owner: Owner) -> Option<u64> {
         let (region, granule) = (address >> REGION_BITS, address / GRANULE % GRANULES_PER_REGION);
-        self.is_of(region, owner)
-            || granule == 0 && region > 0 && self.is_of(region - 1, owner)
-            || granule == GRANULES_PER_REGION - 1 && self.is_of(region + 1, owner)
+        let near = match granule {
+            0 => region.checked_sub(1),
+            _ if granule == GRANULES_PER_REGION - 1 => Some(region + 1),
+            _ => None,
+        };
+        let of = |region| self.regions.get(&region).filter(|region| region.owner == owner);
+        let claimed = of(region).or_else(|| near.and_then(of))?;
+        Some(u64::from(claimed.shift) << SHIFT_BITS)
     }
 
     /// Has `region` be reserved, and what is within reach of it. False: something lies there.
@@ -360,7 +405,7 @@ impl Space {
             *self.granules.entry(granule).or_insert_with(|| host::reserve(&addresses(granule)))
         });
         tracing::debug!(target: "mmu", region = region << REGION_BITS, reserved, "region for windows");
-        self.regions.insert(region, Region { reserved, owner: 0 });
+        self.regions.insert(region, Region { reserved, owner: 0, shift: 0 });
         reserved
     }
 

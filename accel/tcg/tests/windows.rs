@@ -210,7 +210,16 @@ fn alone() -> std::sync::MutexGuard<'static, ()> {
 
 fn each(test: impl Fn(&mut Guest)) {
     let _alone = alone();
-    for stress in ["windows", "windows+kicks", "windows+one-instruction", "windows+reclaims", "short"] {
+    let stresses = [
+        "windows",
+        "windows+kicks",
+        "windows+one-instruction",
+        "windows+reclaims",
+        "windows+shifts",
+        "windows+shifts+one-instruction",
+        "short",
+    ];
+    for stress in stresses {
         test(&mut Guest::new(stress));
     }
 }
@@ -467,6 +476,55 @@ fn each_address_space_has_its_own_pages() {
     });
 }
 
+/// The second one's are elsewhere, and neither loses any to the other.
+#[test]
+fn guests_at_the_same_addresses_have_windows_side_by_side() {
+    let _alone = alone();
+    let mut guests = ["windows", "windows", "windows+one-instruction"].map(Guest::new);
+    for (number, guest) in (0..).zip(&mut guests) {
+        guest.map(HEAP, PAGES);
+        guest.put(PAGES, 100 * number);
+    }
+    let run = |guest: &mut Guest| {
+        let fault = guest.run(|e| {
+            dynasm!(e ; .arch x64
+                ; mov rbx, QWORD HEAP as i64
+                ; mov r9, rbx
+                ; mov ecx, 2
+                ; inc QWORD [rbx]
+                ; push QWORD [r9]
+                ; pop QWORD [r9 + 8]
+                ; mov r10, [r9 + rcx * 4]
+                ; lea r11, [r10 + r10]
+                ; mov [rbx + rcx * 8], r11
+                ; lock add [r9 + rcx * 8], r10
+                ; call >on
+                ; on:
+                ; pop rax
+                ; mov QWORD [RESULT as i32], 7
+                ; movups xmm1, [rbx]
+                ; movups [r9 + 0x20], xmm1);
+        });
+        assert_eq!(fault, None);
+        assert_eq!(guest.word(RESULT), 7);
+    };
+    for round in 1..4 {
+        for (number, guest) in (0..).zip(&mut guests) {
+            let before = windows::opened();
+            run(guest);
+            let value = 100 * number + round;
+            let words = [0, 8, 16, 0x20, 0x28].map(|at| guest.word(PAGES + at));
+            assert_eq!(words, [value, value, 3 * value, value, value]);
+            assert_eq!(windows::opened() == before, round > 1, "round {round}, guest {number}");
+            // What it has no page for is its own fault, wherever its windows are.
+            let fault = guest.run(|e| {
+                dynasm!(e ; .arch x64 ; mov rdx, QWORD (HEAP + 0x3000) as i64 ; mov BYTE [rdx + 5], 1);
+            });
+            assert_eq!(fault, Some([14, 6, HEAP + 0x3005]));
+        }
+    }
+}
+
 #[test]
 fn a_guest_that_unmaps_every_other_page_does_not_use_up_the_hosts_mappings() {
     const LARGE: u64 = 512;
@@ -474,7 +532,7 @@ fn a_guest_that_unmaps_every_other_page_does_not_use_up_the_hosts_mappings() {
     let _alone = alone();
     let file = memory();
     let (tenure, _) = windows::join(START, 0, 0);
-    assert_eq!(windows::claim(tenure, START), Claim::Granted, "nothing lies there");
+    assert_eq!(windows::claim(tenure, START, 0), Claim::Granted { shift: 0 }, "nothing lies there");
     let backing = |page: u64| Backing { file: file.as_raw_fd(), offset: page << 12, host: page << 12 };
     let open_all = || {
         for large in 0..128 {

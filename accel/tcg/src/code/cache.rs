@@ -289,7 +289,7 @@ impl TbCache {
             return;
         }
         let (entries, page_number, incoming) = (target.entries, target.page_number, target.incoming);
-        if (self.store.block(from).key.mode ^ target.key.mode) & mode::WINDOWED != 0 {
+        if (self.store.block(from).key.mode ^ target.key.mode) & mode::OF_SPACE != 0 {
             // Another CPU, or another address space, may have one without windows, and none for the other.
             return;
         }

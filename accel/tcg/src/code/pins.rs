@@ -1,5 +1,5 @@
-//! Pages that CPUs translate from, or make ready to. A pinned page keeps its mark, so that every store to it comes to the cache; one
-//! that comes after the bytes were read is noted, since the block that is being made of them is in no list yet.
+//! Pages that CPUs translate from, or make ready to. A pinned page keeps its mark, so that every store to it comes to the cache;
+//! one that comes after the bytes were read is noted, since the block that is being made of them is in no list yet.
 
 use crate::code::cache::TbCache;
 use crate::ram::{CodeMark, Ram};

@@ -1,9 +1,9 @@
 //! How code memory is used again.
 //!
-//! It is filled region by region, by each CPU one of its own. When one is full, the one with the most code that is of no use any more is reclaimed, if that
-//! is most of it; else a new one is begun, and where there is none, some region has to go. The blocks of a reclaimed
-//! region are forgotten, those that are still of use too: they are translated anew, into the region that is being filled,
-//! if they are wanted again.
+//! It is filled region by region, by each CPU one of its own. When one is full, the one with the most code that is of no use any
+//! more is reclaimed, if that is most of it; else a new one is begun, and where there is none, some region has to go. The blocks
+//! of a reclaimed region are forgotten, those that are still of use too: they are translated anew, into the region that is being
+//! filled, if they are wanted again.
 //!
 //! Where a region's code can be known (its own blocks apart) and who forgets it there:
 //!

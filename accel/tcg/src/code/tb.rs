@@ -82,6 +82,13 @@ pub mod mode {
     /// Operands are reached through windows ([`crate::windows`]): 64-bit code at CPL 3, in the address space that has them.
     pub const WINDOWED: u32 = 1 << 17;
 
+    /// With [`WINDOWED`]: some of the windows are not at the program's own addresses.
+    pub const SHIFTED: u32 = 1 << 18;
+
+    /// Bits that are a whole address space's: blocks that differ in them are not linked, and jump caches are emptied when they
+    /// change.
+    pub const OF_SPACE: u32 = WINDOWED | SHIFTED;
+
     /// The soft-TLB mode of a block's own accesses.
     pub fn tlb_mode(bits: u32) -> usize {
         use crate::mmu::access::{MODE_SMAP, MODE_SUPERVISOR, MODE_USER};
@@ -111,10 +118,9 @@ pub mod mode {
     pub const VARIABLE: u32 = SSE | AVX | AVX512;
 
     /// The jump cache that finds blocks of `mode`; `None`: the loop looks them up. An entry there is found by its address
-    /// alone, so a class is what one address means one block in: it tells all bits but [`VARIABLE`], and [`WINDOWED`], which is
-    /// a whole address space's: its jump caches are emptied when that changes.
+    /// alone, so a class is what one address means one block in: it tells all bits but [`VARIABLE`] and [`OF_SPACE`].
     pub fn class(mode: u32) -> Option<usize> {
-        match mode & !(VARIABLE | UNGROUPED | WINDOWED) {
+        match mode & !(VARIABLE | UNGROUPED | OF_SPACE) {
             bits if bits == LONG | FLAT_CODE | 3 => Some(USER64),
             bits if bits == LONG | FLAT_CODE => Some(KERNEL64),
             bits if bits == LONG | FLAT_CODE | SMAP_OFF => Some(KERNEL64_AC),

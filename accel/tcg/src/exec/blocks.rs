@@ -145,10 +145,10 @@ impl Vcpu {
         // With several CPUs, whose threads take turns at the host's mappings, the first tick is early enough.
         let at_once = self.stress.windows && self.windows_allowed && !self.engine.peers.several();
         if may_be_windowed && at_once && !cpu.mmu.windows().is_open() {
-            cpu.open_windows();
+            cpu.open_windows(self.stress.shifts);
         }
         if may_be_windowed && cpu.mmu.windows().is_open() {
-            bits |= mode::WINDOWED;
+            bits |= mode::WINDOWED | if cpu.mmu.windows().shifted { mode::SHIFTED } else { 0 };
             self.open_wanted_window();
         }
         let cpu = &mut self.cpu;
@@ -174,7 +174,7 @@ impl Vcpu {
             };
             if bits & mode::WINDOWED != 0 && !self.cpu.mmu.windows().is_open() {
                 // Another program's windows come to lie there: this CPU was told so while it waited.
-                bits &= !mode::WINDOWED;
+                bits &= !mode::OF_SPACE;
                 first_key.mode = bits;
                 continue;
             }

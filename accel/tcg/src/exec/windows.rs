@@ -2,8 +2,8 @@
 //!
 //! A program gets them when timer ticks have found it running a few times: by then it is worth the pages that have to be mapped
 //! and the code that has to be translated once more. They are its address space's, on every CPU that runs a thread of it, until
-//! another one of the CPU gets some. Where another program's windows lie where this one's would, it goes without for as long as
-//! those are used. They follow the guest's TLB: what is flushed is looked up again, and closed if it has changed, before user
+//! another one of the CPU gets some. Where another program's windows lie where this one's would, its own are elsewhere, for which it
+//! has code that adds how far; where there is no room for that either, it goes without for as long as those are used. They follow the guest's TLB: what is flushed is looked up again, and closed if it has changed, before user
 //! code runs on.
 
 use std::sync::Arc;
@@ -55,14 +55,16 @@ impl Cpu {
         Arc::as_ptr(&self.ram).addr()
     }
 
-    /// The present address space has windows from now on.
-    pub(super) fn open_windows(&mut self) {
+    /// The present address space has windows from now on; `shifted`: its code expects some elsewhere than at its own addresses. It
+    /// does too where another program has windows for where the code is: a program's data is not far from there.
+    pub(super) fn open_windows(&mut self, shifted: bool) {
         self.close_windows();
         let Some(root) = walk::root(&self.env, &self.ram) else { return };
+        let shifted = shifted || windows::is_taken(root, self.env.rip);
         let (tenure, joined) = windows::join(root, self.machine(), self.index);
-        self.mmu.windows().opened(tenure, root, joined);
+        self.mmu.windows().opened(tenure, root, joined, shifted);
         self.mmu.flush_jumps();
-        tracing::debug!(target: "mmu", root, joined, "windows opened");
+        tracing::debug!(target: "mmu", root, joined, shifted, "windows opened");
     }
 
     /// Closes the windows of another program if it was not seen running for `time`. Whether they are.
@@ -134,9 +136,15 @@ impl Cpu {
         windows.tenure().filter(|_| root == Some(windows.root))
     }
 
-    /// Opens a window for an access to `address`, and for what lies around it if that is as simple.
+    /// Opens a window for an access to the process's `address`, and for what lies around it if that is as simple.
     fn open_window(&mut self, address: u64, write: bool) -> Opened {
         let Some(tenure) = self.windows_here() else { return Opened::Refused };
+        let Some(offset) = windows::offset_at(tenure, address) else { return Opened::Refused };
+        let address = address.wrapping_sub(offset);
+        if address >> 47 != 0 {
+            // Below the first region.
+            return Opened::Refused;
+        }
         let page = address & !(PAGE - 1);
         let need = Need { write, user: true, fetch: false, smap: false };
         let found = match walk::walk(&self.env, &self.ram, address, need) {
@@ -147,8 +155,8 @@ impl Cpu {
         if write && (!found.writable || self.ram.is_code(ram_page.index)) {
             return Opened::Refused;
         }
-        let opening = self.open_large(tenure, page, &found);
-        let opening = opening.unwrap_or_else(|| self.open_alike(tenure, page, &found));
+        let opening = self.open_large(tenure, page, offset, &found);
+        let opening = opening.unwrap_or_else(|| self.open_alike(tenure, page, offset, &found));
         match opening {
             Opening::Open { writable } if writable || !write => Opened::Done,
             Opening::Changed => Opened::Done,
@@ -157,7 +165,7 @@ impl Cpu {
     }
 
     /// Opens a window for all of the large page that `page`, which is `found`, is part of, if it is one in RAM too and has no code.
-    fn open_large(&self, tenure: Tenure, page: u64, found: &Page) -> Option<Opening> {
+    fn open_large(&self, tenure: Tenure, page: u64, offset: u64, found: &Page) -> Option<Opening> {
         let large = found.size.min(LARGE);
         let (start, gpa) = (page & !(large - 1), found.gpa & !(large - 1));
         let (first, (backing, left)) = (self.ram.page(gpa)?, self.ram.backing(gpa)?);
@@ -167,12 +175,12 @@ impl Cpu {
             return None;
         }
         let rights = || self.is_still(page, found).then(|| found.writable && no_code());
-        Some(windows::open(tenure, start, backing, pages, rights))
+        Some(windows::open(tenure, start + offset, backing, pages, rights))
     }
 
     /// Opens windows for the page at `page`, which is `found`, and for those behind it that follow each other in RAM, too, and have the
     /// same rights, some [`AROUND`] at most.
-    fn open_alike(&self, tenure: Tenure, page: u64, found: &Page) -> Opening {
+    fn open_alike(&self, tenure: Tenure, page: u64, offset: u64, found: &Page) -> Opening {
         let (Some(first), Some((backing, left))) = (self.ram.page(found.gpa), self.ram.backing(found.gpa))
         else {
             return Opening::Refused;
@@ -185,14 +193,14 @@ impl Cpu {
             let at = page + number * PAGE;
             self.is_still(at, &nth(number))
                 && has_code(number) == first_has_code
-                && windows::shown(tenure, at).is_none()
+                && windows::shown(tenure, at + offset).is_none()
         };
         let pages = 1 + (1..most).take_while(alike).count() as u64;
         let rights = || {
             let still = (0..pages).all(|number| self.is_still(page + number * PAGE, &nth(number)));
             still.then(|| found.writable && !(0..pages).any(has_code))
         };
-        windows::open(tenure, page, backing, pages, rights)
+        windows::open(tenure, page + offset, backing, pages, rights)
     }
 
     /// Whether the page at `page` is `found` for the program, or still is. Asked under the windows' lock, no window shows what was
@@ -241,7 +249,7 @@ impl Vcpu {
         }
         let in_the_way = windows.in_the_way;
         if in_the_way.is_none_or(|other| self.cpu.end_unused_windows(other, unused)) {
-            self.cpu.open_windows();
+            self.cpu.open_windows(self.stress.shifts);
         }
     }
 
@@ -258,8 +266,9 @@ impl Vcpu {
             let region = (address - table.start) >> 12 << windows::REGION_BITS;
             return self.enter_region(tenure, region);
         }
-        // A look beside the table is at what is no address of the guest's.
-        if look || address >> 47 != 0 || address < PAGE {
+        // A look beside the table is at what is no address of the guest's, and what is looked up may be none that ends in page 0. Where
+        // no window can be, the instruction says what it wants.
+        if look || address < PAGE || windows::offset_at(tenure, address).is_none() {
             return false;
         }
         let again = (pc, address) == self.last_window;
@@ -291,11 +300,19 @@ impl Vcpu {
         if self.cpu.mmu.windows().regions.contains(&region) {
             return false;
         }
-        let claim = windows::claim(tenure, region);
-        let entered = claim == Claim::Granted && self.cpu.env.mapping().enter_region(region);
+        let claim = windows::claim(tenure, region, self.stress.shifts.into());
+        let shifted = self.cpu.mmu.windows().shifted;
+        let entered = match claim {
+            Claim::Granted { shift } if shift == 0 || shifted => {
+                self.cpu.env.mapping().enter_region(region, shift)
+            }
+            _ => false,
+        };
         let windows = self.cpu.mmu.windows();
         match claim {
-            Claim::Granted if entered => windows.regions.push(region),
+            Claim::Granted { .. } if entered => windows.regions.push(region),
+            // The code that runs takes the program's addresses for the windows'.
+            Claim::Granted { .. } if !shifted => windows.wants_shift = true,
             Claim::Taken(other) => windows.in_the_way = Some(other),
             _ if region >> 47 == 0 => windows.refused += UNCLAIMED,
             _ => {}
@@ -312,6 +329,9 @@ impl Vcpu {
 
     /// The access of the code at `pc` is made without a window: from now on it always is.
     pub(super) fn window_refused(&mut self, pc: u64) {
+        if self.cpu.mmu.windows().wants_shift {
+            return self.cpu.open_windows(true);
+        }
         if self.cpu.mmu.windows().in_the_way.is_some() {
             // Others who have the same code do have windows there.
             return self.cpu.close_windows();

@@ -18,6 +18,10 @@ pub struct Windowed {
     tenure: Option<Tenure>,
     /// Regions that generated code may reach since then.
     pub regions: Vec<u64>,
+    /// Its code expects windows elsewhere than at its own addresses.
+    pub shifted: bool,
+    /// It would have to, for a region to have some.
+    pub wants_shift: bool,
     /// Whose windows its own would have been in the way of.
     pub in_the_way: Option<Tenure>,
     /// Its level-4 table, when they were opened.
@@ -57,9 +61,11 @@ impl Windowed {
     }
 
     /// They are open from now on, over the tables at `root`. `joined`: there are windows already, which are to be looked at.
-    pub fn opened(&mut self, tenure: Tenure, root: u64, joined: bool) {
+    /// `shifted`: some may be elsewhere than at the program's addresses.
+    pub fn opened(&mut self, tenure: Tenure, root: u64, joined: bool, shifted: bool) {
         (self.tenure, self.root, self.refused, self.in_the_way) = (Some(tenure), root, 0, None);
         (self.since, self.cost) = (Some(Instant::now()), Duration::ZERO);
+        (self.shifted, self.wants_shift) = (shifted, false);
         self.pages.clear();
         self.all = joined;
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::ram::PAGE;
-use crate::windows::{Backing, GRANULE, host};
+use crate::windows::{Backing, GRANULE, SHIFT_BITS, host};
 
 /// In less time so many windows do not pay: the program goes through more memory than they can show.
 const MIN_TIME: Duration = Duration::from_secs(3);
@@ -13,6 +13,8 @@ const MIN_TIME: Duration = Duration::from_secs(3);
 struct Window {
     host: u64,
     writable: bool,
+    /// How far it is from where the program has the page.
+    offset: u64,
     /// The next window that shows the same page, or 0.
     next: u64,
 }
@@ -40,7 +42,12 @@ pub struct Occupant {
     pub used: Instant,
     /// When it got windows, or they ran out last.
     since: Instant,
+    /// By the process's addresses.
     windows: HashMap<u64, Window>,
+    /// The shift of each region that the program has windows for.
+    pub regions: HashMap<u64, u8>,
+    /// All of them, a bit each.
+    shifts: u32,
     /// The first window of each page that is shown.
     shown: HashMap<u64, u64>,
     /// Of each granule with windows: the lowest and the highest.
@@ -60,10 +67,18 @@ impl Occupant {
             used: now,
             since: now,
             windows: HashMap::new(),
+            regions: HashMap::new(),
+            shifts: 0,
             shown: HashMap::new(),
             extent: HashMap::new(),
             runs: 0,
         }
+    }
+
+    /// The program has windows for `region`, shifted by `shift`.
+    pub fn claimed(&mut self, region: u64, shift: u8) {
+        self.regions.insert(region, shift);
+        self.shifts |= 1 << shift;
     }
 
     /// How many windows there are.
@@ -92,8 +107,8 @@ impl Occupant {
         true
     }
 
-    /// Shows `pages` pages from `backing` on at `address`. False: the host refused.
-    pub fn open(&mut self, address: u64, backing: Backing, pages: u64, writable: bool) -> bool {
+    /// Shows `pages` pages from `backing` on at `address`, which is `offset` bytes above the program's. False: the host refused.
+    pub fn open(&mut self, address: u64, backing: Backing, pages: u64, writable: bool, offset: u64) -> bool {
         self.runs += 1;
         let range = address..address + pages * PAGE;
         if !host::show(&range, backing, writable) {
@@ -108,7 +123,7 @@ impl Occupant {
                 _ => {
                     self.forget(at);
                     let next = self.shown.insert(page, at).unwrap_or(0);
-                    self.windows.insert(at, Window { host: page, writable, next });
+                    self.windows.insert(at, Window { host: page, writable, offset, next });
                     let extent = self.extent.entry(at / GRANULE).or_insert((at, at));
                     *extent = (extent.0.min(at), extent.1.max(at));
                 }
@@ -117,22 +132,28 @@ impl Occupant {
         true
     }
 
-    /// Closes the window at page address `at`. Whether there was one.
-    pub fn close(&mut self, at: u64, share: Share) -> bool {
-        let there = self.forget(at);
-        if there && self.has_room_for(1, share) {
-            host::clear(&(at..at + PAGE));
+    /// Closes the windows for the program's page at `page`. Whether there was one.
+    pub fn close(&mut self, page: u64, share: Share) -> bool {
+        let (shifts, mut closed) = (self.shifts, false);
+        for shift in (0..u32::BITS).filter(|shift| shifts >> shift & 1 != 0) {
+            let at = page + (u64::from(shift) << SHIFT_BITS);
+            if self.forget(at) {
+                closed = true;
+                if self.has_room_for(1, share) {
+                    host::clear(&(at..at + PAGE));
+                }
+            }
         }
-        there
+        closed
     }
 
-    /// Closes all windows but those that `keep` wants, given the window's address, its page and whether it is writable.
+    /// Closes all windows but those that `keep` wants, given the program's address, its page and whether it is writable.
     /// How many were closed.
     pub fn retain(&mut self, mut keep: impl FnMut(u64, u64, bool) -> bool, share: Share) -> usize {
         let mut gone: Vec<u64> = self
             .windows
             .iter()
-            .filter(|&(&at, window)| !keep(at, window.host, window.writable))
+            .filter(|&(&at, window)| !keep(at - window.offset, window.host, window.writable))
             .map(|(&at, _)| at)
             .collect();
         gone.sort_unstable();

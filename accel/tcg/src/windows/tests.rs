@@ -7,25 +7,35 @@ const THIRD_MACHINE: usize = 3;
 /// Where nothing lies in a test's process.
 const FREE: u64 = 0x3100_0000_0000;
 const REGION: u64 = 1 << REGION_BITS;
+const HERE: Claim = Claim::Granted { shift: 0 };
 
-/// Programs at addresses of their own have windows side by side; one within reach of another has to wait for its end.
+/// Programs at addresses of their own have windows side by side; one within reach of another has them elsewhere.
 #[test]
 fn a_region_is_one_address_spaces() {
     let (one, joined) = join(0x1000, MACHINE, 0);
     assert!(!joined);
     let (other, _) = join(0x2000, MACHINE, 1);
-    assert_eq!(claim(one, FREE), Claim::Granted);
-    assert_eq!(claim(one, FREE + REGION), Claim::Granted);
+    assert_eq!(claim(one, FREE, 0), HERE);
+    assert_eq!(claim(one, FREE + REGION, 0), HERE);
+    assert_eq!(claim(one, FREE, 5), HERE, "once for all");
+    // Out of reach of the other's, and of its own that are shifted by more or less.
     for near in [FREE - 1, FREE, FREE + REGION, FREE + 2 * REGION] {
-        assert_eq!(claim(other, near), Claim::Taken(one), "{near:#x}");
+        assert_eq!(claim(other, near, 0), Claim::Granted { shift: 2 }, "{near:#x}");
     }
-    assert_eq!(claim(other, FREE + 3 * REGION), Claim::Granted);
+    assert_eq!(claim(other, FREE - 3 * REGION, 0), HERE);
+    assert_eq!(claim(other, FREE + 7 * REGION, 0), Claim::Granted { shift: 1 });
+    let offset = |address| offset_at(other, address).map(|offset| offset >> SHIFT_BITS);
+    assert_eq!(offset(FREE - 2 * REGION - REACH), Some(0));
+    assert_eq!([offset(FREE + 3 * REGION - REACH), offset(FREE + 3 * REGION - REACH - 1)], [Some(2), None]);
+    assert_eq!([offset(FREE + 6 * REGION), offset(FREE + 7 * REGION + REACH - 1)], [Some(2); 2]);
+    assert_eq!([offset(FREE + 7 * REGION + REACH), offset(FREE + 9 * REGION)], [None, Some(1)]);
+    assert!(is_taken(0x2000, FREE) && !is_taken(0x1000, FREE) && is_taken(0x1000, FREE - 2 * REGION));
     assert_eq!(another(MACHINE, other), Some(one));
     assert_eq!(another(usize::MAX, other), None);
 
     assert!(end(one, members(one, MACHINE).expect("its machine")));
-    assert_eq!(claim(other, FREE), Claim::Granted);
-    assert_eq!(claim(one, FREE + REGION), Claim::Refused, "what has ended asks for nothing");
+    assert_eq!(claim(other, FREE + 12 * REGION, 0), HERE);
+    assert_eq!(claim(one, FREE + REGION, 0), Claim::Refused, "what has ended asks for nothing");
     leave(other, 1);
     assert!(is_unused(other, Duration::MAX));
 }
@@ -66,7 +76,7 @@ fn regions_that_nobody_uses_are_given_back() {
         let (tenure, _) = join(0x4000, THIRD_MACHINE, 0);
         for number in 0..MAX_REGIONS as u64 / 2 {
             let address = 0x4000_0000_0000 + (round * MAX_REGIONS as u64 + 2 * number) * REGION;
-            assert_eq!(claim(tenure, address), Claim::Granted, "{address:#x}");
+            assert_eq!(claim(tenure, address, 0), HERE, "{address:#x}");
         }
         leave(tenure, 0);
     }

@@ -108,7 +108,7 @@ struct Tested {
 const PLAIN: &str = "plain";
 
 /// What is run by default beside [`PLAIN`].
-const STRESSES: [&str; 12] = [
+const STRESSES: [&str; 13] = [
     "misses",
     "misses+ungrouped",
     "flushes",
@@ -120,6 +120,7 @@ const STRESSES: [&str; 12] = [
     "short+unchained",
     "windows",
     "windows+kicks",
+    "windows+shifts",
     "reclaims",
 ];
 

@@ -1,4 +1,5 @@
-//! Operands in windows ([`crate::windows`]): at the guest's own addresses, once it is sure that only windows lie there.
+//! Operands in windows ([`crate::windows`]): at the guest's own addresses, once it is sure that only windows lie there; or as far
+//! from them as the look says that makes sure of it.
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Register};
@@ -8,12 +9,12 @@ use crate::code::thunks::{T0, T1};
 use crate::env::{REGION_SHIFT, REGION_TABLE};
 use crate::operand::segment_index;
 use crate::translate::address::address_width;
-use crate::translate::encode::Memory;
+use crate::translate::encode::{Memory, Op};
 use crate::translate::generator::Translator;
 use crate::translate::groups::STEP;
 use crate::translate::place::Place;
 use crate::translate::registers::{gpr_number, host_number};
-use crate::windows::{REACH, REGION_BITS};
+use crate::windows::{REACH, REGION_BITS, SHIFT_BITS};
 
 /// Instructions of a block at most, each of which may move a register by [`STEP`].
 const STEPS: u64 = crate::translate::block::MAX_INSNS as u64 + 1;
@@ -70,6 +71,10 @@ impl Translator {
                 self.settle();
                 self.linear_to_t0(insn, 1, false);
                 self.look_at_region(T0);
+                if self.shifted() {
+                    self.shift_t0();
+                    return true;
+                }
                 self.place = match (base, scaled) {
                     // Its own registers make a shorter way to the data than the sum.
                     (None | Some(Some(_)), None | Some(Some(_))) => {
@@ -96,6 +101,7 @@ impl Translator {
     fn own(&mut self, base: usize, index: Option<usize>) {
         let same = |number: usize| host_number(number) == Some(number);
         if let Place::Window(memory) = self.place
+            && !self.shifted()
             && same(base)
             && index.is_none_or(same)
         {
@@ -121,13 +127,16 @@ impl Translator {
                 T0
             }
         };
-        if self.in_claimed >> number & 1 == 0 {
+        let shifted = self.shifted();
+        if shifted || self.in_claimed >> number & 1 == 0 {
             self.look_at_region(host);
             self.in_claimed |= 1 << number;
         } else {
             self.mark();
         }
-        self.place = Place::Window(Memory { base: Some(host), index: None, displacement });
+        let index = shifted.then_some((T1, 1));
+        let memory = Memory { base: Some(host), index, displacement };
+        self.place = if shifted && host == T0 { self.in_t1(memory) } else { Place::Window(memory) };
         true
     }
 
@@ -137,6 +146,9 @@ impl Translator {
             self.t0 = None;
             self.look_at_region(T0);
             self.place = at_t0();
+            if self.shifted() {
+                self.shift_t0();
+            }
         }
         self.windowed()
     }
@@ -145,21 +157,52 @@ impl Translator {
     fn reach_constant_window(&mut self, address: u64) -> bool {
         let Ok(entry) = i32::try_from((address >> REGION_SHIFT) + REGION_TABLE as u64) else { return false };
         let region = address >> REGION_BITS;
+        let shifted = self.shifted();
         self.settle();
         self.mark();
-        if self.constant_region != Some(region) {
+        if shifted || self.constant_region != Some(region) {
             self.t1 = None;
             dynasm!(self.e ; .arch x64 ; movzx r11d, BYTE [rsp + entry]);
             self.constant_region = Some(region);
+            self.make_shift();
         }
         self.place = match i32::try_from(address as i64) {
-            Ok(short) => Place::Window(Memory { base: None, index: None, displacement: short }),
+            Ok(short) => {
+                let base = shifted.then_some(T1);
+                Place::Window(Memory { base, index: None, displacement: short })
+            }
             Err(_) => {
                 self.constant_to(T0, address);
                 at_t0()
             }
         };
+        if shifted && self.place == at_t0() {
+            self.shift_t0();
+        }
         true
+    }
+
+    /// Whether windows may be elsewhere than at the program's addresses: T1 is how far, after a look.
+    fn shifted(&self) -> bool {
+        self.key.mode & mode::SHIFTED != 0
+    }
+
+    /// The place is as far from T0 as T1 says.
+    fn shift_t0(&mut self) {
+        self.place = self.in_t1(Memory { base: Some(T0), index: Some((T1, 1)), displacement: 0 });
+    }
+
+    /// `memory`, its address in T1: T0 is free, or holds what it held.
+    fn in_t1(&mut self, memory: Memory) -> Place {
+        self.e.memory_op(Op::Lea, T1, memory, 8);
+        Place::Window(Memory { base: Some(T1), index: None, displacement: 0 })
+    }
+
+    /// Makes bytes of what a look has read.
+    fn make_shift(&mut self) {
+        if self.shifted() {
+            dynasm!(self.e ; .arch x64 ; rorx r11, r11, 64 - SHIFT_BITS as i8);
+        }
     }
 
     /// Faults unless the region of the address in host register `host` is claimed. Clobbers T1. The count is RSP's low bits
@@ -170,6 +213,7 @@ impl Translator {
         self.t1 = None;
         dynasm!(self.e ; .arch x64 ; shrx r11, Rq(host), rsp);
         self.e.raw(&LOOK);
+        self.make_shift();
     }
 }
 
