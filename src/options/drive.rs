@@ -308,6 +308,7 @@ mod tests {
             ("file=x,cache=some", "cache= takes"),
             ("file=x,readonly=maybe", "readonly= takes on or off"),
             ("file=x,cach=none", "unknown property 'cach' (did you mean 'cache'?)"),
+            ("file=x,cahce=none", "unknown property 'cahce' (did you mean 'cache'?)"),
             ("file=x,aio=native", "aio=native: not built yet"),
         ] {
             let text = read(value).unwrap_err().to_string();
