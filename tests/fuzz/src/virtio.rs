@@ -99,6 +99,13 @@ fn assert_works(driver: &mut Driver, subject: &impl Subject, pauses: bool) {
     subject.assert_idle();
 }
 
+/// A request of any bytes, for a device that does not look at them itself.
+pub fn any_request(device: &dyn VirtioDevice, input: &mut Input) -> Request {
+    let queue = u16::from(input.u8()) % device.queue_sizes().len() as u16;
+    let (cuts, is_indirect) = shape(input);
+    Request { queue, readable: input.short().to_vec(), cuts, writable: rooms(input), is_indirect }
+}
+
 /// Where a request's bytes are cut into buffers, and whether its descriptors have a table of their own.
 pub fn shape(input: &mut Input) -> (Vec<u8>, bool) {
     let what = input.u8();

@@ -15,7 +15,7 @@ use fuzz::driver::Request;
 use fuzz::input::Input;
 use fuzz::machine::Machine;
 use fuzz::vhost::{Kernel, Kind, Signal, TAKEN, Told};
-use fuzz::virtio::{self, Subject, rooms, shape};
+use fuzz::virtio::{self, Subject, any_request};
 use libfuzzer_sys::fuzz_target;
 
 /// Features without which there is no device, and streams of messages.
@@ -47,9 +47,7 @@ impl Subject for Vhost {
     }
 
     fn request(&mut self, input: &mut Input) -> Request {
-        let queue = u16::from(input.u8()) % self.device.queue_sizes().len() as u16;
-        let (cuts, is_indirect) = shape(input);
-        Request { queue, readable: input.short().to_vec(), cuts, writable: rooms(input), is_indirect }
+        any_request(&*self.device, input)
     }
 
     fn host(&mut self, input: &mut Input) {

@@ -2,9 +2,9 @@
 //!
 //! A program gets them when timer ticks have found it running a few times: by then it is worth the pages that have to be mapped
 //! and the code that has to be translated once more. They are its address space's, on every CPU that runs a thread of it, until
-//! another one of the CPU gets some. Where another program's windows lie where this one's would, its own are elsewhere, for which it
-//! has code that adds how far; where there is no room for that either, it goes without for as long as those are used. They follow the guest's TLB: what is flushed is looked up again, and closed if it has changed, before user
-//! code runs on.
+//! another one of the CPU gets some. Where another program's windows lie where this one's would, its own are elsewhere, for which
+//! it has code that adds how far; where there is no room for that either, it goes without for as long as those are used. They
+//! follow the guest's TLB: what is flushed is looked up again, and closed if it has changed, before user code runs on.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
