@@ -142,8 +142,12 @@ impl TlbSlot {
 /// Entries of a return cache: the low byte of a return address is its index.
 pub const RETURN_ENTRIES: usize = 256;
 
+/// Number of the return cache of places that may read the flags that a return comes with.
+pub const TAKES_FLAGS: usize = 1;
+
 /// Where calls that were made lately return to: entered by the calls, looked up by the returns. Whatever changes what an
-/// address means empties it.
+/// address means empties it. There are two: one of places that read no flags before they are given new values, where returns
+/// go without them, and one ([`TAKES_FLAGS`]) of all others.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct ReturnCache {
@@ -302,7 +306,7 @@ pub struct Env {
     /// Misses of sites, counting up to zero.
     pub site_misses: [u16; SITE_COUNTERS],
     /// Where returns go, for each class that has its returns predicted.
-    pub returns: [ReturnCache; mode::RETURN_CLASSES],
+    pub returns: [[ReturnCache; 2]; mode::RETURN_CLASSES],
     /// Counted by generated code.
     pub counted: CodeCounters,
     pub(crate) align: [u8; XSAVE_PAD],
@@ -493,7 +497,7 @@ impl Env {
 
     /// Empties the return caches.
     pub fn forget_returns(&mut self) {
-        for cache in &mut self.returns {
+        for cache in self.returns.as_flattened_mut() {
             cache.clear();
         }
     }

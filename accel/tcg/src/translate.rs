@@ -5,6 +5,7 @@
 //! and the frequent system instructions have emitters of their own; the rest calls a helper.
 
 pub mod address;
+pub mod again;
 pub mod bit_test;
 pub mod block;
 pub mod classify;

@@ -283,6 +283,13 @@ pub struct Entries {
     pub forward: u8,
 }
 
+impl Entries {
+    /// The block may read the flags that it is entered with: else it has nothing to do about where they are.
+    pub fn take_flags(&self) -> bool {
+        self.saved != self.host
+    }
+}
+
 /// The guest bytes that a block is made of, as offsets in its page; those from 4096 on are on the second one.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {

@@ -17,10 +17,12 @@ use dynasmrt::{DynasmApi, dynasm};
 
 use crate::code::emitter::{Emitter, cc};
 use crate::code::gs_base;
-use crate::code::jump_caches::{jump_code, jump_index_to_t1, look_far, lookup_missed, probe_jump_cache};
+use crate::code::jump_caches::{
+    jump_code, jump_index_to_t1, look_far, lookup_missed, probe_jump_cache, return_code, return_tags,
+};
 use crate::code::refill;
 use crate::code::tb::mode;
-use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TLB_MODES, TlbSlot};
+use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TAKES_FLAGS, TLB_MODES, TlbSlot};
 use crate::exec::helpers::{JUDGE, NEAR_SIZE, RESUME, SITE_SHIFT, SLOT_SHIFT};
 use crate::mmu::soft_tlb::{TLB_ENTRIES, table_offset};
 
@@ -252,9 +254,18 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
     }
     for class in 0..mode::RETURN_CLASSES {
         thunks.return_lookup[class] = e.here();
+        // The site asked the cache of places that take no flags.
         dynasm!(e ; .arch x64
             ; mov [rsp + env_offset!(branch_from)], r11d
-            ; inc QWORD [rsp + env_offset!(counted.return_misses)]);
+            ; movzx r11d, r10b
+            ; cmp r10, [rsp + r11 * 8 + return_tags(class, TAKES_FLAGS)]);
+        let miss = e.jcc_short(cc::NE);
+        dynasm!(e ; .arch x64
+            ; mov DWORD [rsp + env_offset!(branch_from)], 0
+            ; push QWORD [rsp + r11 * 8 + return_code(class, TAKES_FLAGS)]
+            ; ret);
+        e.bind_short(miss);
+        dynasm!(e ; .arch x64 ; inc QWORD [rsp + env_offset!(counted.return_misses)]);
         let miss = probe_jump_cache(e, class);
         // Where the site is was noted in case the target is no address: it is one.
         dynasm!(e ; .arch x64

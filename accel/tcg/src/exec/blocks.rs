@@ -193,6 +193,7 @@ impl Vcpu {
         trace::entered(&self.cpu, &code, id);
         code.cached_by(id, self.cpu.index);
         let (block, entry) = (code.block(id), code.entry_saved(id));
+        let takes_flags = block.entries.take_flags();
         if let Some(class) = mode::class(bits) {
             // Blocks on two pages look themselves whether they are there.
             let user = bits & mode::CPL == 3;
@@ -201,7 +202,7 @@ impl Vcpu {
                 self.cpu.mmu.insert_code_page(user, rip.wrapping_add(PAGE), number);
             }
             if self.chaining && bits & mode::UNGROUPED == 0 {
-                self.cpu.mmu.insert_jump(rip, class, entry);
+                self.cpu.mmu.insert_jump(rip, class, entry, takes_flags);
             }
         }
         Ok(entry)

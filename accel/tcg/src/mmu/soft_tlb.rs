@@ -57,9 +57,12 @@ const EMPTY: TlbEntry = TlbEntry { tag: EMPTY_TAG, host: 0 };
 pub struct JumpEntry {
     /// Linear address of the block. An empty entry has an address with another index.
     pub tag: u64,
-    /// Host address of its code.
+    /// Host address of its code. In a larger jump cache [`TAKES_FLAGS`] may be set, too.
     pub code: u64,
 }
+
+/// Set in [`JumpEntry::code`]: the block may read the flags that it is entered with.
+pub const TAKES_FLAGS: u64 = 1 << 63;
 
 /// An empty jump cache.
 static NO_JUMPS: [JumpEntry; JUMP_ENTRIES] = {
@@ -442,17 +445,23 @@ impl Mmu {
         context.fetch[usize::from(user)][index] = FetchEntry { tag: linear & !0xfff, page };
     }
 
-    /// Enters a block into the jump cache of `class`.
-    pub fn insert_jump(&mut self, pc: u64, class: usize, code: u64) {
+    /// Enters a block into the jump caches of `class`. One that `takes_flags` is kept out of the first if there is a second.
+    pub fn insert_jump(&mut self, pc: u64, class: usize, code: u64, takes_flags: bool) {
         let context = self.current();
         let index = jump_index(pc);
         context.jumps_used[class].set(&context.jumps[class], index);
         context.jumped.insert(pc >> 12);
         context.executed.insert(pc >> 12);
-        context.jumps[class][index] = JumpEntry { tag: pc, code };
-        if class < mode::FAR_CLASSES {
+        let has_far = class < mode::FAR_CLASSES;
+        if !has_far || !takes_flags {
+            context.jumps[class][index] = JumpEntry { tag: pc, code };
+        } else if context.jumps[class][index].tag == pc {
+            context.jumps[class][index] = NO_JUMPS[index];
+        }
+        if has_far {
             let index = far_jump_index(pc);
             context.far_jumps_used[class].set(&context.far_jumps[class], index);
+            let code = if takes_flags { code | TAKES_FLAGS } else { code };
             context.far_jumps[class][index] = JumpEntry { tag: pc, code };
         }
     }

@@ -79,6 +79,8 @@ impl Item {
 pub struct Items {
     room: Vec<Item>,
     len: usize,
+    /// Flags that may be read where the call that ends the block returns to.
+    pub live_back: u8,
 }
 
 impl Items {
@@ -197,16 +199,17 @@ pub fn decode(source: &Source, kinds: &mut ModeKinds, peek: &dyn Peek, items: &m
             _ => break,
         }
     }
-    let live = match items.last() {
-        Some(last) if mode & mode::SINGLE == 0 && end_matters(items) => {
-            let place = |rip: u64| {
-                let place = (start as u64).wrapping_add(rip.wrapping_sub(source.rip));
-                (window(start).start as u64..end as u64).contains(&place).then_some(place as usize)
-            };
-            liveness::after(&last.insn, &mut liveness::Code { near: &mut decoder, place: &place, bits, peek })
-        }
-        _ => flags::ALL,
+    let place = |rip: u64| {
+        let place = (start as u64).wrapping_add(rip.wrapping_sub(source.rip));
+        (window(start).start as u64..end as u64).contains(&place).then_some(place as usize)
     };
+    let mut code = liveness::Code { near: &mut decoder, place: &place, bits, peek };
+    let last = &items[items.len() - 1];
+    let calls = matches!(last.class, Class::Call | Class::CallIndirect) && source.extended;
+    let back = if calls { liveness::at(last.insn.next_ip(), &mut code) } else { flags::ALL };
+    let looks = mode & mode::SINGLE == 0 && end_matters(items);
+    let live = if looks { liveness::after(&last.insn, &mut code) } else { flags::ALL };
+    items.live_back = back;
     find_live(items, live);
     Cut::Inside
 }

@@ -1,31 +1,20 @@
 //! Ways on from a block: direct, conditional, indirect.
 
-use std::mem::offset_of;
-
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{ConditionCode, Mnemonic, OpKind};
 
 use crate::code::emitter::{Patch, cc};
-use crate::code::jump_caches::{jump_code, probe_jump_cache};
+use crate::code::jump_caches::{jump_code, probe_jump_cache, return_code, return_tags};
 use crate::code::tb::{Guard, NO_PAGE, Slot, mode};
 use crate::code::thunks::{T0, exit, gpr_offset};
-use crate::env::{Env, EnvBlock, ReturnCache};
+use crate::env::TAKES_FLAGS;
 use crate::env_offset;
 use crate::mmu::soft_tlb::code_page_offset;
+use crate::translate::again::Again;
 use crate::translate::block::Item;
 use crate::translate::flags::{self, Flags};
 use crate::translate::generator::Translator;
 use crate::translate::registers::{gpr_number, host_number};
-
-/// Offset of the return addresses in the return cache of `class` from the host's RSP.
-const fn return_tags(class: usize) -> i32 {
-    (offset_of!(EnvBlock, env) + offset_of!(Env, returns) + class * size_of::<ReturnCache>()) as i32
-}
-
-/// Offset of the code addresses there.
-const fn return_code(class: usize) -> i32 {
-    return_tags(class) + offset_of!(ReturnCache, code) as i32
-}
 
 /// A way out of the block that is emitted behind it.
 pub struct ExitStub {
@@ -128,15 +117,16 @@ impl Translator {
 
     /// Goes on at the address in T0. Where that is no address, the fault is the branch's own: the loop must know it.
     pub(super) fn go_to_t0(&mut self) {
-        self.flags_saved();
         match self.class {
             Some(class) => {
+                let again = self.flags_for_a_miss(class < mode::FAR_CLASSES);
                 self.count(env_offset!(counted.branches));
                 let patch = probe_jump_cache(&mut self.e, class);
                 dynasm!(self.e ; .arch x64 ; gs jmp QWORD [r11 + jump_code(class)]);
-                self.branch_misses.push(patch);
+                self.branch_misses.push((patch, again));
             }
             None => {
+                self.flags_saved();
                 self.note_branch();
                 dynasm!(self.e ; .arch x64
                     ; mov [rsp + env_offset!(rip)], r10
@@ -152,16 +142,18 @@ impl Translator {
     }
 
     /// Emits the ways of indirect branches that the jump cache did not have.
-    pub(super) fn branch_miss(&mut self, patch: Patch) {
+    pub(super) fn branch_miss(&mut self, patch: Patch, again: Option<Again>) {
         self.e.bind(patch);
+        self.flags_again(again);
         dynasm!(self.e ; .arch x64 ; mov r11d, self.id as i32 + 1);
         let class = self.class.expect("only classes have jump caches");
         self.e.jmp_to(self.thunks.branch_miss[class]);
     }
 
     /// Emits the ways of returns that the return cache did not have.
-    pub(super) fn return_miss(&mut self, patch: Patch, class: usize) {
+    pub(super) fn return_miss(&mut self, patch: Patch, class: usize, again: Option<Again>) {
         self.e.bind(patch);
+        self.flags_again(again);
         dynasm!(self.e ; .arch x64 ; mov r11d, self.id as i32 + 1);
         self.e.jmp_to(self.thunks.return_lookup[class]);
     }
@@ -185,38 +177,41 @@ impl Translator {
     /// ```
     pub(super) fn return_to_t0(&mut self) {
         let Some(class) = self.return_class() else { return self.go_to_t0() };
-        self.flags_saved();
+        let again = self.flags_for_a_miss(true);
         self.count(env_offset!(counted.returns));
         dynasm!(self.e ; .arch x64
             ; movzx r11d, r10b
-            ; cmp r10, [rsp + r11 * 8 + return_tags(class)]);
+            ; cmp r10, [rsp + r11 * 8 + return_tags(class, 0)]);
         let miss = self.e.jcc(cc::NE);
-        dynasm!(self.e ; .arch x64 ; push QWORD [rsp + r11 * 8 + return_code(class)] ; ret);
-        self.return_misses.push((miss, class));
+        dynasm!(self.e ; .arch x64 ; push QWORD [rsp + r11 * 8 + return_code(class, 0)] ; ret);
+        self.return_misses.push((miss, class, again));
     }
 
     /// Has the host note that the block goes on at `next` (where a call returns to), and emits what goes to the
     /// callee by `target`. `in_t0`: T0 is `next`.
     pub(super) fn call_to(&mut self, next: u64, in_t0: bool, target: impl FnOnce(&mut Self)) {
         let Some(class) = self.return_class() else { return target(self) };
-        // The flags of the caller are of no interest at the return: the callee's come back.
+        // The flags of the caller are of no interest at the return: the callee's come back, if anybody reads them.
+        let (which, flags) = if self.live_back == 0 { (0, Flags::Dead) } else { (TAKES_FLAGS, Flags::Saved) };
         let index = (next & 0xff) as i32 * 8;
+        let (tag, code) = (return_tags(class, which) + index, return_code(class, which) + index);
         match i32::try_from(next as i64) {
-            Ok(short) => dynasm!(self.e ; .arch x64 ; mov QWORD [rsp + return_tags(class) + index], short),
-            Err(_) if in_t0 => dynasm!(self.e ; .arch x64 ; mov [rsp + return_tags(class) + index], r10),
+            Ok(short) => dynasm!(self.e ; .arch x64 ; mov QWORD [rsp + tag], short),
+            Err(_) if in_t0 => dynasm!(self.e ; .arch x64 ; mov [rsp + tag], r10),
             Err(_) => dynasm!(self.e ; .arch x64
                 ; mov r11, QWORD next as i64
-                ; mov [rsp + return_tags(class) + index], r11),
+                ; mov [rsp + tag], r11),
         }
         // LEA with a displacement to come: the address behind the call below.
         dynasm!(self.e ; .arch x64 ; lea r11, [rip + 0]);
         let after = self.e.last_word();
-        dynasm!(self.e ; .arch x64 ; mov [rsp + return_code(class) + index], r11);
+        dynasm!(self.e ; .arch x64 ; mov [rsp + code], r11);
         let call = self.e.call_forward();
         self.e.bind(after);
-        let flags = std::mem::replace(&mut self.flags, Flags::Saved);
+        let flags = std::mem::replace(&mut self.flags, flags);
+        let live_end = std::mem::replace(&mut self.live_end, self.live_back);
         self.go_to(next);
-        self.flags = flags;
+        (self.flags, self.live_end) = (flags, live_end);
         self.e.bind(call);
         dynasm!(self.e ; .arch x64 ; lea rsp, [rsp + 8]);
         target(self);

@@ -15,6 +15,7 @@ use crate::exception::Exception;
 use crate::mmu::soft_tlb::code_page_offset;
 use crate::ram::PAGE;
 use crate::stress::Stress;
+use crate::translate::again::{self, Again};
 use crate::translate::address::MissStub;
 use crate::translate::address::ramps::Ramps;
 use crate::translate::block::{self, Cut, Item, Items, MAX_INSNS, Source};
@@ -85,12 +86,16 @@ pub struct Translator {
     pub(super) miss_stubs: Vec<MissStub>,
     pub(super) exit_stubs: Vec<ExitStub>,
     pub(super) slow_stubs: Vec<SlowStub>,
-    pub(super) branch_misses: Vec<Patch>,
-    pub(super) return_misses: Vec<(Patch, usize)>,
+    pub(super) branch_misses: Vec<(Patch, Option<Again>)>,
+    pub(super) return_misses: Vec<(Patch, usize, Option<Again>)>,
+    /// How the flags can be made again where the block's last instruction branches.
+    pub(super) again: Option<Again>,
     /// The class of the block's mode.
     pub(super) class: Option<usize>,
     /// Flags that what follows the block may read.
     pub(super) live_end: u8,
+    /// Flags that may be read where the call that ends it returns to.
+    pub(super) live_back: u8,
     /// Where the memory operand is that was checked last.
     pub(super) place: Place,
     /// Accesses that are checked together.
@@ -149,8 +154,10 @@ impl Translator {
             slow_stubs: Vec::new(),
             branch_misses: Vec::new(),
             return_misses: Vec::new(),
+            again: None,
             class: None,
             live_end: flags::ALL,
+            live_back: flags::ALL,
             place: Place::Sum(0),
             groups: Groups::default(),
             movable: None,
@@ -229,6 +236,8 @@ impl Translator {
         self.straddling = job.straddling && !self.icount;
         self.class = mode::class(key.mode);
         self.live_end = items[items.len() - 1].live_out;
+        self.live_back = items.live_back;
+        self.again = if self.bits == 64 { again::find(&items) } else { None };
         self.id = berth.id;
         self.e.reset(berth.base);
         self.ramps.follow(berth.filling);
@@ -237,7 +246,7 @@ impl Translator {
         self.fp_loaded = false;
         self.find_groups(&items, grouped);
         self.lists.second_number = mappings.1.unwrap_or(0);
-        let entries = self.prologue(&items[0], mappings.1);
+        let entries = self.prologue(&items, mappings.1);
         self.movable = None;
         self.nothing_held();
         self.in_claimed = 0;
@@ -306,9 +315,13 @@ impl Translator {
     }
 
     /// The entries and the poll.
-    fn prologue(&mut self, first: &Item, second_page: Option<u32>) -> Entries {
+    fn prologue(&mut self, items: &[Item], second_page: Option<u32>) -> Entries {
+        let first = &items[0];
         let live = first.live_in != 0;
         self.now = 0;
+        if live && second_page.is_none() && self.wants_flags_saved(items) {
+            return self.prologue_with_flags_saved();
+        }
         let saved = self.entry();
         self.flags = Flags::Saved;
         self.mark();
@@ -351,6 +364,42 @@ impl Translator {
         self.leave_at_start(patch, exit::POLL);
         self.e.bind_short(quiet);
         dynasm!(self.e ; .arch x64 ; mov rcx, r10);
+    }
+
+    /// Whether the flags, which are live at the start, are first wanted where EFLAGS is needed for something else: they would be
+    /// loaded in vain.
+    fn wants_flags_saved(&self, items: &[Item]) -> bool {
+        // Blocks that do not poll are entered by the loop alone, or in the midst of another.
+        if self.icount || self.class.is_none() || self.key.mode & (mode::SINGLE | mode::UNGROUPED) != 0 {
+            return false;
+        }
+        let windowed = self.key.mode & mode::WINDOWED != 0;
+        for item in items {
+            if item.flags.read != 0 || item.flags.writes {
+                return false;
+            }
+            match item.class {
+                Class::Lea | Class::Nothing | Class::Jump | Class::JumpIf | Class::Direction(_) => {}
+                Class::Native | Class::NativeFp if windowed || !item.memory => {}
+                Class::Push | Class::Pop | Class::PushMemory | Class::Leave if windowed => {}
+                _ => return true,
+            }
+        }
+        false
+    }
+
+    /// The entries and the poll of a block that wants its flags saved.
+    fn prologue_with_flags_saved(&mut self) -> Entries {
+        let host = self.entry();
+        self.flags = Flags::Host;
+        self.mark();
+        self.store_flags_with_t1();
+        let saved = self.entry();
+        self.flags = Flags::Saved;
+        self.mark();
+        self.poll();
+        self.poll_again();
+        Entries { saved, host, forward: host }
     }
 
     /// The entries of a block that runs over into another page, which must be mapped as it was when it was translated.
@@ -523,11 +572,11 @@ impl Translator {
         while let Some(stub) = self.exit_stubs.pop() {
             self.exit_stub(stub);
         }
-        while let Some(patch) = self.branch_misses.pop() {
-            self.branch_miss(patch);
+        while let Some((patch, again)) = self.branch_misses.pop() {
+            self.branch_miss(patch, again);
         }
-        while let Some((patch, class)) = self.return_misses.pop() {
-            self.return_miss(patch, class);
+        while let Some((patch, class, again)) = self.return_misses.pop() {
+            self.return_miss(patch, class, again);
         }
     }
 

@@ -55,7 +55,7 @@ struct Look {
 }
 
 /// The flags that are read from `rip` on before they are given new values.
-fn at(mut rip: u64, code: &mut Code) -> u8 {
+pub fn at(mut rip: u64, code: &mut Code) -> u8 {
     let mut look = Look { live: 0, open: ALL, left: INSNS };
     let mut bytes = [0; WINDOW];
     loop {
