@@ -23,6 +23,7 @@ pub mod icount;
 pub mod liveness;
 pub mod native;
 pub mod place;
+pub mod prologue;
 pub mod reencode;
 pub mod registers;
 pub mod shape;

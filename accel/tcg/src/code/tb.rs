@@ -1,5 +1,7 @@
 //! A translation block: one entry, straight guest code, at most two direct ways on.
 
+use std::ops::RangeInclusive;
+
 use iced_x86::Instruction;
 
 use crate::exception::Exception;
@@ -160,16 +162,33 @@ pub(super) const FLAGS_IN_HOST: u16 = 1 << 5;
 const WAITING_AT: u32 = 8;
 const FIRST_COLD: usize = 9;
 
+/// Where four bits begin there that are a signed number: by how many words of 8 bytes the guest's RSP is ahead of the register
+/// that has it.
+const AHEAD_AT: u32 = 12;
+/// What that number can be.
+pub const WORDS_AHEAD: RangeInclusive<i32> = -8..=7;
+
 /// The guest registers that scratch registers T0 and T1 have and the environment has not yet.
 pub type Waiting = [Option<usize>; 2];
 
 impl Mark {
-    /// From these parts.
+    /// From these parts; nothing is ahead.
     pub fn new(host: usize, insn: usize, flags_in_host: bool, parked: u8, waiting: Waiting) -> Self {
         let [first, second] = waiting.map(|guest| guest.map_or(0, |guest| (guest - FIRST_COLD + 1) as u16));
         let flags = if flags_in_host { FLAGS_IN_HOST } else { 0 };
         let state = u16::from(parked) | flags | first << WAITING_AT | second << (WAITING_AT + 2);
         Self { host: host as u16, insn: insn as u8, state }
+    }
+
+    /// The same, where the guest's RSP is `words` (one of [`WORDS_AHEAD`]) ahead.
+    pub fn with_stack_ahead(self, words: i32) -> Self {
+        debug_assert!(WORDS_AHEAD.contains(&words));
+        Self { state: self.state | (words as u16) << AHEAD_AT, ..self }
+    }
+
+    /// By how many words of 8 bytes the guest's RSP is more than the register that has it.
+    pub fn stack_ahead(self) -> i64 {
+        i64::from(self.state as i16 >> AHEAD_AT)
     }
 
     /// Whether it says the same as `other` of another place.

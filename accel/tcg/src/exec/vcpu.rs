@@ -513,6 +513,8 @@ impl Vcpu {
                 self.cpu.env.gpr[guest] = value;
             }
         }
+        let rsp = &mut self.cpu.env.gpr[4];
+        *rsp = rsp.wrapping_add_signed(8 * mark.stack_ahead());
         self.cpu.env.flags_from_code();
         if mark.flags_in_host() {
             self.cpu.env.arith = self.cpu.env.fault_eflags & ARITH_FLAGS;

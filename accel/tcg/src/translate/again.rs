@@ -39,8 +39,16 @@ enum Kind {
     Compare(u8, Operand),
     Test(u8, Operand),
     /// The result is this register plus `ahead`.
-    Add { result: u8, ahead: i32, by: Operand },
-    Subtract { result: u8, ahead: i32, by: Operand },
+    Add {
+        result: u8,
+        ahead: i32,
+        by: Operand,
+    },
+    Subtract {
+        result: u8,
+        ahead: i32,
+        by: Operand,
+    },
     Negate(u8),
 }
 
@@ -86,10 +94,10 @@ impl Since {
     }
 }
 
-/// How the flags can be made again at the end of 64-bit code `items`, behind a return or an indirect jump.
+/// How the flags can be made again at the end of 64-bit code `items`, behind a return, an indirect jump or call.
 pub fn find(items: &[Item]) -> Option<Again> {
     let (last, before) = items.split_last()?;
-    if !matches!(last.class, Class::Return | Class::JumpIndirect) {
+    if !matches!(last.class, Class::Return | Class::JumpIndirect | Class::CallIndirect) {
         return None;
     }
     let mut since = Since { written: 0, stack: last.insn.stack_pointer_increment() };
@@ -222,5 +230,80 @@ impl Translator {
             (Operand::Constant(by), 4) => dynasm!(self.e ; .arch x64 ; sub r11d, by),
             (Operand::Constant(by), _) => dynasm!(self.e ; .arch x64 ; sub r11, by),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::InstructionInfoFactory;
+
+    use super::*;
+    use crate::code::tb::mode;
+    use crate::ram::PAGE;
+    use crate::translate::block::{Items, MAX_INSN_BYTES, MAX_INSNS, Source, decode};
+    use crate::translate::facts::Kinds;
+    use crate::translate::features::Features;
+    use crate::translate::liveness::{Peek, WINDOW};
+
+    struct Nothing;
+
+    impl Peek for Nothing {
+        fn peek(&self, _: u64, _: &mut [u8; WINDOW]) -> usize {
+            0
+        }
+    }
+
+    fn at_the_end_of(code: &[u8]) -> Option<Again> {
+        let mut bytes = code.to_vec();
+        bytes.resize(PAGE as usize + MAX_INSN_BYTES, 0);
+        let mode = mode::LONG | mode::FLAT_CODE | mode::SSE | 3;
+        let source =
+            Source { bytes: &bytes, start: 0, rip: 0, bits: 64, mode, limit: MAX_INSNS, extended: true };
+        let features = Features::new(|_, _| [u32::MAX; 4]);
+        let (mut kinds, mut info, mut items) =
+            (Kinds::default(), InstructionInfoFactory::new(), Items::default());
+        decode(&source, &mut kinds.of_mode(64, mode, &features, &mut info), &Nothing, &mut items);
+        find(&items)
+    }
+
+    #[test]
+    fn what_is_left_of_operands_makes_flags_again() {
+        use Operand::{Constant, Register};
+        let found = |code: &[u8]| at_the_end_of(code).map(|Again { size, kind }| (size, kind));
+        // xor eax, eax; mov eax, 5; ret
+        assert_eq!(found(b"\x31\xc0\xb8\x05\0\0\0\xc3"), Some((4, Kind::Zero)));
+        // cmp bl, 5; mov eax, ecx; ret
+        assert_eq!(found(b"\x80\xfb\x05\x89\xc8\xc3"), Some((1, Kind::Compare(3, Constant(5)))));
+        // test rdx, rsi; jz (out); jmp rax
+        assert_eq!(found(b"\x48\x85\xf2\x74\x02\xff\xe0"), Some((8, Kind::Test(2, Register(6)))));
+        // and edi, esi; ret
+        assert_eq!(found(b"\x21\xf7\xc3"), Some((4, Kind::Test(7, Register(7)))));
+        // add rsp, 24; pop rbx; pop rbp; ret
+        let add = Kind::Add { result: 9, ahead: -24, by: Constant(24) };
+        assert_eq!(found(b"\x48\x83\xc4\x18\x5b\x5d\xc3"), Some((8, add)));
+        // sub rax, rcx; call rax
+        let subtract = Kind::Subtract { result: 0, ahead: 0, by: Register(1) };
+        assert_eq!(found(b"\x48\x29\xc8\xff\xd0"), Some((8, subtract)));
+        assert_eq!(found(b"\xf7\xdb\xc3"), Some((4, Kind::Negate(3))));
+    }
+
+    #[test]
+    fn what_is_gone_does_not() {
+        let gone: [&[u8]; 9] = [
+            b"\x39\xd8\x89\xd8\xc3",     // cmp eax, ebx; mov eax, ebx; ret
+            b"\x3b\x03\xc3",             // cmp eax, [rbx]; ret
+            b"\x01\xd2\xc3",             // add edx, edx; ret
+            b"\x48\x01\xc8\x59\xc3",     // add rax, rcx; pop rcx; ret
+            b"\x48\xff\xc0\xc3",         // inc rax, which leaves CF; ret
+            b"\x45\x85\xc9\xc3",         // test r9d, r9d, which is in memory; ret
+            b"\x48\x83\xc4\x08\x5c\xc3", // add rsp, 8; pop rsp; ret
+            b"\x48\x83\xc4\x08\xc9\xc3", // add rsp, 8; leave; ret
+            b"\x66\x39\xd8\xc3",         // cmp ax, bx; ret
+        ];
+        for code in gone {
+            assert_eq!(at_the_end_of(code), None, "{code:x?}");
+        }
+        // Nothing is needed where the target is known.
+        assert_eq!(at_the_end_of(b"\x31\xc0\xe9\0\0\x01\0"), None);
     }
 }

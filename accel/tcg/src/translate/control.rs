@@ -202,18 +202,13 @@ impl Translator {
                 ; mov r11, QWORD next as i64
                 ; mov [rsp + tag], r11),
         }
-        // LEA with a displacement to come: the address behind the call below.
-        dynasm!(self.e ; .arch x64 ; lea r11, [rip + 0]);
-        let after = self.e.last_word();
-        dynasm!(self.e ; .arch x64 ; mov [rsp + code], r11);
         let call = self.e.call_forward();
-        self.e.bind(after);
         let flags = std::mem::replace(&mut self.flags, flags);
         let live_end = std::mem::replace(&mut self.live_end, self.live_back);
         self.go_to(next);
         (self.flags, self.live_end) = (flags, live_end);
         self.e.bind(call);
-        dynasm!(self.e ; .arch x64 ; lea rsp, [rsp + 8]);
+        dynasm!(self.e ; .arch x64 ; pop r11 ; mov [rsp + code], r11);
         target(self);
     }
 

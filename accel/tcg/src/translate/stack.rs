@@ -1,14 +1,17 @@
 //! The stack: PUSH, POP, LEAVE, and the stack side of CALL and RET. Flat stacks of 32 and 64 bits; others are helpers'.
 
 use dynasmrt::{DynasmApi, dynasm};
-use iced_x86::{Code, Instruction, OpKind};
+use iced_x86::{Code, Instruction, OpKind, Register};
 
 use crate::code::emitter::{Emitter, cc};
+use crate::code::tb::{WORDS_AHEAD, mode};
 use crate::code::thunks::{T0, gpr_offset, scratch_offset};
 use crate::exception::Exception;
 use crate::exec::helpers::STACK;
+use crate::translate::address::window::CLOSE;
 use crate::translate::address::{Path, STACK_SLOT, Use, stack_bit};
 use crate::translate::block::Item;
+use crate::translate::classify::Class;
 use crate::translate::encode::{Memory, Op};
 use crate::translate::generator::Translator;
 use crate::translate::groups::{RBP, RSP};
@@ -57,8 +60,55 @@ impl Translator {
         if self.bits == 64 { Path::stack(displacement) } else { Path::Slot(STACK_SLOT, Place::Sum(0)) }
     }
 
-    /// The stack pointer moves by `delta`, flags untouched.
+    /// The stack pointer moves by `delta`, flags untouched: where the present instruction reaches the stack by a window, later.
     fn move_stack(&mut self, delta: i32) {
+        if self.bits == 64 && delta % 8 == 0 && self.windowed() {
+            let words = self.words_ahead + delta / 8;
+            if WORDS_AHEAD.contains(&words) {
+                self.words_ahead = words;
+                return;
+            }
+        }
+        self.settle_stack();
+        self.move_stack_now(delta);
+    }
+
+    /// The host's register has the guest's RSP.
+    pub(super) fn settle_stack(&mut self) {
+        let words = std::mem::take(&mut self.words_ahead);
+        if words != 0 {
+            self.move_stack_now(8 * words);
+        }
+    }
+
+    /// Whether instruction `index` of the block can be emitted while the host's register has not got the guest's RSP: it reaches
+    /// no more than the stack by it, through a window, and its fault is told how far it is ([`crate::code::tb::Mark`]). Behind a
+    /// comparison nothing is to come before the jump.
+    pub(super) fn stack_may_wait(&self, items: &[Item], index: usize) -> bool {
+        let (item, insn) = (&items[index], &items[index].insn);
+        let windowed = self.key.mode & mode::WINDOWED != 0 && self.hashed >> index & 1 == 0;
+        let names = |operand| {
+            insn.op_kind(operand) == OpKind::Register
+                && gpr_number(insn.op_register(operand)) == Some(RSP.into())
+        };
+        let named = (0..insn.op_count()).any(names);
+        match item.class {
+            _ if named || items.get(index + 1).is_some_and(|next| next.class == Class::JumpIf) => false,
+            Class::Push | Class::Pop | Class::Return | Class::Call => windowed,
+            Class::Nothing => true,
+            Class::Lea => insn.memory_base().full_register() != Register::RSP,
+            Class::Native | Class::NativeFp if !item.memory => true,
+            Class::Native | Class::NativeFp => {
+                let base = insn.memory_base();
+                let alone = base == Register::RSP && insn.memory_index() == Register::None;
+                windowed && (base.full_register() != Register::RSP || alone && is_close(insn))
+            }
+            _ => false,
+        }
+    }
+
+    /// The stack pointer moves by `delta`, flags untouched.
+    fn move_stack_now(&mut self, delta: i32) {
         let size = if self.bits == 64 { 8 } else { 4 };
         self.e.memory_op(Op::Lea, 9, Memory { base: Some(9), index: None, displacement: delta }, size);
     }
@@ -198,6 +248,10 @@ impl Translator {
 
     /// Raises #GP(0) if T0 is not canonical: a call faults before it pushes.
     fn fault_unless_canonical(&mut self, item: &Item) {
+        // Where windows are, all addresses are.
+        if self.windowed() {
+            return self.look_at_region(T0);
+        }
         self.flags_free(item.live_in);
         dynasm!(self.e ; .arch x64 ; mov r11, r10 ; shl r11, 16 ; sar r11, 16 ; cmp r11, r10);
         let canonical = self.e.jcc_short(cc::E);
@@ -212,6 +266,7 @@ impl Translator {
         let size = if self.bits == 64 { 8 } else { 4 };
         let stub = self.reach_push(item.live_in, size, Use::PushReturn);
         self.store_return(item);
+        self.settle_stack();
         self.checked_access_ends(stub);
         // The way of a miss, which comes back here, leaves something else there.
         self.bits == 64 && stub.is_none()
@@ -240,6 +295,13 @@ impl Translator {
         self.load(10, size);
         self.lists.popped = size + u32::from(drop);
         self.move_stack(self.lists.popped as i32);
+        self.settle_stack();
         self.return_to_t0();
     }
+}
+
+/// Whether the memory operand of `insn`, which has a base register alone, is looked for by that.
+fn is_close(insn: &Instruction) -> bool {
+    let displacement = insn.memory_displacement64() as i64;
+    insn.segment_prefix() == Register::None && displacement.unsigned_abs() < CLOSE
 }

@@ -11,7 +11,7 @@ use crate::operand::segment_index;
 use crate::translate::address::address_width;
 use crate::translate::encode::{Memory, Op};
 use crate::translate::generator::Translator;
-use crate::translate::groups::STEP;
+use crate::translate::groups::{RSP, STEP};
 use crate::translate::place::Place;
 use crate::translate::registers::{gpr_number, host_number};
 use crate::windows::{REACH, REGION_BITS, SHIFT_BITS};
@@ -19,7 +19,7 @@ use crate::windows::{REACH, REGION_BITS, SHIFT_BITS};
 /// Instructions of a block at most, each of which may move a register by [`STEP`].
 const STEPS: u64 = crate::translate::block::MAX_INSNS as u64 + 1;
 /// What a displacement may be for its base register to be looked at instead of the sum.
-const CLOSE: u64 = 1 << 16;
+pub const CLOSE: u64 = 1 << 16;
 /// No operand is longer (FXSAVE and its like are helpers').
 const LONGEST: u64 = 4096;
 const _: () = assert!(CLOSE + STEPS * STEP as u64 + LONGEST <= REACH);
@@ -127,6 +127,8 @@ impl Translator {
                 T0
             }
         };
+        let ahead = if number == RSP { 8 * self.words_ahead } else { 0 };
+        let displacement = displacement + ahead;
         let shifted = self.shifted();
         if shifted || self.in_claimed >> number & 1 == 0 {
             self.look_at_region(host);
@@ -207,7 +209,7 @@ impl Translator {
 
     /// Faults unless the region of the address in host register `host` is claimed. Clobbers T1. The count is RSP's low bits
     /// ([`crate::env::REGION_SHIFT`]).
-    fn look_at_region(&mut self, host: u8) {
+    pub(in crate::translate) fn look_at_region(&mut self, host: u8) {
         self.settle_in(T1);
         self.mark();
         self.t1 = None;
