@@ -143,11 +143,11 @@ impl TlbSlot {
 pub const RETURN_ENTRIES: usize = 256;
 
 /// Number of the return cache of places that may read the flags that a return comes with.
-pub const TAKES_FLAGS: usize = 1;
+pub const WITH_FLAGS: usize = 1;
 
 /// Where calls that were made lately return to: entered by the calls, looked up by the returns. Whatever changes what an
 /// address means empties it. There are two: one of places that read no flags before they are given new values, where returns
-/// go without them, and one ([`TAKES_FLAGS`]) of all others.
+/// go without them, and one ([`WITH_FLAGS`]) of all others.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct ReturnCache {

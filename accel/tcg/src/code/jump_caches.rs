@@ -18,7 +18,7 @@ use crate::mmu::soft_tlb::{
 };
 
 /// Offset of the return addresses in a return cache of `class` from the host's RSP: `which` is 0 or
-/// [`crate::env::TAKES_FLAGS`].
+/// [`crate::env::WITH_FLAGS`].
 pub const fn return_tags(class: usize, which: usize) -> i32 {
     (offset_of!(EnvBlock, env) + offset_of!(Env, returns) + (2 * class + which) * size_of::<ReturnCache>())
         as i32

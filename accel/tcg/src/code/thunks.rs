@@ -22,7 +22,7 @@ use crate::code::jump_caches::{
 };
 use crate::code::refill;
 use crate::code::tb::mode;
-use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TAKES_FLAGS, TLB_MODES, TlbSlot};
+use crate::env::{Env, EnvBlock, SITE_COUNTERS, SLOTS, TLB_MODES, TlbSlot, WITH_FLAGS};
 use crate::exec::helpers::{JUDGE, NEAR_SIZE, RESUME, SITE_SHIFT, SLOT_SHIFT};
 use crate::mmu::soft_tlb::{TLB_ENTRIES, table_offset};
 
@@ -258,11 +258,11 @@ pub fn emit(e: &mut Emitter, helpers: &Helpers, fp: FpSave) -> Thunks {
         dynasm!(e ; .arch x64
             ; mov [rsp + env_offset!(branch_from)], r11d
             ; movzx r11d, r10b
-            ; cmp r10, [rsp + r11 * 8 + return_tags(class, TAKES_FLAGS)]);
+            ; cmp r10, [rsp + r11 * 8 + return_tags(class, WITH_FLAGS)]);
         let miss = e.jcc_short(cc::NE);
         dynasm!(e ; .arch x64
             ; mov DWORD [rsp + env_offset!(branch_from)], 0
-            ; push QWORD [rsp + r11 * 8 + return_code(class, TAKES_FLAGS)]
+            ; push QWORD [rsp + r11 * 8 + return_code(class, WITH_FLAGS)]
             ; ret);
         e.bind_short(miss);
         dynasm!(e ; .arch x64 ; inc QWORD [rsp + env_offset!(counted.return_misses)]);

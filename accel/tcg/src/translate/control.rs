@@ -7,7 +7,7 @@ use crate::code::emitter::{Patch, cc};
 use crate::code::jump_caches::{jump_code, probe_jump_cache, return_code, return_tags};
 use crate::code::tb::{Guard, NO_PAGE, Slot, mode};
 use crate::code::thunks::{T0, exit, gpr_offset};
-use crate::env::TAKES_FLAGS;
+use crate::env::WITH_FLAGS;
 use crate::env_offset;
 use crate::mmu::soft_tlb::code_page_offset;
 use crate::translate::again::Again;
@@ -192,7 +192,7 @@ impl Translator {
     pub(super) fn call_to(&mut self, next: u64, in_t0: bool, target: impl FnOnce(&mut Self)) {
         let Some(class) = self.return_class() else { return target(self) };
         // The flags of the caller are of no interest at the return: the callee's come back, if anybody reads them.
-        let (which, flags) = if self.live_back == 0 { (0, Flags::Dead) } else { (TAKES_FLAGS, Flags::Saved) };
+        let (which, flags) = if self.live_back == 0 { (0, Flags::Dead) } else { (WITH_FLAGS, Flags::Saved) };
         let index = (next & 0xff) as i32 * 8;
         let (tag, code) = (return_tags(class, which) + index, return_code(class, which) + index);
         match i32::try_from(next as i64) {

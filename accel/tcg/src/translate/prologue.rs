@@ -17,18 +17,15 @@ use crate::translate::generator::Translator;
 impl Translator {
     /// The entries and the poll.
     pub(super) fn prologue(&mut self, items: &[Item], second_page: Option<u32>) -> Entries {
-        let first = &items[0];
-        let live = first.live_in != 0;
+        let live = items[0].live_in != 0;
         self.now = 0;
-        if live && second_page.is_none() && self.wants_flags_saved(items) {
-            return self.prologue_with_flags_saved();
+        let second_page = second_page.filter(|_| self.class.is_some());
+        if second_page.is_some() || live && self.wants_flags_saved(items) {
+            return self.prologue_with_flags_saved(live, second_page);
         }
         let saved = self.entry();
         self.flags = Flags::Saved;
         self.mark();
-        if let (Some(number), Some(_)) = (second_page, self.class) {
-            return self.prologue_of_crossing(number, live);
-        }
         self.take_count_without_poll();
         if live {
             self.load_flags_with_t1();
@@ -71,7 +68,7 @@ impl Translator {
     /// loaded in vain.
     fn wants_flags_saved(&self, items: &[Item]) -> bool {
         // Blocks that do not poll are entered by the loop alone, or in the midst of another.
-        if self.icount || self.class.is_none() || self.key.mode & (mode::SINGLE | mode::UNGROUPED) != 0 {
+        if self.class.is_none() || self.key.mode & (mode::SINGLE | mode::UNGROUPED) != 0 {
             return false;
         }
         let windowed = self.key.mode & mode::WINDOWED != 0;
@@ -89,22 +86,9 @@ impl Translator {
         false
     }
 
-    /// The entries and the poll of a block that wants its flags saved.
-    fn prologue_with_flags_saved(&mut self) -> Entries {
-        let host = self.entry();
-        self.flags = Flags::Host;
-        self.mark();
-        self.store_flags_with_t1();
-        let saved = self.entry();
-        self.flags = Flags::Saved;
-        self.mark();
-        self.poll();
-        self.poll_again();
-        Entries { saved, host, forward: host }
-    }
-
-    /// The entries of a block that runs over into another page, which must be mapped as it was when it was translated.
-    fn prologue_of_crossing(&mut self, number: u32, live: bool) -> Entries {
+    /// The entries and the poll of a block that wants its flags saved, if any are live. If it runs over into a second page, that
+    /// must be mapped as it was when it was translated.
+    fn prologue_with_flags_saved(&mut self, live: bool, second_page: Option<u32>) -> Entries {
         let host = self.entry();
         if live {
             self.flags = Flags::Host;
@@ -114,10 +98,12 @@ impl Translator {
         let saved = self.entry();
         self.flags = Flags::Saved;
         self.mark();
-        let entry = code_page_offset(self.key.mode & mode::CPL == 3, self.key.rip.wrapping_add(PAGE));
-        dynasm!(self.e ; .arch x64 ; gs cmp DWORD [entry], number as i32);
-        let other = self.e.jcc(cc::NE);
-        self.leave_at_start(other, exit::LOOKUP);
+        if let Some(number) = second_page {
+            let entry = code_page_offset(self.key.mode & mode::CPL == 3, self.key.rip.wrapping_add(PAGE));
+            dynasm!(self.e ; .arch x64 ; gs cmp DWORD [entry], number as i32);
+            let other = self.e.jcc(cc::NE);
+            self.leave_at_start(other, exit::LOOKUP);
+        }
         if self.icount {
             self.take_count(false);
         } else {
