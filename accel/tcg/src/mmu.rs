@@ -1,6 +1,7 @@
 //! Guest paging: the walker, the soft TLB, and memory access for helpers.
 
 pub mod access;
+pub mod jumps;
 pub mod sets;
 pub mod soft_tlb;
 #[cfg(test)]

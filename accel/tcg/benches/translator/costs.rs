@@ -1,6 +1,7 @@
 //! What the slow ways cost: loops in a guest that take one in each round, against the same loops without.
 
-use accel_tcg::mmu::soft_tlb::{TLB_ENTRIES, jump_index};
+use accel_tcg::mmu::jumps::jump_index;
+use accel_tcg::mmu::soft_tlb::TLB_ENTRIES;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
 
 use crate::long_guest::{CODE, DATA, Guest};

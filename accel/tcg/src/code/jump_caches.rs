@@ -11,11 +11,9 @@ use crate::code::tb::mode;
 use crate::code::thunks::{exit, scratch_offset};
 use crate::env::{Env, EnvBlock, ReturnCache};
 use crate::env_offset;
+use crate::mmu::jumps::{FAR_ENTRIES, JUMP_ENTRIES, JUMP_FACTOR, JumpEntry, TAKES_FLAGS};
 use crate::mmu::sets::PIECES;
-use crate::mmu::soft_tlb::{
-    FAR_ENTRIES, JUMP_ENTRIES, JUMP_FACTOR, JumpEntry, TAKES_FLAGS, far_jumps_offset, jumps_offset,
-    jumps_used_offset,
-};
+use crate::mmu::soft_tlb::{far_jumps_offset, jumps_offset, jumps_used_offset};
 
 /// Offset of the return addresses in a return cache of `class` from the host's RSP: `which` is 0 or
 /// [`crate::env::WITH_FLAGS`].

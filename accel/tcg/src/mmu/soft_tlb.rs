@@ -15,6 +15,9 @@ use std::mem::offset_of;
 
 use crate::code::tb::mode;
 use crate::env::{Env, TLB_MODES};
+use crate::mmu::jumps::{
+    FAR_ENTRIES, JUMP_ENTRIES, JumpEntry, NO_JUMPS, TAKES_FLAGS, far_jump_index, jump_index, no_far_jump,
+};
 use crate::mmu::sets::{PageSet, Used};
 use crate::mmu::walk::{self, cr};
 use crate::mmu::windowed::Windowed;
@@ -24,10 +27,6 @@ use crate::ram::{Ram, SEVERAL, WriteNotes};
 pub const TLB_ENTRIES: usize = 1024;
 /// Entries of the fetch table of one mode.
 pub const FETCH_ENTRIES: usize = 256;
-/// Entries of a jump cache.
-pub const JUMP_ENTRIES: usize = 2048;
-/// Entries of the larger jump cache that the thunks ask where the first does not have an address.
-pub const FAR_ENTRIES: usize = 16384;
 /// Entries of a table of code pages.
 pub const CODE_PAGES: usize = 4096;
 /// Address spaces kept at once. Linux uses six PCIDs for user space at a time.
@@ -50,31 +49,6 @@ pub struct TlbEntry {
 }
 
 const EMPTY: TlbEntry = TlbEntry { tag: EMPTY_TAG, host: 0 };
-
-/// A jump cache entry as generated code reads it.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct JumpEntry {
-    /// Linear address of the block. An empty entry has an address with another index.
-    pub tag: u64,
-    /// Host address of its code. In a larger jump cache [`TAKES_FLAGS`] may be set, too.
-    pub code: u64,
-}
-
-/// Set in [`JumpEntry::code`]: the block may read the flags that it is entered with.
-pub const TAKES_FLAGS: u64 = 1 << 63;
-
-/// An empty jump cache.
-static NO_JUMPS: [JumpEntry; JUMP_ENTRIES] = {
-    let mut entries = [JumpEntry { tag: 0, code: 0 }; JUMP_ENTRIES];
-    entries[0].tag = 1;
-    entries
-};
-
-/// An empty larger one.
-const fn no_far_jump(index: usize) -> JumpEntry {
-    JumpEntry { tag: (index == 0) as u64, code: 0 }
-}
 
 /// A page that code may be fetched from.
 #[derive(Clone, Copy)]
@@ -255,20 +229,6 @@ fn fetch_index(linear: u64) -> usize {
 /// Index of `linear`'s page in a table of code pages.
 pub const fn code_page_index(linear: u64) -> usize {
     (linear >> 12) as usize & (CODE_PAGES - 1)
-}
-
-/// What the low half of an address is multiplied by: the high bits of the product depend on all of it (Knuth, *The Art of Computer
-/// Programming*, vol. 3, 6.4, multiplicative hashing).
-pub const JUMP_FACTOR: u32 = 0x9e37_79b1;
-
-/// Index of a block at `pc` in a jump cache.
-pub fn jump_index(pc: u64) -> usize {
-    ((pc as u32).wrapping_mul(JUMP_FACTOR) >> (u32::BITS - JUMP_ENTRIES.ilog2())) as usize
-}
-
-/// Index of a block at `pc` in a larger jump cache.
-pub fn far_jump_index(pc: u64) -> usize {
-    (pc ^ pc >> 14) as usize & (FAR_ENTRIES - 1)
 }
 
 /// All contexts of one CPU.
