@@ -262,7 +262,7 @@ impl Translator {
             if !self.may_wait {
                 self.settle();
             }
-            if !self.stack_may_wait(&items, index) {
+            if self.words_ahead != 0 && !self.stack_may_wait(&items) {
                 self.settle_stack();
             }
             self.mark();

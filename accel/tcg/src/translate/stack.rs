@@ -4,7 +4,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Code, Instruction, OpKind, Register};
 
 use crate::code::emitter::{Emitter, cc};
-use crate::code::tb::{WORDS_AHEAD, mode};
+use crate::code::tb::WORDS_AHEAD;
 use crate::code::thunks::{T0, gpr_offset, scratch_offset};
 use crate::exception::Exception;
 use crate::exec::helpers::STACK;
@@ -81,27 +81,27 @@ impl Translator {
         }
     }
 
-    /// Whether instruction `index` of the block can be emitted while the host's register has not got the guest's RSP: it reaches
+    /// Whether the present instruction of `items` can be emitted while the host's register has not got the guest's RSP: it reaches
     /// no more than the stack by it, through a window, and its fault is told how far it is ([`crate::code::tb::Mark`]). Behind a
     /// comparison nothing is to come before the jump.
-    pub(super) fn stack_may_wait(&self, items: &[Item], index: usize) -> bool {
-        let (item, insn) = (&items[index], &items[index].insn);
-        let windowed = self.key.mode & mode::WINDOWED != 0 && self.hashed >> index & 1 == 0;
+    pub(super) fn stack_may_wait(&self, items: &[Item]) -> bool {
+        let item = &items[self.now];
+        let insn = &item.insn;
         let names = |operand| {
             insn.op_kind(operand) == OpKind::Register
                 && gpr_number(insn.op_register(operand)) == Some(RSP.into())
         };
         let named = (0..insn.op_count()).any(names);
         match item.class {
-            _ if named || items.get(index + 1).is_some_and(|next| next.class == Class::JumpIf) => false,
-            Class::Push | Class::Pop | Class::Return | Class::Call => windowed,
+            _ if named || items.get(self.now + 1).is_some_and(|next| next.class == Class::JumpIf) => false,
+            Class::Push | Class::Pop | Class::Return | Class::Call => self.windowed(),
             Class::Nothing => true,
             Class::Lea => insn.memory_base().full_register() != Register::RSP,
             Class::Native | Class::NativeFp if !item.memory => true,
             Class::Native | Class::NativeFp => {
                 let base = insn.memory_base();
                 let alone = base == Register::RSP && insn.memory_index() == Register::None;
-                windowed && (base.full_register() != Register::RSP || alone && is_close(insn))
+                self.windowed() && (base.full_register() != Register::RSP || alone && is_close(insn))
             }
             _ => false,
         }
